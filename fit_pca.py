@@ -1,0 +1,206 @@
+#!/usr/bin/env python
+"""Fit the mask components of a dataset."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+import meinst_d2
+from meinst_d2.data.fit import Reconstruction, count_moments, measure_reconstruction
+from meinst_d2.data.instances import InstanceAnnotation, from_dataset_dicts, read_coco_json
+from meinst_d2.encoding import PCABasis, SigmoidClamp, fit_pca, save_components
+from meinst_d2.files import atomic_path, require_writable
+
+TABLE_DIMS = (20, 40, 60, 80, 100)
+EXAMPLES = """examples:
+  fit_pca.py --dataset coco_2017_train
+  fit_pca.py --coco-json annotations/train.json --dim 40 --output output/components/mine.npz
+  fit_pca.py --coco-json train.json --eval-json val.json --workers 8
+"""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--dataset", nargs="+", metavar="NAME", help="datasets registered with Detectron2")
+    source.add_argument("--coco-json", nargs="+", metavar="FILE", help="COCO instances files; needs no Detectron2")
+    parser.add_argument("--dim", type=int, default=60, help="number of components, D (default 60)")
+    parser.add_argument("--mask-size", type=int, default=28, help="side of the mask template, S (default 28)")
+    parser.add_argument(
+        "--no-sigmoid", action="store_true", help="fit the pixels themselves instead of their logits"
+    )
+    parser.add_argument(
+        "--no-whiten", action="store_true", help="record that coefficients are not divided by their deviation"
+    )
+    parser.add_argument(
+        "--clamp",
+        nargs=2,
+        type=float,
+        default=(0.01, 0.05),
+        metavar=("LOW", "HIGH"),
+        help="bounds of the random clamp of a pixel before its logit (default 0.01 0.05; equal: not random)",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="the .npz (default output/components/DATASET_S_D.npz)"
+    )
+    parser.add_argument("--eval-json", metavar="FILE", help="measure on this COCO file instead of the fitted masks")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    parser.add_argument("--limit", type=int, metavar="N", help="use the first N annotations only")
+    args = parser.parse_args(argv)
+    for name in ("dim", "mask_size", "workers", "limit"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    try:
+        args.clamp = SigmoidClamp(*args.clamp)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.output is None:
+        names = args.dataset or [Path(file).stem for file in args.coco_json]
+        args.output = default_output(names, args.mask_size, args.dim)
+    return args
+
+
+def default_output(names: Sequence[str], mask_size: int, dim: int) -> Path:
+    """Where the components of these datasets go when no one says."""
+    return Path("output/components") / f"{'+'.join(names)}_{mask_size}_{dim}.npz"
+
+
+def read_annotations(args: argparse.Namespace) -> list[InstanceAnnotation]:
+    """Every annotation of the datasets named on the command line."""
+    start = time.perf_counter()
+    annotations: list[InstanceAnnotation] = []
+    if args.coco_json:
+        for file in args.coco_json:
+            annotations += read_coco_json(file)
+    else:
+        from meinst_d2.data.datasets import dataset_dicts
+
+        for name in args.dataset:
+            annotations += from_dataset_dicts(dataset_dicts(name))
+    if args.limit:
+        annotations = annotations[: args.limit]
+    print(f"read {len(annotations):,} annotations in {time.perf_counter() - start:.1f} s")
+    return annotations
+
+
+def report_skipped(skipped: Counter[str]) -> None:
+    """Say what was not used, and why."""
+    for reason, count in skipped.most_common():
+        print(f"skipped {count:,}: {reason}")
+
+
+def print_table(basis: PCABasis, rows: Sequence[Reconstruction], measured_on: str) -> None:
+    """The quality of each number of components."""
+    print(f"\nreconstruction of {measured_on}")
+    print(f"{'D':>5} {'variance':>9} {'IoU':>7} {'pooled mIoU':>12}")
+    for row in rows:
+        variance = basis.explained_variance_ratio[: row.dim].sum()
+        print(f"{row.dim:>5} {variance:>8.2%} {row.iou:>7.4f} {row.pooled_miou:>12.4f}")
+
+
+def draw(path: Path, basis: PCABasis, rows: Sequence[Reconstruction]) -> None:
+    """A picture of the mean mask, the first 16 components and the IoU against D."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    size = basis.mask_size
+    figure = plt.figure(figsize=(15, 5.2), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(3, 1.6))
+    axes = left.subplots(3, 6, gridspec_kw={"wspace": 0.05, "hspace": 0.2}).ravel()
+    axes[0].imshow(basis.mean.reshape(size, size), cmap="gray")
+    axes[0].set_title("mean", fontsize=9)
+    for i, axis in enumerate(axes[1:]):
+        if i < min(16, basis.dim):
+            component = basis.components[i].reshape(size, size)
+            peak = np.abs(component).max()
+            axis.imshow(component, cmap="RdBu_r", vmin=-peak, vmax=peak)
+            axis.set_title(f"{i + 1}: {basis.explained_variance_ratio[i]:.1%}", fontsize=9)
+    for axis in axes:
+        axis.set_axis_off()
+    axis = right.subplots()
+    dims = [row.dim for row in rows]
+    axis.plot(dims, [row.iou for row in rows], "o-", label="mean IoU per instance")
+    axis.plot(dims, [row.pooled_miou for row in rows], "s--", label="pooled two-class mIoU")
+    axis.set_xlabel("components")
+    axis.set_ylabel("reconstruction")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+
+
+def provenance(args: argparse.Namespace, num_masks: int, skipped: Counter[str]) -> dict[str, object]:
+    """What the file says about itself."""
+    return {
+        "datasets": args.dataset or [os.path.basename(file) for file in args.coco_json],
+        "num_masks": num_masks,
+        "skipped": dict(skipped),
+        "mask_size": args.mask_size,
+        "dim": args.dim,
+        "sigmoid": not args.no_sigmoid,
+        "whiten": not args.no_whiten,
+        "clamp": None if args.no_sigmoid else [args.clamp.low, args.clamp.high],
+        "versions": {
+            "meinst_d2": meinst_d2.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def fit(args: argparse.Namespace) -> None:
+    """Read, count, fit, write, measure, draw."""
+    require_writable(args.output)
+    clamp = None if args.no_sigmoid else args.clamp
+    annotations = read_annotations(args)
+    measured = read_coco_json(args.eval_json) if args.eval_json else annotations
+
+    start = time.perf_counter()
+    moments, skipped = count_moments(annotations, args.mask_size, args.workers)
+    report_skipped(skipped)
+    if moments.count <= args.dim:
+        raise ValueError(
+            f"{moments.count} of {len(annotations)} annotations have a usable mask, {args.dim} components need at least "
+            f"{args.dim + 1}: give more annotations or a smaller --dim"
+        )
+    every = fit_pca(moments, clamp)
+    basis = every.truncated(args.dim)
+    print(f"fitted {args.dim} components to {moments.count:,} masks in {time.perf_counter() - start:.1f} s")
+    save_components(args.output, basis, provenance(args, moments.count, skipped))
+    print(f"wrote {args.output}")
+
+    dims = sorted({dim for dim in (*TABLE_DIMS, args.dim) if dim <= every.dim})
+    rows = measure_reconstruction(
+        measured, every.truncated(dims[-1]), dims, clamp and clamp.logit_moments()[0], args.workers
+    )
+    print_table(every, rows, args.eval_json or "the fitted masks")
+    picture = args.output.with_suffix(".png")
+    draw(picture, basis, rows)
+    print(f"\nwrote {picture}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        fit(args)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"fit_pca.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

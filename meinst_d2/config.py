@@ -1,0 +1,120 @@
+"""Every key of this project, with its meaning, unit and allowed values."""
+
+from __future__ import annotations
+
+import functools
+
+from meinst_d2.prerequisites import require_detectron2
+
+require_detectron2()
+
+from detectron2.config import CfgNode as CN  # noqa: E402
+
+DEFAULT_COMPONENTS = "output/components/coco_2017_train_28_60.npz"
+"""Where ``fit_pca.py --dataset coco_2017_train`` writes by default."""
+
+CHOICES = {
+    "MODEL.MEINST.NORM": ("GN", "none"),
+    "MODEL.MEINST.DEFORM_CONV": ("none", "last"),
+    "MODEL.MEINST.BOX_LOSS_TYPE": ("giou", "iou", "linear_iou"),
+    "MODEL.MEINST.COMPONENTS_CONFLICT": ("stop", "file", "weights"),
+    "MODEL.MEINST.MASK_PASTE_BOX": ("predicted", "clipped"),
+    "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
+    "SOLVER.AMP.PRECISION": ("float16", "bfloat16"),
+    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler"),
+}
+"""The values of the keys that name one of a few."""
+
+
+def check_choices(cfg: CN) -> None:
+    """Raise a ValueError if a key has a value that is none of its :data:`CHOICES`."""
+    for key, choices in CHOICES.items():
+        value = functools.reduce(getattr, key.split("."), cfg)
+        if value not in choices:
+            raise ValueError(f"{key} = {value!r} is none of {', '.join(choices)}")
+
+
+def add_meinst_config(cfg: CN) -> None:
+    """Add ``MODEL.MEINST`` and the few keys elsewhere that this project reads.
+
+    Other keys keep Detectron2's meaning: ``MODEL.MASK_ON`` False gives plain FCOS, ``TEST.DETECTIONS_PER_IMAGE`` caps
+    the detections, ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` says whether images without objects are trained on.
+    """
+    _add_model(cfg)
+    _add_masks(cfg)
+    # "SGD" (Detectron2's) or "AdamW" (momentum keys do not apply; BASE_LR, WEIGHT_DECAY and clipping do).
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # What SOLVER.AMP.ENABLED computes in: "float16" (with loss scaling, CUDA only) or "bfloat16".
+    cfg.SOLVER.AMP.PRECISION = "float16"
+
+
+def _add_model(cfg: CN) -> None:
+    meinst = cfg.MODEL.MEINST = CN()
+    # Foreground classes.
+    meinst.NUM_CLASSES = 80
+    # Feature maps that the head runs on, fine to coarse.
+    meinst.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # Levels that build_meinst_resnet_fpn_backbone adds above p5: 0, 1 (p6) or 2 (p6, p7).
+    meinst.TOP_LEVELS = 2
+    # Distances in input pixels between levels, one fewer than IN_FEATURES: a location learns an object when the
+    # farthest side of its box is between the two bounds of the location's level (FCOS, section 3.2).
+    meinst.SIZES_OF_INTEREST = [64, 128, 256, 512]
+
+    # Convolutions of each tower, and of a tower that the others share.
+    meinst.NUM_CLS_CONVS = 4
+    meinst.NUM_BOX_CONVS = 4
+    meinst.NUM_MASK_CONVS = 4
+    meinst.NUM_SHARE_CONVS = 0
+    # Normalisation of the towers: "GN" (32 groups) or "none".
+    meinst.NORM = "GN"
+    # Deformable convolutions: "none", or "last" for the last convolution of every tower (paper, table 5).
+    meinst.DEFORM_CONV = "none"
+    # Learn a factor on the box distances of each level.
+    meinst.USE_SCALE = True
+    # Class probability that the untrained head predicts everywhere (RetinaNet, section 4.1).
+    meinst.PRIOR_PROB = 0.01
+
+    # Positive locations lie within CENTER_SAMPLING_RADIUS strides of the box's centre; without centre sampling,
+    # anywhere in the box.
+    meinst.CENTER_SAMPLING = True
+    meinst.CENTER_SAMPLING_RADIUS = 1.5
+
+    # Focal loss of the classes.
+    meinst.FOCAL_LOSS_ALPHA = 0.25
+    meinst.FOCAL_LOSS_GAMMA = 2.0
+    # "giou", "iou" or "linear_iou".
+    meinst.BOX_LOSS_TYPE = "giou"
+
+    # A (location, class) pair is a candidate when its class probability, or with THRESH_WITH_CENTERNESS its product
+    # with centerness, exceeds SCORE_THRESH_TEST.
+    meinst.SCORE_THRESH_TEST = 0.05
+    meinst.THRESH_WITH_CENTERNESS = False
+    # Candidates kept per image and level.
+    meinst.PRE_NMS_TOPK_TEST = 1000
+    # Overlap above which one of two boxes of a class is dropped; 0 or less drops none.
+    meinst.NMS_THRESH_TEST = 0.6
+
+
+def _add_masks(cfg: CN) -> None:
+    meinst = cfg.MODEL.MEINST
+    # The encoder, by name in MASK_ENCODER_REGISTRY.
+    meinst.ENCODER = "PCAEncoder"
+    # D, coefficients per mask, and S, the side of the mask template in pixels.
+    meinst.DIM_MASK = 60
+    meinst.MASK_SIZE = 28
+    # Encode the logits of the pixels (clamped, see SIGMOID_CLAMP) and decode through a sigmoid; else the pixels.
+    meinst.SIGMOID = True
+    # Bounds of the random clamp of a pixel before its logit; equal values mean no randomness.
+    meinst.SIGMOID_CLAMP = (0.01, 0.05)
+    # Divide coefficients by the standard deviation of their component.
+    meinst.WHITEN = True
+    # The components that fit_pca.py wrote. Not needed where MODEL.WEIGHTS carries them.
+    meinst.COMPONENTS = ""
+    # Training that starts from weights whose components differ from the file's: "stop", or take the "file"'s (the mask
+    # predictor starts anew) or the "weights"'. On resume and evaluation the weights' always win.
+    meinst.COMPONENTS_CONFLICT = "stop"
+    # Factor of the mask loss (the paper's lambda_mask).
+    meinst.LOSS_WEIGHT_MASK = 1.0
+    # The box that a mask is pasted in where the box leaves the image: "predicted" (whole) or "clipped" (squeezed into
+    # the visible part, as the published implementation does).
+    meinst.MASK_PASTE_BOX = "predicted"

@@ -1,0 +1,113 @@
+"""The training loader: batch number b depends on the seed and b, on nothing else.
+
+Sample order, grouping by aspect ratio and every random choice of augmentation are drawn from (seed, position), so the
+number of workers changes nothing, and training can go on at any iteration.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data.build import trivial_batch_collator
+from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from meinst_d2.config import check_choices
+from meinst_d2.data.mapper import MEInstDatasetMapper
+from meinst_d2.data.sampler import Sample, TrainingBatches
+
+
+@contextmanager
+def seeded(*entropy: int) -> Iterator[None]:
+    """Within the block, the random states of Python, numpy and torch (CPU) follow from ``entropy``."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seeds = np.random.SeedSequence(entropy).generate_state(3)
+    random.seed(int(seeds[0]))
+    np.random.seed(seeds[1])
+    torch.random.default_generator.manual_seed(int(seeds[2]))
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class SeededMapDataset(Dataset[dict[str, Any]]):
+    """Maps records to samples, with the randomness of a sample drawn from its position in training."""
+
+    def __init__(self, records: Sequence[Any], mapper: Callable[[Any], dict[str, Any]], seed: int) -> None:
+        self.records = records
+        self.mapper = mapper
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, sample: Sample) -> dict[str, Any]:
+        index, position = sample
+        with seeded(self.seed, position):
+            return self.mapper(self.records[index])
+
+
+class TrainLoader:
+    """Iterates over lists of samples, one list per iteration, without end."""
+
+    def __init__(self, dataset: SeededMapDataset, batches: TrainingBatches, num_workers: int = 0) -> None:
+        self.batches = batches
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=num_workers,
+            collate_fn=trivial_batch_collator,
+            generator=torch.Generator(),  # an iterator draws a seed, which must not come from the global generator
+        )
+
+    def seek(self, iteration: int) -> None:
+        """Make the next iterator begin with the batch of ``iteration``."""
+        self.batches.start = iteration
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        return iter(self._loader)
+
+
+def build_train_loader(cfg: CfgNode, mapper: Callable[[Any], dict[str, Any]] | None = None) -> TrainLoader:
+    """The loader of ``DATASETS.TRAIN``; ``SEED`` must not be negative.
+
+    Args:
+        cfg: read: DATASETS, DATALOADER, SOLVER.IMS_PER_BATCH, SEED, and what the mapper reads.
+        mapper: record -> sample; by default :class:`~meinst_d2.data.mapper.MEInstDatasetMapper`.
+    """
+    records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    groups = np.zeros(len(records), np.int64)
+    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        groups = np.array([record["width"] > record["height"] for record in records], np.int64)
+    batches = TrainingBatches(
+        groups=groups,
+        batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        seed=cfg.SEED,
+        rank=comm.get_rank(),
+        world_size=comm.get_world_size(),
+        repeat_factors=_repeat_factors(cfg, records),
+    )
+    dataset = SeededMapDataset(
+        DatasetFromList(records, copy=False), mapper or MEInstDatasetMapper(cfg), cfg.SEED
+    )
+    return TrainLoader(dataset, batches, cfg.DATALOADER.NUM_WORKERS)
+
+
+def _repeat_factors(cfg: CfgNode, records: list[dict[str, Any]]) -> np.ndarray | None:
+    check_choices(cfg)
+    if cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler":
+        return None
+    return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+    ).numpy()

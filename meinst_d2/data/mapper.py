@@ -1,0 +1,162 @@
+"""From a dataset record to a training sample, with every mask as its S x S template."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import detectron2.data.detection_utils as utils
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import transforms as T
+from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils.logger import log_first_n
+
+from meinst_d2.data.instances import UnusableInstance, bitmask_of, usable_polygons
+from meinst_d2.data.rasterize import crop_bitmask, rasterize_polygons
+
+SMALLEST_BOX = 1e-5
+"""Boxes with a side of at most this many pixels after augmentation are dropped, as Detectron2 drops them."""
+
+
+class MEInstDatasetMapper:
+    """Reads and augments an image, and makes its instances.
+
+    Differs from Detectron2's mapper in the masks: each instance may have polygons, an RLE or a bit mask, and becomes a
+    template here, in the loader's worker, once. Crowd regions and unusable annotations are left out; an image may end up
+    without instances.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        augmentations: Sequence[T.Augmentation | T.Transform],
+        image_format: str,
+        mask_size: int | None,
+        recompute_boxes: bool = False,
+    ) -> None:
+        """
+        Args:
+            augmentations: applied in order.
+            image_format: as in ``INPUT.FORMAT``.
+            mask_size: S, or None to make no masks.
+            recompute_boxes: fit boxes to the masks after augmentation, for crops that cut objects.
+        """
+        self.augmentations = T.AugmentationList(list(augmentations))
+        self.image_format = image_format
+        self.mask_size = mask_size
+        self.recompute_boxes = recompute_boxes
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        augmentations = utils.build_augmentation(cfg, is_train=True)
+        if cfg.INPUT.CROP.ENABLED:
+            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+        return {
+            "augmentations": augmentations,
+            "image_format": cfg.INPUT.FORMAT,
+            "mask_size": cfg.MODEL.MEINST.MASK_SIZE if cfg.MODEL.MASK_ON else None,
+            "recompute_boxes": cfg.INPUT.CROP.ENABLED and cfg.MODEL.MASK_ON,
+        }
+
+    def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Args:
+            record: of one image, in Detectron2's dataset format; not modified.
+
+        Returns:
+            ``file_name``, ``image_id``, ``height`` and ``width`` of the record, ``image`` (3, H, W) uint8, and
+            ``instances`` with ``gt_boxes``, ``gt_classes`` and, with masks, ``gt_mask_templates`` (M, S, S) bool.
+        """
+        sample = {key: record[key] for key in ("file_name", "image_id", "height", "width") if key in record}
+        image = utils.read_image(record["file_name"], format=self.image_format)
+        utils.check_image_size(sample, image)
+        aug_input = T.AugInput(image)
+        transforms = self.augmentations(aug_input)
+        image = aug_input.image
+        sample["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        sample["instances"] = self._instances(record, transforms, image.shape[:2])
+        return sample
+
+    def _instances(
+        self, record: Mapping[str, Any], transforms: T.TransformList, image_size: tuple[int, int]
+    ) -> Instances:
+        annotations, segmentations = self._usable(record, transforms)
+        if self.recompute_boxes:
+            gt_boxes = np.array([_bounds(segmentation) for segmentation in segmentations], np.float32).reshape(-1, 4)
+        else:
+            gt_boxes = _transform_boxes(annotations, transforms, image_size)
+        keep = ((gt_boxes[:, 2:] - gt_boxes[:, :2]) > SMALLEST_BOX).all(axis=1).nonzero()[0]
+        instances = Instances(image_size)
+        instances.gt_boxes = Boxes(torch.from_numpy(gt_boxes[keep]))
+        classes = [int(annotations[i]["category_id"]) for i in keep]
+        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+        if self.mask_size is not None:
+            masks = _make_templates([segmentations[i] for i in keep], gt_boxes[keep], self.mask_size)
+            instances.gt_mask_templates = torch.from_numpy(masks)
+        return instances
+
+    def _usable(
+        self, record: Mapping[str, Any], transforms: T.TransformList
+    ) -> tuple[list[Mapping[str, Any]], list[Any]]:
+        """The annotations to learn from, and with masks their transformed segmentations."""
+        annotations = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
+        if self.mask_size is None:
+            return annotations, []
+        usable, segmentations = [], []
+        for annotation in annotations:
+            try:
+                segmentations.append(_transform_segmentation(annotation.get("segmentation"), record, transforms))
+                usable.append(annotation)
+            except UnusableInstance as error:
+                name = record.get("file_name")
+                log_first_n(logging.WARNING, f"{name}: left out an instance: {error.reason}", n=10)
+        return usable, segmentations
+
+
+def _transform_boxes(
+    annotations: Sequence[Mapping[str, Any]], transforms: T.TransformList, image_size: tuple[int, int]
+) -> np.ndarray:
+    """(M, 4) float32 ``xyxy`` after augmentation, clipped to the image."""
+    boxes = np.zeros((len(annotations), 4))
+    modes = np.array([annotation["bbox_mode"] for annotation in annotations])
+    for mode in np.unique(modes):
+        at = (modes == mode).nonzero()[0]
+        given = np.array([annotations[i]["bbox"] for i in at], np.float32)  # as Detectron2 rounds them
+        boxes[at] = BoxMode.convert(given, BoxMode(mode), BoxMode.XYXY_ABS)
+    height, width = image_size
+    return np.minimum(transforms.apply_box(boxes).clip(min=0), [width, height, width, height]).astype(np.float32)
+
+
+def _transform_segmentation(segmentation: Any, record: Mapping[str, Any], transforms: T.TransformList) -> Any:
+    if isinstance(segmentation, list):
+        polygons = [polygon.reshape(-1, 2) for polygon in usable_polygons(segmentation)]
+        return [polygon.reshape(-1) for polygon in transforms.apply_polygons(polygons)]
+    mask = bitmask_of(segmentation, (record["height"], record["width"]))
+    return transforms.apply_segmentation(np.ascontiguousarray(mask, np.uint8))
+
+
+def _bounds(segmentation: Any) -> np.ndarray:
+    """The tight box of transformed polygons or of a bit mask; zeros where nothing is left."""
+    if isinstance(segmentation, list):
+        if not segmentation:
+            return np.zeros(4)
+        points = np.concatenate(segmentation).reshape(-1, 2)
+        return np.concatenate((points.min(axis=0), points.max(axis=0)))
+    rows, columns = segmentation.any(axis=1).nonzero()[0], segmentation.any(axis=0).nonzero()[0]
+    if not len(rows):
+        return np.zeros(4)
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64)
+
+
+def _make_templates(segmentations: Sequence[Any], boxes: np.ndarray, mask_size: int) -> np.ndarray:
+    masks = np.zeros((len(segmentations), mask_size, mask_size), bool)
+    polygon_at = [i for i, segmentation in enumerate(segmentations) if isinstance(segmentation, list)]
+    masks[polygon_at] = rasterize_polygons([segmentations[i] for i in polygon_at], boxes[polygon_at], mask_size)
+    for i, segmentation in enumerate(segmentations):
+        if not isinstance(segmentation, list):
+            masks[i] = crop_bitmask(segmentation, boxes[i], mask_size)
+    return masks

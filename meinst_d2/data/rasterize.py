@@ -1,0 +1,155 @@
+"""From an instance's segmentation to its S x S mask template. Needs numpy and pycocotools only.
+
+Fitting the components and training use the same code, so the components describe what the network is taught.
+Polygons give the bits of Detectron2's ``PolygonMasks.crop_and_resize``. Bit masks, and RLEs after decoding, follow the
+rule of ``BitMasks.crop_and_resize``: a template pixel is set where at least half of what it covers is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pycocotools.mask as mask_util
+
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.floating]
+Polygons = Sequence[npt.NDArray[np.float64]]
+
+SMALLEST_SIDE = 0.1
+"""Boxes narrower than this many pixels are scaled as if they had this side."""
+
+
+def rasterize_polygons(instances: Sequence[Polygons], boxes: npt.NDArray[np.float32], mask_size: int) -> BoolArray:
+    """Templates of many polygon instances at once.
+
+    Args:
+        instances: per instance its parts, each a flat (2n,) array x0, y0, x1, y1, ... with n >= 3.
+        boxes: (M, 4) ``xyxy`` in the polygons' coordinates.
+        mask_size: S.
+
+    Returns:
+        (M, S, S); all False for an instance without parts.
+    """
+    num_parts = [len(parts) for parts in instances]
+    masks = np.zeros((len(instances), mask_size, mask_size), bool)
+    parts = [part for instance in instances for part in instance]
+    if not parts:
+        return masks
+    lengths = np.array([len(part) // 2 for part in parts])
+    owner = np.repeat(np.repeat(np.arange(len(instances)), num_parts), lengths)  # of each point
+    points = np.concatenate(parts).reshape(-1, 2)
+    points = (points - boxes[owner, :2]) * _ratios(boxes, mask_size)[owner]
+    ends = 2 * np.cumsum(lengths)
+    flat = points.reshape(-1)
+    rles = mask_util.frPyObjects(
+        [flat[start:end] for start, end in zip(ends - 2 * lengths, ends, strict=True)], mask_size, mask_size
+    )
+    merged, first = [], 0
+    for count in num_parts:
+        if count:
+            merged.append(rles[first] if count == 1 else mask_util.merge(rles[first : first + count]))
+        first += count
+    masks[np.array(num_parts) > 0] = mask_util.decode(merged).transpose(2, 0, 1)
+    return masks
+
+
+def _ratios(boxes: npt.NDArray[np.float32], mask_size: int) -> npt.NDArray[np.float64]:
+    """(M, 2) template pixels per image pixel, rounded as Detectron2's scalar arithmetic rounds them."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    # An int divided by a float32 scalar is a float32 since NumPy 2, and was a float64 before.
+    dtype = np.asarray(mask_size / np.float32(1)).dtype
+    ratios = (mask_size / np.maximum(sides, np.float32(SMALLEST_SIDE)).astype(dtype)).astype(np.float64)
+    ratios[sides < np.float32(SMALLEST_SIDE)] = mask_size / SMALLEST_SIDE
+    return ratios
+
+
+def crop_bitmask(mask: npt.NDArray[Any], box: Sequence[float] | FloatArray, mask_size: int) -> BoolArray:
+    """Template of a bit mask: ROIAlign (aligned, adaptive sampling) of the box, thresholded at one half.
+
+    Bilinear sampling on a grid is separable, so the average over each template pixel is two small matrix products.
+
+    Args:
+        mask: (H, W) of zeros and ones.
+        box: ``xyxy`` in pixels of the mask.
+        mask_size: S.
+
+    Returns:
+        (S, S).
+    """
+    x0, y0, x1, y1 = (float(v) for v in box)
+    rows, row_slice = _sampling_weights(y0, y1, mask.shape[0], mask_size)
+    columns, column_slice = _sampling_weights(x0, x1, mask.shape[1], mask_size)
+    coverage = rows @ mask[row_slice, column_slice].astype(np.float64) @ columns.T
+    return coverage >= 0.5 - 1e-9  # exactly one half counts, whatever the rounding
+
+
+def _sampling_weights(low: float, high: float, length: int, mask_size: int) -> tuple[npt.NDArray[np.float64], slice]:
+    """(S, n) weights of the n pixels in the slice, one row per template pixel, for one axis of ROIAlign."""
+    samples_per_bin = math.ceil((high - low) / mask_size)
+    if samples_per_bin <= 0:
+        return np.zeros((mask_size, 0)), slice(0, 0)
+    bin_size = (high - low) / mask_size
+    samples = low - 0.5 + (np.arange(mask_size * samples_per_bin) + 0.5) * (bin_size / samples_per_bin)
+    valid = (samples >= -1) & (samples <= length)
+    at = samples.clip(0, length - 1)
+    lower = np.minimum(np.floor(at).astype(np.int64), length - 1)
+    upper = np.minimum(lower + 1, length - 1)
+    fraction = at - lower
+    first, last = int(lower.min()), int(upper.max()) + 1
+    weights = np.zeros((mask_size, last - first))
+    bins = np.arange(len(samples)) // samples_per_bin
+    np.add.at(weights, (bins, lower - first), (1 - fraction) * valid)
+    np.add.at(weights, (bins, upper - first), fraction * valid)
+    return weights / samples_per_bin, slice(first, last)
+
+
+def decode_rle(rle: Mapping[str, Any], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Bit mask of a compressed or uncompressed COCO RLE.
+
+    The runs are checked here, because pycocotools trusts them.
+
+    Returns:
+        (height, width) of zeros and ones.
+
+    Raises:
+        ValueError: the RLE is malformed, or not of this size.
+    """
+    size = rle.get("size")
+    if not isinstance(size, (list, tuple)) or [int(v) for v in size] != [height, width]:
+        raise ValueError(f"an RLE of size {size} in an image of {height} x {width}")
+    counts = rle.get("counts")
+    runs = counts if isinstance(counts, (list, tuple)) else _runs_of_string(counts)
+    if any(not isinstance(run, (int, np.integer)) or run < 0 for run in runs) or sum(runs) != height * width:
+        raise ValueError(f"an RLE whose runs do not add up to {height} x {width} pixels")
+    if isinstance(counts, (list, tuple)):
+        rle = mask_util.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
+    return mask_util.decode(rle)
+
+
+def _runs_of_string(counts: Any) -> list[int]:
+    """The run lengths of COCO's compressed counts: 5 bits a character, each run but the first two a difference."""
+    if isinstance(counts, str):
+        counts = counts.encode("ascii", "replace")
+    if not isinstance(counts, bytes):
+        raise ValueError(f"an RLE with counts of type {type(counts).__name__}")
+    runs: list[int] = []
+    value, shift = 0, 0
+    for character in counts:
+        code = character - 48
+        if not 0 <= code < 64 or shift > 30:
+            raise ValueError("an RLE with counts that are no compressed runs")
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value, shift = 0, 0
+    if shift:
+        raise ValueError("an RLE with counts that end within a run")
+    return runs

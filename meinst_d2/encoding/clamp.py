@@ -1,0 +1,58 @@
+"""The clamp that keeps the logit of a binary pixel finite.
+
+A pixel x in {0, 1} becomes the logit of 1 - v or of v, i.e. +-ln((1 - v) / v). The clamp v is drawn per pixel as
+max(high * u, low) with u uniform in [0, 1): exactly ``low`` with probability low / high, else uniform up to ``high``.
+Equal bounds mean no randomness.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class SigmoidClamp:
+    """Bounds of the random clamp.
+
+    Attributes:
+        low: smallest value, in (0, 0.5).
+        high: largest value, in [low, 0.5).
+    """
+
+    low: float = 0.01
+    high: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.high < 0.5:
+            raise ValueError(
+                f"the clamp ({self.low}, {self.high}) must satisfy 0 < low <= high < 0.5: its logit must be finite and "
+                "separate the mask from the background"
+            )
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the bounds differ."""
+        return self.high > self.low
+
+    def logit_moments(self) -> tuple[float, float]:
+        """Mean and variance of the logit c = ln((1 - v) / v) of the random clamp.
+
+        The point mass at ``low`` is added to the integral over [low, high], which is smooth: 64 Gauss-Legendre
+        nodes give it to machine precision.
+        """
+        at_low = math.log((1 - self.low) / self.low)
+        if not self.is_random:
+            return at_low, 0.0
+        nodes, weights = np.polynomial.legendre.leggauss(64)
+        # In the logarithm of v the integrand stays smooth however small ``low`` is.
+        log_low, log_high = math.log(self.low), math.log(self.high)
+        v = np.exp(0.5 * (log_high - log_low) * nodes + 0.5 * (log_high + log_low))
+        density = 0.5 * (log_high - log_low) * weights * v / self.high
+        c = np.log((1 - v) / v)
+        mass = self.low / self.high
+        mean = mass * at_low + float(density @ c)
+        variance = mass * (at_low - mean) ** 2 + float(density @ (c - mean) ** 2)
+        return mean, variance

@@ -1,0 +1,184 @@
+"""Everything that can be known to be wrong before the model and the loader are built."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+
+from meinst_d2.checkpoint import load_tensor_file, rename_published_keys
+from meinst_d2.config import check_choices
+from meinst_d2.data.datasets import class_names, require_dataset
+from meinst_d2.encoding import Components, SigmoidClamp, load_components
+from meinst_d2.engine.trainer import COMPONENTS_DIFFER
+from meinst_d2.files import require_writable
+
+GENERATOR_PREFIX = "proposal_generator."
+
+
+class PreflightError(ValueError):
+    """What is wrong, one sentence a line, each with the way out."""
+
+
+def check_before_start(cfg: CfgNode, *, eval_only: bool, resume: bool, num_processes: int = 1) -> None:
+    """Look at config, datasets, weights, components, device and output folder.
+
+    Reads a checkpoint's keys and the categories of an annotation file, but neither images nor annotations.
+
+    Args:
+        cfg: the run's.
+        eval_only: nothing will be trained.
+        resume: the last checkpoint of ``OUTPUT_DIR``, if there is one, counts instead of ``MODEL.WEIGHTS``.
+        num_processes: over all machines.
+
+    Raises:
+        PreflightError: with every problem found.
+    """
+    problems: list[str] = []
+
+    def check(function: Callable[..., None], *args: Any) -> None:
+        try:
+            function(*args)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+
+    check(check_choices, cfg)
+    check(_check_device, cfg)
+    for name in (*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
+        check(_check_dataset, cfg, name)
+    if not eval_only:
+        check(_check_batch, cfg, num_processes)
+    check(_check_weights_and_components, cfg, eval_only, resume)
+    check(require_writable, os.path.join(cfg.OUTPUT_DIR, "log.txt"))
+    if problems:
+        raise PreflightError("\n".join(dict.fromkeys(problems)))
+
+
+def _check_device(cfg: CfgNode) -> None:
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but torch sees no GPU: add MODEL.DEVICE cpu to the command")
+
+
+def _check_batch(cfg: CfgNode, num_processes: int) -> None:
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty: name a dataset to train on")
+    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference == 0 and batch % num_processes:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH = {batch} cannot be shared by {num_processes} processes: choose a multiple"
+        )
+
+
+def _check_dataset(cfg: CfgNode, name: str) -> None:
+    require_dataset(name)
+    names = class_names(name)
+    if names is not None and len(names) != cfg.MODEL.MEINST.NUM_CLASSES:
+        raise ValueError(
+            f"the dataset {name!r} has {len(names)} classes, MODEL.MEINST.NUM_CLASSES is "
+            f"{cfg.MODEL.MEINST.NUM_CLASSES}: set MODEL.MEINST.NUM_CLASSES {len(names)}"
+        )
+
+
+def _check_weights_and_components(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
+    path, resuming = _starting_weights(cfg, resume)
+    content, remote = _read_weights(path)
+    if not cfg.MODEL.MASK_ON:
+        return
+    meinst = cfg.MODEL.MEINST
+    SigmoidClamp(*meinst.SIGMOID_CLAMP)
+    carried = _carried_components(content)
+    if carried is not None:
+        _compare(path, meinst, *_dim_and_size(carried), **content.get("meinst", {}))
+    from_file = _components_of_file(meinst)
+    if from_file is not None:
+        basis = from_file.basis
+        _compare(meinst.COMPONENTS, meinst, basis.dim, basis.mask_size, from_file.sigmoid, from_file.whiten)
+    if from_file is None and carried is None and not remote:
+        raise ValueError(_missing_components(cfg))
+    if from_file is not None and carried is not None and not (resuming or eval_only):
+        same = torch.allclose(torch.as_tensor(from_file.basis.components), carried, rtol=1e-5, atol=1e-6)
+        if not same and meinst.COMPONENTS_CONFLICT == "stop":
+            raise ValueError(COMPONENTS_DIFFER)
+
+
+def _starting_weights(cfg: CfgNode, resume: bool) -> tuple[str, bool]:
+    """The file that the run starts from, and whether that is a checkpoint of the run itself."""
+    last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+    if resume and last.is_file():
+        return str(Path(cfg.OUTPUT_DIR) / last.read_text().strip()), True
+    return cfg.MODEL.WEIGHTS, False
+
+
+def _read_weights(path: str) -> tuple[dict[str, Any], bool]:
+    """What a checkpoint holds (nothing for ImageNet weights), and whether only a download would tell."""
+    if "://" in path:
+        return {}, "ImageNetPretrained" not in path
+    if path and not os.path.isfile(path):
+        raise FileNotFoundError(f"MODEL.WEIGHTS {path} does not exist: give a file, a URL or '' for random weights")
+    if not path or path.endswith(".pkl"):
+        return {}, False
+    content = load_tensor_file(path, mmap=zipfile.is_zipfile(path))
+    if not isinstance(content, dict):
+        raise ValueError(f"MODEL.WEIGHTS {path} holds a {type(content).__name__} instead of weights by name")
+    return content, False
+
+
+def _carried_components(content: dict[str, Any]) -> torch.Tensor | None:
+    """The (D, S*S) components of a checkpoint, or None where it has none or they were never fitted."""
+    state = dict(content.get("model", content))
+    rename_published_keys(state, GENERATOR_PREFIX)
+    components = state.get(GENERATOR_PREFIX + "mask_encoder.components")
+    return components.float() if components is not None and bool(components.any()) else None
+
+
+def _dim_and_size(components: torch.Tensor) -> tuple[int, int]:
+    dim, pixels = components.shape
+    return dim, round(pixels**0.5)
+
+
+def _components_of_file(meinst: CfgNode) -> Components | None:
+    if not meinst.COMPONENTS or not os.path.isfile(meinst.COMPONENTS):
+        return None
+    return load_components(meinst.COMPONENTS)
+
+
+def _compare(
+    path: str,
+    meinst: CfgNode,
+    dim: int,
+    mask_size: int,
+    sigmoid: bool | None = None,
+    whiten: bool | None = None,
+    **_: Any,
+) -> None:
+    """Raise a ValueError if components do not fit the config; None means not recorded."""
+    for name, value, key, wanted, option in (
+        ("D", dim, "DIM_MASK", meinst.DIM_MASK, f"--dim {meinst.DIM_MASK}"),
+        ("S", mask_size, "MASK_SIZE", meinst.MASK_SIZE, f"--mask-size {meinst.MASK_SIZE}"),
+        ("sigmoid", sigmoid, "SIGMOID", meinst.SIGMOID, "" if meinst.SIGMOID else "--no-sigmoid"),
+        ("whiten", whiten, "WHITEN", meinst.WHITEN, "" if meinst.WHITEN else "--no-whiten"),
+    ):
+        if value is not None and value != wanted:
+            refit = f"run fit_pca.py {option}".strip() + (" without --no-" + name if not option else "")
+            raise ValueError(
+                f"the components in {path} have {name} = {value}, the config asks for MODEL.MEINST.{key} = {wanted}: "
+                f"{refit}, or set MODEL.MEINST.{key} {value}"
+            )
+
+
+def _missing_components(cfg: CfgNode) -> str:
+    meinst = cfg.MODEL.MEINST
+    where = f"there is no file {meinst.COMPONENTS}" if meinst.COMPONENTS else "MODEL.MEINST.COMPONENTS names no file"
+    weights = cfg.MODEL.WEIGHTS or "random weights"
+    output = meinst.COMPONENTS or "FILE"
+    names = " ".join(cfg.DATASETS.TRAIN) or "NAME"
+    return (
+        f"the masks have no components: {where} and {weights} do not carry them; run fit_pca.py --dataset {names} "
+        f"--dim {meinst.DIM_MASK} --mask-size {meinst.MASK_SIZE} --output {output}"
+        + ("" if meinst.COMPONENTS else " and set MODEL.MEINST.COMPONENTS FILE")
+    )

@@ -1,0 +1,96 @@
+"""Detectron2's DefaultTrainer with our loader, step, optimizer, checkpointer and evaluator."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, TrainerBase
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from meinst_d2.checkpoint import CheckpointInfo, MEInstCheckpointer
+from meinst_d2.data.loader import TrainLoader, build_train_loader
+from meinst_d2.engine.optimizer import build_optimizer
+from meinst_d2.engine.step import PRECISIONS, TrainStep
+from meinst_d2.evaluation import build_evaluator
+
+
+class Trainer(DefaultTrainer):
+    """Trains from a config whose ``SEED`` has been settled. Used as DefaultTrainer is."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        TrainerBase.__init__(self)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        precision = PRECISIONS[cfg.SOLVER.AMP.PRECISION] if cfg.SOLVER.AMP.ENABLED else None
+        self._trainer = TrainStep(_distribute(model), loader, optimizer, seed=cfg.SEED, precision=precision)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = MEInstCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), meinst=CheckpointInfo.from_config(cfg)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As DefaultTrainer's; then the loader continues where the checkpoint stopped, and of two sets of mask components
+        the one that ``MODEL.MEINST.COMPONENTS_CONFLICT`` names is kept."""
+        generator = getattr(self.checkpointer.model, "proposal_generator", None)
+        encoder = getattr(generator, "mask_encoder", None)
+        from_file = None
+        if encoder is not None and encoder.is_fitted:
+            from_file = {name: value.clone() for name, value in encoder.state_dict().items()}
+        super().resume_or_load(resume)
+        self.data_loader.seek(self.start_iter)
+        if from_file is not None and self.start_iter == 0:
+            _settle_components(generator, from_file, self.cfg.MODEL.MEINST.COMPONENTS_CONFLICT)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name)
+
+
+def _distribute(model: nn.Module) -> nn.Module:
+    if comm.get_world_size() == 1:
+        return model
+    device = next(model.parameters()).device
+    return DistributedDataParallel(
+        model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
+    )
+
+
+def _settle_components(generator: nn.Module, from_file: dict[str, torch.Tensor], conflict: str) -> None:
+    loaded = generator.mask_encoder.state_dict()
+    if all(torch.allclose(loaded[name], value, rtol=1e-5, atol=1e-6) for name, value in from_file.items()):
+        return
+    logger = logging.getLogger(__name__)
+    if conflict == "file":
+        generator.mask_encoder.load_state_dict(from_file)
+        generator.head.reset_mask_predictor()
+        logger.warning("Took the components of MODEL.MEINST.COMPONENTS; the mask predictor starts anew.")
+    elif conflict == "weights":
+        logger.info("Kept the components of MODEL.WEIGHTS instead of those of MODEL.MEINST.COMPONENTS.")
+    else:
+        raise ValueError(COMPONENTS_DIFFER)
+
+
+COMPONENTS_DIFFER = (
+    "the components in MODEL.WEIGHTS differ from those in MODEL.MEINST.COMPONENTS: set MODEL.MEINST.COMPONENTS_CONFLICT to "
+    "'weights' to go on with what the mask predictor has learned, or to 'file' to start the mask predictor anew"
+)

@@ -1,0 +1,30 @@
+"""Evaluation with Detectron2's evaluators."""
+
+from __future__ import annotations
+
+import os
+
+from meinst_d2.prerequisites import require_detectron2
+
+require_detectron2()
+
+from detectron2.config import CfgNode  # noqa: E402
+from detectron2.data import MetadataCatalog  # noqa: E402
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator  # noqa: E402
+
+__all__ = ["build_evaluator"]
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    """Box and mask AP on a dataset: LVIS's for LVIS, COCO's for every other.
+
+    Results go to ``OUTPUT_DIR/inference``, with a folder per dataset where there are several.
+    """
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    if len(cfg.DATASETS.TEST) > 1:
+        folder = os.path.join(folder, dataset_name)
+    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+    limit = cfg.TEST.DETECTIONS_PER_IMAGE
+    if MetadataCatalog.get(dataset_name).get("evaluator_type") == "lvis":
+        return LVISEvaluator(dataset_name, tasks, output_dir=folder, max_dets_per_image=limit)
+    return COCOEvaluator(dataset_name, tasks, output_dir=folder, max_dets_per_image=limit if limit > 100 else 100)

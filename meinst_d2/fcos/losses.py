@@ -1,0 +1,92 @@
+"""Losses of dense detection, as functions of tensors. Empty input gives a differentiable zero."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
+
+BoxLossType = Literal["giou", "iou", "linear_iou"]
+BOX_LOSS_TYPES: tuple[str, ...] = get_args(BoxLossType)
+
+
+def focal_loss(
+    logits: Tensor,
+    image_idx: Tensor,
+    class_idx: Tensor,
+    location_idx: Tensor,
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> Tensor:
+    """Sum of the sigmoid focal loss over all locations and classes (RetinaNet, arXiv 1708.02002).
+
+    Args:
+        logits: (N, K, R).
+        image_idx, class_idx, location_idx: (P,) int64, the pairs whose target is 1; all others are 0.
+        alpha: weight of the positive pairs; the negative ones weigh 1 - alpha.
+        gamma: focusing exponent.
+
+    Returns:
+        () float32.
+    """
+    targets = torch.zeros_like(logits)
+    targets[image_idx, class_idx, location_idx] = 1
+    return sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=gamma, reduction="sum")
+
+
+def iou_loss(pred_ltrb: Tensor, gt_ltrb: Tensor, loss_type: BoxLossType = "giou") -> Tensor:
+    """Loss of boxes that share a location, by their overlap.
+
+    The intersection over union is taken as (I + 1) / (U + 1), in squares of the distances' unit, as the published
+    models were trained; the generalised term (C - U) / C is not smoothed.
+
+    Args:
+        pred_ltrb: (P, 4) non-negative distances.
+        gt_ltrb: (P, 4) positive distances in the same unit.
+        loss_type: "giou" (1 - GIoU), "iou" (-ln IoU) or "linear_iou" (1 - IoU).
+
+    Returns:
+        (P,), not reduced.
+    """
+    intersection = _area(torch.minimum(pred_ltrb, gt_ltrb))
+    union = _area(pred_ltrb) + _area(gt_ltrb) - intersection
+    iou = (intersection + 1) / (union + 1)
+    if loss_type == "iou":
+        return -iou.log()
+    if loss_type == "linear_iou":
+        return 1 - iou
+    enclosing = _area(torch.maximum(pred_ltrb, gt_ltrb))
+    return 1 - (iou - (enclosing - union) / enclosing)
+
+
+def _area(ltrb: Tensor) -> Tensor:
+    return (ltrb[..., 0] + ltrb[..., 2]) * (ltrb[..., 1] + ltrb[..., 3])
+
+
+def centerness_loss(logits: Tensor, centerness: Tensor) -> Tensor:
+    """Sum of the binary cross-entropy of centerness logits.
+
+    Args:
+        logits: (P,).
+        centerness: (P,) targets in [0, 1].
+
+    Returns:
+        ().
+    """
+    return F.binary_cross_entropy_with_logits(logits, centerness, reduction="sum")
+
+
+def coefficient_l2_loss(pred: Tensor, target: Tensor) -> Tensor:
+    """Squared distance of mask coefficients.
+
+    Args:
+        pred, target: (P, D).
+
+    Returns:
+        (P,), summed over D.
+    """
+    return (pred - target).square().sum(dim=1)

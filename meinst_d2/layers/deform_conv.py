@@ -1,0 +1,30 @@
+"""Deformable convolution as one layer: it predicts its own offsets (arXiv 1703.06211)."""
+
+from __future__ import annotations
+
+import torch
+from fvcore.nn.weight_init import c2_msra_fill
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+
+class DeformConv(nn.Module):
+    """A k x k convolution without bias whose taps move by predicted offsets, on CPU and GPU.
+
+    Offsets start at zero, where the layer equals a plain convolution with the same weight.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
+        super().__init__()
+        self.padding = kernel_size // 2
+        self.offset = nn.Conv2d(in_channels, 2 * kernel_size**2, kernel_size, padding=self.padding)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=self.padding, bias=False)
+        nn.init.zeros_(self.offset.weight)
+        nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]
+        c2_msra_fill(self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The operator has no autocast rule of its own: it needs one dtype throughout.
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self.conv.weight.dtype)
+            return deform_conv2d(x, self.offset(x), self.conv.weight, padding=self.padding)

@@ -1,0 +1,21 @@
+"""The model. Importing this package registers it with Detectron2.
+
+Without Detectron2, the head and the criterion can still be imported from their own modules.
+"""
+
+from typing import Any
+
+from meinst_d2.prerequisites import has_detectron2, require_detectron2
+
+__all__ = ["MEInstDetector", "MEInstFCOS", "build_meinst_resnet_fpn_backbone"]
+
+if has_detectron2():
+    from meinst_d2.modeling.backbone import build_meinst_resnet_fpn_backbone
+    from meinst_d2.modeling.meta_arch import MEInstDetector
+    from meinst_d2.modeling.proposal_generator import MEInstFCOS
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name in __all__:
+            require_detectron2()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,80 @@
+"""ResNet + FPN whose extra levels start from P5, as FCOS has them."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_resnet_backbone
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
+from fvcore.nn.weight_init import c2_xavier_fill
+from torch import Tensor, nn
+
+BASIC_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+"""Blocks per stage of the ResNets without bottlenecks."""
+
+
+class LastLevelP6(nn.Module):
+    """One more level, p6, a strided 3 x 3 convolution of p5."""
+
+    num_levels = 1
+    in_feature = "p5"
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.p6 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        c2_xavier_fill(self.p6)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.p6(x)]
+
+
+def build_top_block(channels: int, num_levels: int) -> nn.Module | None:
+    """The module that adds ``num_levels`` levels above p5.
+
+    Raises:
+        ValueError: ``num_levels`` is not 0, 1 or 2.
+    """
+    if num_levels == 0:
+        return None
+    if num_levels == 1:
+        return LastLevelP6(channels)
+    if num_levels == 2:
+        return LastLevelP6P7(channels, channels, in_feature="p5")
+    raise ValueError(f"MODEL.MEINST.TOP_LEVELS = {num_levels} must be 0, 1 (p6) or 2 (p6 and p7)")
+
+
+def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """Detectron2's ResNet, and also ResNet-18 and -34 of any width, for small models trained from scratch."""
+    resnets = cfg.MODEL.RESNETS
+    if resnets.DEPTH not in BASIC_BLOCKS or resnets.RES2_OUT_CHANNELS == 64:
+        return build_resnet_backbone(cfg, input_shape)
+    stages, channels = [], resnets.STEM_OUT_CHANNELS
+    for i, num_blocks in enumerate(BASIC_BLOCKS[resnets.DEPTH]):
+        out_channels = resnets.RES2_OUT_CHANNELS * 2**i
+        stages.append(
+            ResNet.make_stage(
+                BasicBlock,
+                num_blocks,
+                in_channels=channels,
+                out_channels=out_channels,
+                stride_per_block=[1 if i == 0 else 2] + [1] * (num_blocks - 1),
+                norm=resnets.NORM,
+            )
+        )
+        channels = out_channels
+    stem = BasicStem(input_shape.channels, resnets.STEM_OUT_CHANNELS, resnets.NORM)
+    return ResNet(stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+
+
+@BACKBONE_REGISTRY.register()
+def build_meinst_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build the backbone from ``MODEL.RESNETS``, ``MODEL.FPN`` and ``MODEL.MEINST.TOP_LEVELS``."""
+    return FPN(
+        bottom_up=build_bottom_up(cfg, input_shape),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=build_top_block(cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.MEINST.TOP_LEVELS),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )

@@ -1,0 +1,115 @@
+"""The head that all feature levels share: classes, boxes, centerness and mask coefficients at every location."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from meinst_d2.layers.scale import Scale
+from meinst_d2.layers.tower import NormType, build_tower, init_conv, plain_conv
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """Raw predictions, one tensor per feature level, float32.
+
+    Attributes:
+        cls_logits: (N, K, H, W).
+        box_ltrb: (N, 4, H, W), non-negative distances to the sides of the box, in strides.
+        centerness: (N, 1, H, W) logits.
+        mask_coeffs: (N, D, H, W), or None for a head without a mask branch.
+    """
+
+    cls_logits: list[Tensor]
+    box_ltrb: list[Tensor]
+    centerness: list[Tensor]
+    mask_coeffs: list[Tensor] | None
+
+    @property
+    def level_shapes(self) -> list[tuple[int, int]]:
+        """(height, width) of each level."""
+        return [(x.shape[-2], x.shape[-1]) for x in self.cls_logits]
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """What the towers are made of.
+
+    Attributes:
+        num_shared_convs: convolutions before the towers part.
+        num_cls_convs, num_box_convs, num_mask_convs: convolutions of each tower.
+        norm: "GN" or "none".
+        deform_last: whether the last convolution of every tower is deformable.
+    """
+
+    num_shared_convs: int = 0
+    num_cls_convs: int = 4
+    num_box_convs: int = 4
+    num_mask_convs: int = 4
+    norm: NormType = "GN"
+    deform_last: bool = False
+
+
+class MEInstHead(nn.Module):
+    """FCOS's head with one more branch (paper, figure 2). Centerness sits on the box tower."""
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_levels: int,
+        num_classes: int,
+        mask_dim: int | None,
+        towers: TowerConfig = TowerConfig(),
+        use_scale: bool = True,
+        prior_prob: float = 0.01,
+    ) -> None:
+        """
+        Args:
+            in_channels: channels of every feature map.
+            num_levels: L.
+            num_classes: K.
+            mask_dim: D, or None for no mask branch.
+            towers: what the towers are made of.
+            use_scale: learn one factor per level on the box distances.
+            prior_prob: class probability that an untrained head predicts everywhere.
+        """
+        super().__init__()
+
+        def tower(num_convs: int) -> nn.Sequential:
+            return build_tower(in_channels, num_convs, norm=towers.norm, deform_last=towers.deform_last)
+
+        self.share_tower = tower(towers.num_shared_convs)
+        self.cls_tower = tower(towers.num_cls_convs)
+        self.bbox_tower = tower(towers.num_box_convs)
+        self.cls_logits = plain_conv(in_channels, num_classes, bias=-math.log((1 - prior_prob) / prior_prob))
+        self.bbox_pred = plain_conv(in_channels, 4)
+        self.centerness = plain_conv(in_channels, 1)
+        self.scales = nn.ModuleList(Scale() if use_scale else nn.Identity() for _ in range(num_levels))
+        self.mask_tower: nn.Sequential | None = None
+        self.mask_pred: nn.Conv2d | None = None
+        if mask_dim is not None:
+            self.mask_tower = tower(towers.num_mask_convs)
+            self.mask_pred = plain_conv(in_channels, mask_dim)
+
+    def reset_mask_predictor(self) -> None:
+        """Start the mask predictor anew: its outputs mean nothing under another dictionary."""
+        if self.mask_pred is not None:
+            init_conv(self.mask_pred)
+
+    def forward(self, features: Sequence[Tensor]) -> HeadOutput:
+        """Predict on L feature maps (N, C, H, W)."""
+        cls_logits, box_ltrb, centerness, mask_coeffs = [], [], [], []
+        for feature, scale in zip(features, self.scales, strict=True):
+            shared = self.share_tower(feature)
+            box_feature = self.bbox_tower(shared)
+            cls_logits.append(self.cls_logits(self.cls_tower(shared)).float())
+            box_ltrb.append(F.relu(scale(self.bbox_pred(box_feature).float())))
+            centerness.append(self.centerness(box_feature).float())
+            if self.mask_tower is not None and self.mask_pred is not None:
+                mask_coeffs.append(self.mask_pred(self.mask_tower(shared)).float())
+        return HeadOutput(cls_logits, box_ltrb, centerness, mask_coeffs or None)

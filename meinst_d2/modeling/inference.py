@@ -1,0 +1,150 @@
+"""From dense predictions to instances: select, suppress, decode; then fit them to the output image.
+
+Symbols: K classes, D coefficients, S mask side, R locations of an image over all levels, C candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from detectron2.layers import paste_masks_in_image
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.memory import retry_if_cuda_oom
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from meinst_d2.encoding.encoder import MaskEncoder
+from meinst_d2.fcos.boxes import ltrb_to_xyxy
+from meinst_d2.fcos.select import select_candidates
+from meinst_d2.modeling.head import HeadOutput
+
+PasteBox = Literal["predicted", "clipped"]
+PASTE_BOXES: tuple[str, ...] = get_args(PasteBox)
+MASK_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class InferenceRule:
+    """How predictions become detections.
+
+    Attributes:
+        score_thresh: least class probability of a candidate.
+        pre_nms_topk: most candidates per level.
+        nms_thresh: overlap above which the lower-scored of two boxes of a class goes; 0 or less keeps all.
+        max_detections: most detections per image; 0 or less keeps all.
+        thresh_with_centerness: threshold the product of class probability and centerness instead.
+    """
+
+    score_thresh: float = 0.05
+    pre_nms_topk: int = 1000
+    nms_thresh: float = 0.6
+    max_detections: int = 100
+    thresh_with_centerness: bool = False
+
+
+@torch.no_grad()
+def detect(
+    output: HeadOutput,
+    locations_per_level: Sequence[Tensor],
+    strides: Sequence[int],
+    image_sizes: Sequence[tuple[int, int]],
+    rule: InferenceRule,
+    encoder: MaskEncoder | None,
+) -> list[Instances]:
+    """Detections of every image of a batch, in network coordinates, highest score first.
+
+    Args:
+        output: predictions for N images.
+        locations_per_level: (H * W, 2) per level, on the predictions' device.
+        strides: of every level.
+        image_sizes: (height, width) of each image before padding.
+        rule: how predictions become detections.
+        encoder: decodes the coefficients of the detections that survive; None for a head without a mask branch.
+
+    Returns:
+        Per image: ``pred_boxes`` (not clipped), ``scores``, ``pred_classes``, ``locations`` (n, 2), and with masks
+        ``pred_masks`` (n, 1, S, S), probabilities relative to the box.
+    """
+    return [
+        _detect_image(output, image, locations_per_level, strides, image_size, rule, encoder)
+        for image, image_size in enumerate(image_sizes)
+    ]
+
+
+def _detect_image(
+    output: HeadOutput,
+    image: int,
+    locations_per_level: Sequence[Tensor],
+    strides: Sequence[int],
+    image_size: tuple[int, int],
+    rule: InferenceRule,
+    encoder: MaskEncoder | None,
+) -> Instances:
+    boxes, scores, classes, locations, coeffs = [], [], [], [], []
+    for level, (level_locations, stride) in enumerate(zip(locations_per_level, strides, strict=True)):
+        found = select_candidates(
+            output.cls_logits[level][image].flatten(1),
+            output.centerness[level][image].flatten(),
+            score_thresh=rule.score_thresh,
+            topk=rule.pre_nms_topk,
+            thresh_with_centerness=rule.thresh_with_centerness,
+        )
+        at = found.location_idx
+        ltrb = output.box_ltrb[level][image].flatten(1).T[at] * stride  # (C, 4)
+        boxes.append(ltrb_to_xyxy(level_locations[at], ltrb))
+        locations.append(level_locations[at])
+        scores.append(found.scores)
+        classes.append(found.class_idx)
+        if output.mask_coeffs is not None:
+            coeffs.append(output.mask_coeffs[level][image].flatten(1).T[at])  # (C, D)
+    result = Instances(image_size)
+    all_boxes, all_scores, all_classes = torch.cat(boxes), torch.cat(scores), torch.cat(classes)
+    if rule.nms_thresh > 0:
+        keep = batched_nms(all_boxes, all_scores, all_classes, rule.nms_thresh)
+    else:
+        keep = all_scores.argsort(descending=True, stable=True)
+    if rule.max_detections > 0:
+        keep = keep[: rule.max_detections]
+    result.pred_boxes = Boxes(all_boxes[keep])
+    result.scores = all_scores[keep]
+    result.pred_classes = all_classes[keep]
+    result.locations = torch.cat(locations)[keep]
+    if encoder is not None:
+        result.pred_masks = encoder.decode(torch.cat(coeffs)[keep])[:, None]
+    return result
+
+
+def postprocess(results: Instances, height: int, width: int, paste_box: PasteBox = "predicted") -> Instances:
+    """Bring detections to the size of the output image and paste their masks into it.
+
+    A mask is relative to the box that was predicted with it. Where that box leaves the image, "predicted" pastes the
+    mask into the whole box and shows the part inside the image; "clipped" squeezes the mask into the part of the box
+    that lies in the image, as the published implementation does.
+
+    Args:
+        results: from :func:`detect`; not modified.
+        height, width: of the output image.
+        paste_box: "predicted" or "clipped".
+
+    Returns:
+        The detections whose clipped box is not empty, with clipped ``pred_boxes`` and bool ``pred_masks``
+        (n, height, width).
+    """
+    input_height, input_width = results.image_size
+    output = Instances((height, width), **results.get_fields())
+    predicted = results.pred_boxes.clone()
+    predicted.scale(width / input_width, height / input_height)
+    clipped = predicted.clone()
+    clipped.clip(output.image_size)
+    output.pred_boxes = clipped
+    keep = clipped.nonempty()
+    output = output[keep]
+    if output.has("pred_masks"):
+        boxes = output.pred_boxes if paste_box == "clipped" else predicted[keep]
+        paste = retry_if_cuda_oom(paste_masks_in_image)
+        masks = paste(output.pred_masks[:, 0], boxes, output.image_size, MASK_THRESHOLD)
+        output.pred_masks = masks.to(torch.bool)
+    return output

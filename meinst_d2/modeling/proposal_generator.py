@@ -1,0 +1,187 @@
+"""MEInst as a Detectron2 proposal generator: features in, losses or instances out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.structures import ImageList, Instances
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
+
+from meinst_d2.config import check_choices
+from meinst_d2.checkpoint import rename_published_keys
+from meinst_d2.encoding import MASK_ENCODER_REGISTRY, MaskEncoder, SigmoidClamp, load_components
+from meinst_d2.fcos.assign import AssignmentRule, assign_batch
+from meinst_d2.fcos.locations import level_locations
+
+from meinst_d2.modeling.criterion import MEInstCriterion
+from meinst_d2.modeling.head import HeadOutput, MEInstHead, TowerConfig
+from meinst_d2.modeling.inference import InferenceRule, detect
+from meinst_d2.modeling.targets import mask_templates
+
+NOT_FITTED = (
+    "this model has no mask components, so it can neither learn nor draw masks: make them with "
+    "fit_pca.py --dataset NAME --output FILE and set MODEL.MEINST.COMPONENTS FILE, or load weights that carry them"
+)
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class MEInstFCOS(nn.Module):
+    """Dense detection with mask coefficients (paper, section 3.1)."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_features: Sequence[str],
+        head: nn.Module,
+        criterion: nn.Module,
+        assignment_rule: AssignmentRule,
+        inference_rule: InferenceRule,
+        mask_encoder: MaskEncoder | None,
+    ) -> None:
+        """
+        Args:
+            in_features: names of the feature maps, one per stride of ``assignment_rule``.
+            head: feature maps -> :class:`~meinst_d2.modeling.head.HeadOutput`.
+            criterion: its output and targets -> losses.
+            assignment_rule: which location answers for which instance.
+            inference_rule: how predictions become detections.
+            mask_encoder: the dictionary, or None for plain FCOS.
+        """
+        super().__init__()
+        self.in_features = list(in_features)
+        self.head = head
+        self.criterion = criterion
+        self.assignment_rule = assignment_rule
+        self.inference_rule = inference_rule
+        self.mask_encoder = mask_encoder
+        self._register_load_state_dict_pre_hook(rename_published_keys)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
+        check_choices(cfg)
+        meinst = cfg.MODEL.MEINST
+        missing = [name for name in meinst.IN_FEATURES if name not in input_shape]
+        if missing:
+            raise ValueError(
+                f"MODEL.MEINST.IN_FEATURES asks for {', '.join(missing)}, the backbone {cfg.MODEL.BACKBONE.NAME} gives "
+                f"{', '.join(input_shape)}: change IN_FEATURES or MODEL.MEINST.TOP_LEVELS"
+            )
+        shapes = [input_shape[name] for name in meinst.IN_FEATURES]
+        mask_on = cfg.MODEL.MASK_ON
+        return {
+            "in_features": meinst.IN_FEATURES,
+            "head": MEInstHead(
+                in_channels=shapes[0].channels,
+                num_levels=len(shapes),
+                num_classes=meinst.NUM_CLASSES,
+                mask_dim=meinst.DIM_MASK if mask_on else None,
+                towers=TowerConfig(
+                    num_shared_convs=meinst.NUM_SHARE_CONVS,
+                    num_cls_convs=meinst.NUM_CLS_CONVS,
+                    num_box_convs=meinst.NUM_BOX_CONVS,
+                    num_mask_convs=meinst.NUM_MASK_CONVS,
+                    norm=meinst.NORM,
+                    deform_last=meinst.DEFORM_CONV == "last",
+                ),
+                use_scale=meinst.USE_SCALE,
+                prior_prob=meinst.PRIOR_PROB,
+            ),
+            "criterion": MEInstCriterion(
+                focal_alpha=meinst.FOCAL_LOSS_ALPHA,
+                focal_gamma=meinst.FOCAL_LOSS_GAMMA,
+                box_loss_type=meinst.BOX_LOSS_TYPE,
+                mask_weight=meinst.LOSS_WEIGHT_MASK,
+                reduce_mean=reduce_mean,
+            ),
+            "assignment_rule": AssignmentRule(
+                strides=tuple(shape.stride for shape in shapes),
+                size_bounds=tuple(meinst.SIZES_OF_INTEREST),
+                center_radius=meinst.CENTER_SAMPLING_RADIUS if meinst.CENTER_SAMPLING else None,
+            ),
+            "inference_rule": InferenceRule(
+                score_thresh=meinst.SCORE_THRESH_TEST,
+                pre_nms_topk=meinst.PRE_NMS_TOPK_TEST,
+                nms_thresh=meinst.NMS_THRESH_TEST,
+                max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+                thresh_with_centerness=meinst.THRESH_WITH_CENTERNESS,
+            ),
+            "mask_encoder": _build_mask_encoder(meinst) if mask_on else None,
+        }
+
+    def forward(
+        self, images: ImageList, features: Mapping[str, Tensor], gt_instances: Sequence[Instances] | None = None
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """
+        Args:
+            images: N images; their sizes before padding are used.
+            features: feature maps by name.
+            gt_instances: of each image, needed in training: ``gt_boxes``, ``gt_classes`` and masks (see
+                :func:`~meinst_d2.modeling.targets.mask_templates`). Best on the CPU, where targets are computed
+                without making the GPU wait.
+
+        Returns:
+            In training no instances and the losses; in evaluation the instances of
+            :func:`~meinst_d2.modeling.inference.detect` and no losses.
+        """
+        if self.mask_encoder is not None and not self.mask_encoder.is_fitted:
+            raise RuntimeError(NOT_FITTED)
+        output = self.head([features[name] for name in self.in_features])
+        if self.training:
+            if gt_instances is None:
+                raise ValueError("training needs the ground truth: every input must have 'instances'")
+            return [], self.losses(output, gt_instances)
+        strides = self.assignment_rule.strides
+        locations = level_locations(output.level_shapes, strides, images.tensor.device)
+        instances = detect(
+            output, locations, strides, images.image_sizes, self.inference_rule, self.mask_encoder
+        )
+        return instances, {}
+
+    def losses(self, output: HeadOutput, gt_instances: Sequence[Instances]) -> dict[str, Tensor]:
+        """Losses of predictions for N images against their instances."""
+        device = output.cls_logits[0].device
+        boxes = [instances.gt_boxes.tensor.cpu() for instances in gt_instances]
+        locations = level_locations(output.level_shapes, self.assignment_rule.strides)
+        positives = assign_batch(boxes, output.level_shapes, locations, self.assignment_rule)
+        classes = torch.cat([instances.gt_classes for instances in gt_instances])
+        coeffs = None
+        if self.mask_encoder is not None:
+            templates = mask_templates(gt_instances, self.mask_encoder.mask_size)
+            coeffs = self.mask_encoder.encode(templates.to(device, non_blocking=True))
+        return self.criterion(output, positives.to(device), classes.to(device, non_blocking=True), coeffs)
+
+
+def reduce_mean(value: Tensor) -> Tensor:
+    """The mean over training processes of a tensor that carries no gradient."""
+    world_size = comm.get_world_size()
+    if world_size == 1:
+        return value
+    value = value.detach().clone()
+    torch.distributed.all_reduce(value)
+    return value / world_size
+
+
+def _build_mask_encoder(meinst: CfgNode) -> MaskEncoder:
+    encoder = MASK_ENCODER_REGISTRY.get(meinst.ENCODER)(
+        dim=meinst.DIM_MASK,
+        mask_size=meinst.MASK_SIZE,
+        sigmoid=meinst.SIGMOID,
+        whiten=meinst.WHITEN,
+        clamp=SigmoidClamp(*meinst.SIGMOID_CLAMP),
+    )
+    if meinst.COMPONENTS and PathManager.isfile(meinst.COMPONENTS):
+        encoder.load_basis(load_components(PathManager.get_local_path(meinst.COMPONENTS)).basis)
+    elif meinst.COMPONENTS:
+        logging.getLogger(__name__).info(
+            f"There is no {meinst.COMPONENTS}: the mask components must come with the weights."
+        )
+    return encoder

@@ -1,0 +1,33 @@
+"""Package metadata. Detectron2 is a prerequisite on no package index; README.md says how to install it."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "meinst_d2/__init__.py").read_text(), re.MULTILINE)[1]
+
+setup(
+    name="meinst_d2",
+    version=VERSION,
+    description="Instance segmentation by mask encoding (MEInst) as a Detectron2 extension",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["meinst_d2", "meinst_d2.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "numpy",
+        "pycocotools>=2.0.6",
+        "fvcore>=0.1.5,<0.1.6",
+        "iopath>=0.1.7,<0.1.10",
+        "matplotlib",
+        "Pillow",
+        "threadpoolctl",
+        "tqdm",
+    ],
+    extras_require={"dev": ["pytest", "hypothesis", "ruff", "mypy", "scikit-learn", "types-tqdm"]},
+)

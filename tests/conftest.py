@@ -1,0 +1,35 @@
+"""What the tests share. Imports nothing that test-core does not have."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """A folder with coco/ and coco_polygons/, named by MEINST_TEST_DATA or beside the repository."""
+    folder = Path(os.environ.get("MEINST_TEST_DATA", ROOT.parent / "shared/data"))
+    if not (folder / "coco").is_dir():
+        pytest.skip(f"no real images at {folder}: set MEINST_TEST_DATA to a folder with coco/ in COCO's layout")
+    return folder
+
+
+def blob_masks(rng: np.random.Generator, count: int, size: int = 28) -> np.ndarray:
+    """(count, size, size) bool masks: random ellipses, some with a hole."""
+    y, x = np.mgrid[:size, :size] / size
+    cx, cy = rng.uniform(0.35, 0.65, (2, count, 1, 1))
+    rx, ry = rng.uniform(0.2, 0.6, (2, count, 1, 1))
+    distance = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2
+    hole = rng.uniform(-0.5, 0.4, (count, 1, 1))
+    return (distance < 1) & (distance > hole)

@@ -1,0 +1,109 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+
+from meinst_d2.data import instances as I
+from meinst_d2.data.instances import InstanceAnnotation, make_templates, read_coco_json
+
+SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
+
+
+def annotation(segmentation: Any, box: tuple = (10, 10, 30, 30), crowd: bool = False) -> InstanceAnnotation:
+    return InstanceAnnotation(segmentation, box, (40, 50), 1, crowd)
+
+
+def full_rle(height: int = 40, width: int = 50) -> dict[str, Any]:
+    return mask_util.encode(np.asfortranarray(np.ones((height, width), np.uint8)))
+
+
+def test_polygons_rles_and_bit_masks_side_by_side() -> None:
+    bit_mask = np.zeros((40, 50), bool)
+    bit_mask[10:30, 10:20] = True
+    templates = make_templates(
+        [
+            annotation([SQUARE]),
+            annotation(full_rle()),
+            annotation({"size": [40, 50], "counts": [0, 2000]}),
+            annotation(bit_mask),
+        ],
+        4,
+    )
+    assert not templates.skipped and templates.kept.tolist() == [0, 1, 2, 3]
+    assert templates.masks[:3].all()
+    assert templates.masks[3].tolist() == [[True, True, False, False]] * 4
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (annotation([SQUARE], crowd=True), I.CROWD),
+        (annotation(None), I.NO_MASK),
+        (annotation([]), I.NO_MASK),
+        (annotation([[1, 2, 3, 4]]), I.FEW_POINTS),
+        (annotation([[1, 2, 3, 4, 5, 6, 7]]), I.FEW_POINTS),
+        (annotation([SQUARE], (10, 10, 10, 30)), I.NO_BOX),
+        (annotation([SQUARE], (10, 10, float("nan"), 30)), I.NO_BOX),
+        (annotation(full_rle(50, 40)), I.BAD_RLE),
+        (annotation({"size": [40, 50], "counts": [1]}), I.BAD_RLE),
+        (annotation(np.ones((3, 3), bool)), I.BAD_RLE),
+        (annotation("square"), I.MALFORMED),
+        (annotation(SQUARE), I.MALFORMED),
+        (annotation([["a", 1, 2, 3, 4, 5]]), I.MALFORMED),
+        (annotation([[float("nan"), 1, 2, 3, 4, 5]]), I.MALFORMED),
+        (annotation([SQUARE], (35, 35, 39, 39)), I.EMPTY),
+    ],
+)
+def test_what_cannot_be_used_is_counted_by_reason(bad: InstanceAnnotation, reason: str) -> None:
+    templates = make_templates([annotation([SQUARE]), bad, annotation([SQUARE])], 8)
+    assert templates.skipped == {reason: 1}
+    assert templates.kept.tolist() == [0, 2] and templates.masks.shape == (2, 8, 8)
+
+
+def test_good_parts_of_a_polygon_are_used() -> None:
+    templates = make_templates([annotation([[1, 2, 3, 4], SQUARE])], 8)
+    assert templates.masks.all() and not templates.skipped
+
+
+def test_no_annotations() -> None:
+    assert make_templates([], 8).masks.shape == (0, 8, 8)
+
+
+def coco(**changes: Any) -> dict[str, Any]:
+    return {
+        "images": [{"id": 7, "height": 40, "width": 50, "file_name": "a.jpg"}],
+        "annotations": [{"image_id": 7, "category_id": 3, "bbox": [10, 10, 20, 20], "segmentation": [SQUARE]}],
+        "categories": [{"id": 3, "name": "thing"}],
+    } | changes
+
+
+def test_a_coco_file_gives_corners_and_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(coco()))
+    (read,) = read_coco_json(path)
+    assert read.box == (10, 10, 30, 30) and read.image_size == (40, 50) and read.category == 3 and not read.iscrowd
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not readable JSON"),
+        ("[1]", "not in COCO's instances format"),
+        (json.dumps({"images": []}), "not in COCO's instances format"),
+        (json.dumps(coco(images=[{"id": 1}])), "not in COCO's instances format"),
+        (json.dumps(coco(annotations={})), "'annotations' is a dict"),
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_coco_json(path)
+
+
+def test_an_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no annotation file"):
+        read_coco_json(tmp_path / "absent.json")

@@ -1,0 +1,81 @@
+import random
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.models import tiny_cfg
+
+from meinst_d2.data.datasets import register_shapes
+from meinst_d2.data.loader import build_train_loader, seeded
+from meinst_d2.data.shapes import ShapesConfig, generate
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("shapes")
+    generate(root, {"train": 11, "val": 2}, ShapesConfig(height=48, width=64, max_side=40, empty=0.3))
+    register_shapes(root)
+
+
+def batches(count: int, start: int = 0, **overrides: Any) -> list[list[dict[str, Any]]]:
+    cfg = tiny_cfg("INPUT.MIN_SIZE_TRAIN", (48, 64), "SOLVER.IMS_PER_BATCH", 3)
+    cfg.merge_from_list([x for item in overrides.items() for x in item])
+    loader = build_train_loader(cfg)
+    loader.seek(start)
+    return list(islice(loader, count))
+
+
+def same(a: list[list[dict[str, Any]]], b: list[list[dict[str, Any]]]) -> bool:
+    return all(
+        torch.equal(x["image"], y["image"])
+        and torch.equal(x["instances"].gt_boxes.tensor, y["instances"].gt_boxes.tensor)
+        and torch.equal(x["instances"].gt_mask_templates, y["instances"].gt_mask_templates)
+        for batch_a, batch_b in zip(a, b, strict=True)
+        for x, y in zip(batch_a, batch_b, strict=True)
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_gives_the_same_samples(workers: int) -> None:
+    assert same(batches(9), batches(9, **{"DATALOADER.NUM_WORKERS": workers}))
+
+
+def test_the_loader_goes_on_anywhere() -> None:
+    assert same(batches(9)[5:], batches(4, start=5, **{"DATALOADER.NUM_WORKERS": 2}))
+
+
+def test_another_seed_gives_other_samples() -> None:
+    assert not same(batches(3), batches(3, SEED=1))
+
+
+def test_loading_does_not_touch_the_random_state_of_training() -> None:
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    batches(2)
+    assert random.getstate() == before[0]
+    assert np.random.get_state()[1].tolist() == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_seeded_draws_follow_from_their_entropy_alone() -> None:
+    def draw(*entropy: int) -> tuple[float, float, float]:
+        with seeded(*entropy):
+            return random.random(), np.random.rand(), torch.rand(1).item()
+
+    assert draw(1, 2) == draw(1, 2) != draw(2, 1)
+
+
+def test_images_without_objects_are_trained_on_where_asked() -> None:
+    counts = [len(x["instances"]) for batch in batches(11) for x in batch]
+    assert 0 in counts
+    filtered = batches(11, **{"DATALOADER.FILTER_EMPTY_ANNOTATIONS": True})
+    assert all(len(x["instances"]) for batch in filtered for x in batch)
+
+
+def test_repeat_factor_sampling_and_unknown_samplers() -> None:
+    rare = {"DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD": 0.9}
+    assert len(batches(3, **rare, **{"DATALOADER.FILTER_EMPTY_ANNOTATIONS": True})) == 3
+    with pytest.raises(ValueError, match="SAMPLER_TRAIN = 'X' is none of TrainingSampler, RepeatFactor"):
+        batches(1, **{"DATALOADER.SAMPLER_TRAIN": "X"})

@@ -1,0 +1,196 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from tests.conftest import blob_masks
+
+from meinst_d2.encoding import PCABasis, PCAEncoder, PixelMoments, SigmoidClamp, fit_pca
+
+FIXED = SigmoidClamp(0.01, 0.01)
+
+
+def moments_of(masks: np.ndarray) -> PixelMoments:
+    moments = PixelMoments(masks.shape[1])
+    moments.update(masks)
+    return moments
+
+
+@pytest.fixture(scope="module")
+def masks() -> np.ndarray:
+    return blob_masks(np.random.default_rng(1), 3000, 12)
+
+
+def signal(masks: np.ndarray, clamp: SigmoidClamp | None) -> np.ndarray:
+    pixels = masks.reshape(len(masks), -1).astype(np.float64)
+    return pixels if clamp is None else (2 * pixels - 1) * math.log((1 - clamp.low) / clamp.low)
+
+
+def principal_angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Angles between the row spaces, from the sine, which is exact for small ones."""
+    residual = b - (b @ a.T) @ a
+    return np.arcsin(np.clip(np.linalg.svd(residual, compute_uv=False), 0, 1))
+
+
+@pytest.mark.parametrize("clamp", [None, FIXED])
+def test_equals_scikit_learns_exact_pca(masks: np.ndarray, clamp: SigmoidClamp | None) -> None:
+    dim = 30
+    ours = fit_pca(moments_of(masks), clamp).truncated(dim)
+    theirs = PCA(dim, svd_solver="covariance_eigh").fit(signal(masks, clamp))
+    assert principal_angles(ours.components, theirs.components_).max() < 1e-6
+    np.testing.assert_allclose(ours.explained_variance, theirs.explained_variance_, rtol=1e-6)
+    np.testing.assert_allclose(ours.explained_variance_ratio, theirs.explained_variance_ratio_, rtol=1e-6)
+    np.testing.assert_allclose(ours.mean, theirs.mean_, atol=1e-12)
+
+
+def test_closed_form_is_the_limit_of_random_clamps(masks: np.ndarray) -> None:
+    clamp = SigmoidClamp(0.01, 0.05)
+    closed = fit_pca(moments_of(masks), clamp)
+    rng = np.random.default_rng(2)
+    signs = 2.0 * masks.reshape(len(masks), -1) - 1
+
+    def error(draws: int) -> tuple[float, float]:
+        covariance, mean = np.zeros((144, 144)), np.zeros(144)
+        for _ in range(draws):
+            v = np.maximum(clamp.high * rng.random(signs.shape), clamp.low)
+            logits = signs * np.log((1 - v) / v)
+            covariance += np.cov(logits.T) / draws
+            mean += logits.mean(0) / draws
+        values = np.linalg.eigvalsh(covariance)[::-1]
+        return (
+            float(np.abs(values[: closed.dim] / closed.explained_variance - 1).max()),
+            float(np.abs(mean - closed.mean).max()),
+        )
+
+    few, many = error(2), error(60)
+    assert many[0] < 0.01 and many[1] < 0.01
+    assert many[0] < few[0] and many[1] < few[1]
+
+
+def test_components_do_not_depend_on_the_clamp(masks: np.ndarray) -> None:
+    moments = moments_of(masks)
+    np.testing.assert_array_equal(fit_pca(moments, FIXED).components, fit_pca(moments, SigmoidClamp()).components)
+
+
+def test_moments_of_the_random_logit_match_a_sample() -> None:
+    clamp = SigmoidClamp(0.01, 0.05)
+    mean, variance = clamp.logit_moments()
+    v = np.maximum(0.05 * np.random.default_rng(0).random(2_000_000), 0.01)
+    c = np.log((1 - v) / v)
+    assert mean == pytest.approx(c.mean(), abs=2e-3)
+    assert variance == pytest.approx(c.var(), abs=2e-3)
+    # The mean in closed form: the integral of a logit is the binary entropy.
+    entropy = lambda p: -(1 - p) * math.log(1 - p) - p * math.log(p)  # noqa: E731
+    assert mean == pytest.approx(0.2 * math.log(99) + (entropy(0.05) - entropy(0.01)) / 0.05, abs=1e-13)
+
+
+@pytest.mark.parametrize("bounds", [(0, 0.05), (0.05, 0.01), (0.1, 0.5)])
+def test_impossible_clamps_are_refused(bounds: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="0 < low <= high < 0.5"):
+        SigmoidClamp(*bounds)
+
+
+def test_rows_are_orthonormal_and_variances_fall(masks: np.ndarray) -> None:
+    basis = fit_pca(moments_of(masks))
+    np.testing.assert_allclose(basis.components @ basis.components.T, np.eye(basis.dim), atol=1e-10)
+    assert (np.diff(basis.explained_variance) <= 1e-12).all()
+
+
+def test_the_first_largest_entry_is_positive_even_in_a_tie() -> None:
+    mirrored = np.zeros((40, 4, 4), bool)
+    rng = np.random.default_rng(3)
+    mirrored[:20] = rng.random((20, 4, 4)) < 0.5
+    mirrored[20:] = mirrored[:20, :, ::-1]
+    for row in fit_pca(moments_of(mirrored), None).components:
+        peaks = np.abs(row) >= np.abs(row).max() * (1 - 1e-6)
+        assert row[peaks.argmax()] > 0
+
+
+def test_too_few_masks_and_equal_masks_are_errors(masks: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="determine 19 components, not 60: choose --dim 19 or less"):
+        fit_pca(moments_of(masks[:20])).truncated(60)
+    with pytest.raises(ValueError, match="all 5 masks are the same"):
+        fit_pca(moments_of(np.ones((5, 4, 4), bool)))
+    with pytest.raises(ValueError, match="at least 2 masks, got 1"):
+        fit_pca(moments_of(masks[:1]))
+
+
+def fitted_encoder(masks: np.ndarray, dim: int, **options: object) -> PCAEncoder:
+    clamp = SigmoidClamp() if options.get("sigmoid", True) else None
+    encoder = PCAEncoder(dim=dim, mask_size=masks.shape[1], **options)
+    encoder.load_basis(fit_pca(moments_of(masks), clamp).truncated(dim))
+    return encoder
+
+
+@pytest.mark.parametrize("sigmoid", [True, False])
+@pytest.mark.parametrize("whiten", [True, False])
+def test_with_all_components_a_mask_survives_the_round_trip(masks: np.ndarray, sigmoid: bool, whiten: bool) -> None:
+    dim = fit_pca(moments_of(masks), None).dim
+    encoder = fitted_encoder(masks, dim, sigmoid=sigmoid, whiten=whiten)
+    batch = torch.from_numpy(masks[:50])
+    decoded = encoder.decode(encoder.encode(batch))
+    assert decoded.shape == (50, 12, 12)
+    assert (decoded.min() > 0) and (decoded.max() < 1)
+    assert torch.equal(decoded >= 0.5, batch)
+
+
+def test_whitened_coefficients_have_unit_variance(masks: np.ndarray) -> None:
+    encoder = fitted_encoder(masks, 20, clamp=FIXED)
+    encoder.load_basis(fit_pca(moments_of(masks), FIXED).truncated(20))
+    coeffs = encoder.encode(torch.from_numpy(masks))
+    torch.testing.assert_close(coeffs.var(0), torch.ones(20), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(coeffs.mean(0), torch.zeros(20), rtol=0, atol=1e-3)
+
+
+def test_without_whitening_decoding_works_and_scales_nothing(masks: np.ndarray) -> None:
+    plain = fitted_encoder(masks, 20, whiten=False)
+    white = fitted_encoder(masks, 20, whiten=True)
+    z = torch.randn(5, 20)
+    torch.testing.assert_close(
+        plain.decode_logits(z * white.explained_variances.sqrt()), white.decode_logits(z), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_random_clamp_is_drawn_per_call_and_fixed_clamp_never(masks: np.ndarray) -> None:
+    batch = torch.from_numpy(masks[:4])
+    random, fixed = fitted_encoder(masks, 10), fitted_encoder(masks, 10, clamp=FIXED)
+    assert not torch.equal(random.encode(batch), random.encode(batch))
+    state = torch.get_rng_state()
+    assert torch.equal(fixed.encode(batch), fixed.encode(batch))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_decode_is_differentiable(masks: np.ndarray) -> None:
+    coeffs = torch.randn(3, 10, requires_grad=True)
+    fitted_encoder(masks, 10).decode(coeffs).sum().backward()
+    assert coeffs.grad is not None and coeffs.grad.abs().sum() > 0
+
+
+def test_no_masks_give_no_coefficients(masks: np.ndarray) -> None:
+    encoder = fitted_encoder(masks, 10)
+    assert encoder.encode(torch.zeros(0, 12, 12, dtype=torch.bool)).shape == (0, 10)
+    assert encoder.decode(torch.zeros(0, 10)).shape == (0, 12, 12)
+
+
+def test_components_travel_in_the_state_dict(masks: np.ndarray) -> None:
+    fitted, fresh = fitted_encoder(masks, 10), PCAEncoder(dim=10, mask_size=12)
+    assert not fresh.is_fitted
+    fresh.load_state_dict(fitted.state_dict())
+    assert fresh.is_fitted
+    assert set(fresh.state_dict()) == {"components", "explained_variances", "means"}
+
+
+def test_components_of_another_size_are_refused() -> None:
+    basis = PCABasis(np.eye(4, 16), np.zeros(16), np.ones(4), np.ones(4))
+    with pytest.raises(ValueError, match="D = 4 and S = 4, the encoder needs D = 5 and S = 4"):
+        PCAEncoder(dim=5, mask_size=4).load_basis(basis)
+
+
+def test_half_precision_inputs_are_computed_in_float32(masks: np.ndarray) -> None:
+    encoder = fitted_encoder(masks, 10)
+    coeffs = torch.randn(3, 10)
+    with torch.autocast("cpu", torch.bfloat16):
+        decoded = encoder.decode(coeffs)
+        assert encoder.encode(torch.from_numpy(masks[:2])).dtype == torch.float32
+    torch.testing.assert_close(decoded, encoder.decode(coeffs))

@@ -1,0 +1,162 @@
+"""Each thing that is wrong is said in one sentence with the way out, before anything is built."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.models import published_model, tiny_cfg, tiny_model, write_components
+from tests.parity_cases import published_weights
+
+from meinst_d2.checkpoint import CheckpointInfo, MEInstCheckpointer
+from meinst_d2.data.datasets import register_shapes
+from meinst_d2.data.shapes import generate
+from meinst_d2.engine import PreflightError, check_before_start
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("shapes")
+    generate(root, {"train": 2, "val": 1})
+    register_shapes(root)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    write_components(folder / "c.npz", sigmoid=True, whiten=True)
+    cfg, model = tiny_cfg(), tiny_model()
+    MEInstCheckpointer(model, str(folder), meinst=CheckpointInfo.from_config(cfg)).save("ours")
+    with torch.no_grad():
+        model.proposal_generator.mask_encoder.components[0].neg_()
+    MEInstCheckpointer(model, str(folder)).save("other")
+    torch.save({"model": {"backbone.x": torch.zeros(1)}}, folder / "bare.pth")
+    (folder / "R-50.pkl").write_bytes(pickle.dumps({"conv1_w": None}))
+    (folder / "last_checkpoint").unlink()
+    return folder
+
+
+def check(folder: Path, *overrides: Any, eval_only: bool = False, resume: bool = False, processes: int = 1) -> None:
+    cfg = tiny_cfg("OUTPUT_DIR", str(folder / "out"), *overrides)
+    check_before_start(cfg, eval_only=eval_only, resume=resume, num_processes=processes)
+
+
+def components(folder: Path, name: str = "c.npz") -> tuple[str, str]:
+    return "MODEL.MEINST.COMPONENTS", str(folder / name)
+
+
+def weights(folder: Path, name: str) -> tuple[str, str]:
+    return "MODEL.WEIGHTS", str(folder / name)
+
+
+def test_what_is_right_passes_and_leaves_no_trace(files: Path) -> None:
+    check(files, *components(files))
+    check(files, *weights(files, "ours.pth"))
+    check(files, *weights(files, "ours.pth"), *components(files))
+    check(files, *weights(files, "R-50.pkl"), *components(files))
+    check(files, *weights(files, "ours.pth"), eval_only=True)
+    check(files, "MODEL.MASK_ON", False)
+    check(files, "MODEL.WEIGHTS", "https://example.org/model.pth")
+    assert not (files / "out").exists()
+
+
+def test_components_that_are_nowhere(files: Path) -> None:
+    fit = r"run fit_pca.py --dataset shapes_train --dim 8 --mask-size 28 --output"
+    with pytest.raises(PreflightError, match=rf"names no file and random weights do not carry them; {fit} FILE and set"):
+        check(files)
+    with pytest.raises(PreflightError, match=rf"there is no file .*absent.npz and .*bare.pth do not carry them; {fit} "):
+        check(files, *components(files, "absent.npz"), *weights(files, "bare.pth"))
+    with pytest.raises(PreflightError, match="do not carry them"):
+        check(files, *weights(files, "R-50.pkl"), eval_only=True)
+    with pytest.raises(PreflightError, match="do not carry them"):
+        check(files, "MODEL.WEIGHTS", "detectron2://ImageNetPretrained/MSRA/R-50.pkl")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("DIM_MASK", 60, "D = 8, the config asks for MODEL.MEINST.DIM_MASK = 60: run fit_pca.py --dim 60, or set"),
+        ("MASK_SIZE", 14, "S = 28, the config asks for MODEL.MEINST.MASK_SIZE = 14: run fit_pca.py --mask-size 14"),
+        ("SIGMOID", False, "sigmoid = True, .* run fit_pca.py --no-sigmoid, or set MODEL.MEINST.SIGMOID True"),
+        ("WHITEN", False, "whiten = True, .* run fit_pca.py --no-whiten, or set MODEL.MEINST.WHITEN True"),
+    ],
+)
+def test_components_that_do_not_match(files: Path, key: str, value: object, message: str) -> None:
+    for source in (components(files), weights(files, "ours.pth")):
+        with pytest.raises(PreflightError, match=message):
+            check(files, *source, f"MODEL.MEINST.{key}", value)
+
+
+def test_weights_and_file_with_different_components(files: Path) -> None:
+    both = (*weights(files, "other.pth"), *components(files))
+    with pytest.raises(PreflightError, match="differ .* set MODEL.MEINST.COMPONENTS_CONFLICT to 'weights'"):
+        check(files, *both)
+    for choice in ("weights", "file"):
+        check(files, *both, "MODEL.MEINST.COMPONENTS_CONFLICT", choice)
+    check(files, *both, eval_only=True)
+
+
+def test_a_resumed_run_starts_from_its_last_checkpoint(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/last_checkpoint").write_text("model_final.pth")
+    with pytest.raises(PreflightError, match=r"MODEL.WEIGHTS .*out/model_final.pth does not exist"):
+        check(tmp_path, *components(files), resume=True)
+    (tmp_path / "out/model_final.pth").write_bytes((files / "other.pth").read_bytes())
+    check(tmp_path, *components(files), resume=True)
+
+
+def test_published_weights_carry_their_components(tmp_path: Path) -> None:
+    torch.save(published_weights("none", 0), tmp_path / "theirs.pth", _use_new_zipfile_serialization=False)
+    overrides = ("MODEL.MEINST.DIM_MASK", 60, "MODEL.MEINST.COMPONENTS", "", *weights(tmp_path, "theirs.pth"))
+    check(tmp_path, *overrides, eval_only=True)
+    assert published_model() is not None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("MODEL.MEINST.NUM_CLASSES", 80), "'shapes_train' has 6 classes, .* is 80: set MODEL.MEINST.NUM_CLASSES 6"),
+        (("DATASETS.TRAIN", ("shapes_trian",)), r"'shapes_trian' is not registered \(did you mean"),
+        (("DATASETS.TRAIN", ()), "DATASETS.TRAIN is empty"),
+        (("MODEL.WEIGHTS", "nowhere.pth"), "MODEL.WEIGHTS nowhere.pth does not exist"),
+        (("MODEL.DEVICE", "cuda"), "torch sees no GPU: add MODEL.DEVICE cpu"),
+        (("MODEL.MEINST.NORM", "BN"), "MODEL.MEINST.NORM = 'BN' is none of GN, none"),
+        (("MODEL.MEINST.SIGMOID_CLAMP", (0.05, 0.01)), "0 < low <= high < 0.5"),
+        (("SOLVER.OPTIMIZER", "Adam"), "SOLVER.OPTIMIZER = 'Adam' is none of SGD, AdamW"),
+    ],
+)
+def test_configs_that_cannot_work(files: Path, overrides: tuple, message: str) -> None:
+    if overrides[0] == "MODEL.DEVICE" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(PreflightError, match=message):
+        check(files, *components(files), *overrides)
+
+
+def test_a_batch_that_the_processes_cannot_share(files: Path) -> None:
+    with pytest.raises(PreflightError, match="IMS_PER_BATCH = 2 cannot be shared by 3 processes"):
+        check(files, *components(files), processes=3)
+
+
+def test_an_output_folder_that_cannot_be_made(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PreflightError, match="cannot write .*file is a file"):
+        check(files, *components(files), "OUTPUT_DIR", str(tmp_path / "file/run"))
+
+
+def test_broken_files_are_named(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.npz").write_text("no")
+    with pytest.raises(PreflightError, match="c.npz is not a readable components file"):
+        check(files, *components(tmp_path))
+    (tmp_path / "w.pth").write_text("no")
+    with pytest.raises(PreflightError, match="w.pth is refused"):
+        check(files, *components(files), *weights(tmp_path, "w.pth"))
+    torch.save([1], tmp_path / "list.pth")
+    with pytest.raises(PreflightError, match="holds a list instead of weights by name"):
+        check(files, *components(files), *weights(tmp_path, "list.pth"))
+
+
+def test_every_problem_is_said_at_once(files: Path) -> None:
+    with pytest.raises(PreflightError) as error:
+        check(files, "MODEL.MEINST.NUM_CLASSES", 3, "MODEL.WEIGHTS", "nowhere.pth", "MODEL.MEINST.NORM", "LN")
+    assert len(str(error.value).splitlines()) == 4  # the classes of both datasets

@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from meinst_d2.fcos.select import select_candidates
+
+
+def logit(p: float) -> float:
+    return torch.logit(torch.tensor(p)).item()
+
+
+def test_worked_example() -> None:
+    cls = torch.tensor([[logit(0.9), logit(0.04)], [logit(0.5), logit(0.06)]])  # two classes, two locations
+    ctr = torch.tensor([logit(0.4), logit(0.1)])
+    found = select_candidates(cls, ctr, score_thresh=0.05, topk=10)
+    pairs = {(loc, k): s for loc, k, s in zip(found.location_idx.tolist(), found.class_idx.tolist(), found.scores.tolist(), strict=True)}
+    assert pairs == {
+        (0, 0): pytest.approx(0.36**0.5),
+        (0, 1): pytest.approx(0.2**0.5),
+        (1, 1): pytest.approx(0.006**0.5),
+    }
+
+
+def test_the_threshold_is_strict_and_may_include_centerness() -> None:
+    cls, ctr = torch.zeros(1, 3), torch.tensor([logit(0.2), logit(0.8), 50.0])
+    assert len(select_candidates(cls, ctr, score_thresh=0.5, topk=9).scores) == 0
+    found = select_candidates(cls, ctr, score_thresh=0.3, topk=9, thresh_with_centerness=True)
+    assert found.location_idx.tolist() == [1, 2]
+
+
+def test_the_cap_keeps_the_highest_products() -> None:
+    torch.manual_seed(0)
+    cls, ctr = torch.randn(5, 40), torch.randn(40)
+    found = select_candidates(cls, ctr, score_thresh=0.05, topk=7)
+    product = (cls.sigmoid() * ctr.sigmoid())[cls.sigmoid() > 0.05]
+    torch.testing.assert_close(found.scores.square().sort().values, product.sort().values[-7:])
+    assert torch.equal(found.scores, (cls.sigmoid() * ctr.sigmoid())[found.class_idx, found.location_idx].sqrt())
+
+
+def test_nothing_above_the_threshold_and_no_locations() -> None:
+    for size in (0, 4):
+        found = select_candidates(torch.full((3, size), -9.0), torch.zeros(size), score_thresh=0.05, topk=5)
+        assert found.scores.shape == found.location_idx.shape == found.class_idx.shape == (0,)

@@ -1,0 +1,61 @@
+import pytest
+import torch
+from torch import nn
+
+from meinst_d2.layers.deform_conv import DeformConv
+from meinst_d2.layers.scale import Scale
+from meinst_d2.layers.tower import build_tower
+
+
+def test_scale_multiplies_and_learns() -> None:
+    scale = Scale(2.0)
+    scale(torch.ones(3)).sum().backward()
+    assert scale(torch.ones(3)).tolist() == [2, 2, 2]
+    assert scale.scale.grad is not None and scale.scale.grad.item() == 3
+
+
+def test_an_untrained_deformable_convolution_is_a_plain_one() -> None:
+    torch.manual_seed(0)
+    layer, x = DeformConv(8, 6), torch.randn(2, 8, 9, 11)
+    torch.testing.assert_close(layer(x), layer.conv(x), rtol=1e-4, atol=1e-5)
+
+
+def test_offsets_move_the_taps() -> None:
+    layer, x = DeformConv(1, 1), torch.randn(1, 1, 6, 8)
+    with torch.no_grad():
+        layer.offset.bias.copy_(torch.tensor([0.0, 1.0]).repeat(9))  # (dy, dx) of each tap: one pixel to the right
+    shifted = torch.zeros_like(x)
+    shifted[..., :-1] = x[..., 1:]
+    torch.testing.assert_close(layer(x)[..., 1:-2], layer.conv(shifted)[..., 1:-2], rtol=1e-4, atol=1e-5)
+
+
+def test_deformable_convolution_trains_its_offsets_under_autocast() -> None:
+    layer = DeformConv(4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(torch.randn(1, 4, 5, 5)).sum().backward()
+    assert layer.offset.weight.grad is not None and layer.offset.weight.grad.abs().sum() > 0
+
+
+def test_a_tower_is_conv_norm_relu_and_numbered_as_published() -> None:
+    tower = build_tower(64, 2, deform_last=True)
+    assert [type(layer) for layer in tower] == [nn.Conv2d, nn.GroupNorm, nn.ReLU, DeformConv, nn.GroupNorm, nn.ReLU]
+    assert set(tower.state_dict()) == {
+        *(f"{i}.{name}" for i in (0, 1, 4) for name in ("weight", "bias")),
+        *(f"3.{name}" for name in ("offset.weight", "offset.bias", "conv.weight")),
+    }
+    assert [type(layer) for layer in build_tower(10, 1, norm="none")] == [nn.Conv2d, nn.ReLU]
+    x = torch.randn(1, 3, 4, 4)
+    assert torch.equal(build_tower(3, 0, norm="none")(x), x)
+
+
+def test_a_tower_starts_small() -> None:
+    conv = build_tower(64, 1)[0]
+    assert conv.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert not conv.bias.any()
+
+
+def test_norms_and_channels_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="'BN' is none of GN, none"):
+        build_tower(64, 1, norm="BN")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="multiples of 32, got 48"):
+        build_tower(48, 1)

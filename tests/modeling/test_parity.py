@@ -1,0 +1,90 @@
+"""The published implementation as the oracle: losses, gradients, detections one by one, pasted masks."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.models import published_model
+from tests.parity_cases import FOLDER, Case
+
+DEFORM = {"none": "none", "dcnv1": "last"}
+
+
+def cases() -> list[Path]:
+    shared = FOLDER.parents[2] / "shared/parity/cases"
+    return [FOLDER / "none_s0.npz", FOLDER / "dcnv1_s0.npz", shared / "none_s0.npz", shared / "dcnv1_s0.npz"]
+
+
+@pytest.fixture(scope="module", params=cases(), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def case(request: pytest.FixtureRequest) -> Case:
+    if not request.param.is_file():
+        pytest.skip(f"no case {request.param}")
+    return Case(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(case: Case) -> torch.nn.Module:
+    built = published_model(DEFORM[case.meta["layout"]])
+    result = built.load_state_dict(case.weights())
+    assert not result.missing_keys and not result.unexpected_keys
+    return built
+
+
+def test_losses_and_gradients(case: Case, model: torch.nn.Module) -> None:
+    expected = case.meta["train_const"]
+    model.train()
+    model.zero_grad()
+    losses = model(case.batch())
+    theirs = {"cls": "cls", "box": "loc", "centerness": "ctr", "mask": "mask"}
+    assert set(losses) == {f"loss_{name}" for name in theirs}
+    for ours, name in theirs.items():
+        assert losses[f"loss_{ours}"].item() == pytest.approx(expected["losses"][f"loss_MEInst_{name}"], rel=1e-4)
+    sum(losses.values()).backward()
+    norms = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
+    renamed = {
+        name.replace("MEInst_head.ctrness", "head.centerness").replace("MEInst_head", "head"): norm
+        for name, norm in expected["grad_norm"].items()
+    }
+    assert set(norms) == set(renamed)
+    for name, norm in renamed.items():
+        assert norms[name] == pytest.approx(norm, rel=1e-3), name
+
+
+def test_positives_and_their_targets(case: Case, model: torch.nn.Module) -> None:
+    from meinst_d2.fcos.assign import assign_batch
+    from meinst_d2.fcos.locations import level_locations
+    from meinst_d2.modeling.targets import mask_templates
+
+    batch = case.batch()
+    height, width = (max(x["image"].shape[i] for x in batch) for i in (1, 2))
+    height, width = (-(-side // 32) * 32 for side in (height, width))
+    generator = model.proposal_generator
+    strides = generator.assignment_rule.strides
+    shapes = [(-(-height // s), -(-width // s)) for s in strides]
+    instances = [x["instances"] for x in batch]
+    positives = assign_batch(
+        [x.gt_boxes.tensor for x in instances], shapes, level_locations(shapes, strides), generator.assignment_rule
+    )
+    # The case orders by level, image, location; ours by image, location.
+    level = torch.bucketize(positives.location_idx, torch.tensor([h * w for h, w in shapes]).cumsum(0), right=True)
+    order = torch.from_numpy(np.lexsort((positives.location_idx, positives.image_idx, level)))
+    assert [int((level == i).sum()) for i in range(len(strides))] == case.meta["num_positives"]
+    np.testing.assert_allclose(positives.ltrb[order], case.arrays["reg_targets_positive"], atol=1e-5)
+    labels = torch.cat([x.gt_classes for x in instances])[positives.gt_idx[order]]
+    assert labels.tolist() == [k for k in case.arrays["labels"].tolist() if k != case.meta["num_classes"]]
+    templates = mask_templates(instances, 28)[positives.gt_idx[order]].reshape(len(order), -1).numpy()
+    expected = np.unpackbits(case.arrays["mask_targets"])[: templates.size].reshape(templates.shape)
+    assert (templates == expected).all()
+
+
+def test_detections_one_by_one_in_order(case: Case, model: torch.nn.Module) -> None:
+    model.eval()
+    with torch.no_grad():
+        outputs = model(case.batch())
+    for i, output in enumerate(outputs):
+        found = output["instances"]
+        assert found.pred_classes.tolist() == case.arrays[f"img{i}_post_classes"].tolist()
+        np.testing.assert_allclose(found.scores, case.arrays[f"img{i}_post_scores"], atol=1e-5)
+        np.testing.assert_allclose(found.pred_boxes.tensor, case.arrays[f"img{i}_post_boxes"], atol=1e-2)
+        assert (found.pred_masks.numpy() != case.pasted_masks(i)).mean() <= 1e-5

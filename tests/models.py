@@ -1,0 +1,77 @@
+"""Models and configs for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import meinst_d2.modeling  # noqa: F401  registers the model
+import numpy as np
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from meinst_d2 import add_meinst_config
+from meinst_d2.encoding import PixelMoments, fit_pca, save_components
+
+from tests.conftest import ROOT, blob_masks
+
+
+def load_cfg(config_file: str | Path, *overrides: Any) -> CfgNode:
+    """A config of this repository, on the CPU."""
+    cfg = get_cfg()
+    add_meinst_config(cfg)
+    cfg.merge_from_file(str(ROOT / "configs" / config_file))
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *overrides])
+    return cfg
+
+
+def published_model(deform_conv: str = "none") -> torch.nn.Module:
+    """R-50 with the published behaviour, without randomness."""
+    return build_model(
+        load_cfg(
+            "MEInst_R_50_1x_none.yaml",
+            *("MODEL.MEINST.DEFORM_CONV", deform_conv),
+            *("MODEL.MEINST.SIGMOID_CLAMP", (0.01, 0.01)),
+            *("MODEL.MEINST.MASK_PASTE_BOX", "clipped"),
+            *("MODEL.MEINST.COMPONENTS", ""),
+        )
+    )
+
+
+def write_components(path: Path, dim: int = 8, mask_size: int = 28, **provenance: Any) -> Path:
+    """Components of random ellipses."""
+    moments = PixelMoments(mask_size)
+    moments.update(blob_masks(np.random.default_rng(0), 300, mask_size))
+    save_components(path, fit_pca(moments).truncated(dim), provenance)
+    return path
+
+
+def tiny_cfg(*overrides: Any) -> CfgNode:
+    """The smallest model: two levels, 32 channels, 8 coefficients."""
+    return load_cfg("quick/tiny.yaml", *overrides)
+
+
+def tiny_model(*overrides: Any, seed: int = 0) -> torch.nn.Module:
+    """A tiny model with components of random ellipses."""
+    torch.manual_seed(seed)
+    model = build_model(tiny_cfg(*overrides))
+    encoder = model.proposal_generator.mask_encoder
+    if encoder is not None:
+        moments = PixelMoments(encoder.mask_size)
+        moments.update(blob_masks(np.random.default_rng(0), 300, encoder.mask_size))
+        encoder.load_basis(fit_pca(moments).truncated(encoder.dim))
+    return model
+
+
+def image_with(
+    boxes: list[list[float]], height: int = 64, width: int = 96, classes: list[int] | None = None, mask_size: int = 28
+) -> dict[str, Any]:
+    """An input dict with random pixels, and an ellipse in every box."""
+    rng = np.random.default_rng(len(boxes))
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.gt_classes = torch.tensor([0] * len(boxes) if classes is None else classes, dtype=torch.int64)
+    instances.gt_mask_templates = torch.from_numpy(blob_masks(rng, len(boxes), mask_size))
+    image = torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
+    return {"image": image, "instances": instances, "image_id": len(boxes)}

@@ -1,0 +1,88 @@
+"""The commands of the README, on generated images."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import ROOT
+
+CONFIG = ("--config-file", str(ROOT / "configs/quick/tiny.yaml"))
+# An untrained head that is sure of itself, so that there is something to evaluate.
+OVERRIDES = ("MODEL.MEINST.COMPONENTS", "components.npz", "MODEL.MEINST.PRIOR_PROB", "0.3")
+
+
+def run(folder: Path, script: str, *arguments: str, fails: bool = False) -> str:
+    environment = os.environ | {"DETECTRON2_DATASETS": "data"}
+    command = [sys.executable, str(ROOT / script), *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert (done.returncode != 0) == fails, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    size = ("--size", "96", "96", "--max-side", "60")
+    run(folder, "tools/make_shapes.py", "--output", "data/shapes", "--train", "24", "--val", "6", *size)
+    run(folder, "fit_pca.py", "--dataset", "shapes_train", "--dim", "8", "--output", "components.npz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(workspace: Path) -> str:
+    return run(workspace, "train_net.py", *CONFIG, *OVERRIDES, "OUTPUT_DIR", "run")
+
+
+def metrics_table(printed: str) -> list[str]:
+    return [line.split("copypaste: ")[1] for line in printed.splitlines() if "copypaste" in line]
+
+
+def test_training_ends_with_box_and_mask_ap(workspace: Path, trained: str) -> None:
+    table = metrics_table(trained)
+    assert table[0] == "Task: bbox" and table[3] == "Task: segm" and "nan" not in table[5].split(",")[0]
+    results = json.loads((workspace / "run/inference/coco_instances_results.json").read_text())
+    assert {"image_id", "category_id", "bbox", "score", "segmentation"} <= set(results[0])
+    rows = [json.loads(line) for line in (workspace / "run/metrics.json").read_text().splitlines()]
+    assert {"loss_cls", "loss_box", "loss_centerness", "loss_mask", "segm/AP"} <= set().union(*rows)
+    assert "SEED: 0" in (workspace / "run/config.yaml").read_text()
+
+
+def test_evaluating_the_checkpoint_gives_the_same_table(workspace: Path, trained: str) -> None:
+    weights = ("MODEL.WEIGHTS", "run/model_final.pth", "MODEL.MEINST.COMPONENTS", "")
+    again = run(workspace, "train_net.py", *CONFIG, "--eval-only", "OUTPUT_DIR", "evaluated", *weights)
+    assert metrics_table(again) == metrics_table(trained)
+
+
+def test_two_processes_train_without_a_gpu(workspace: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("Detectron2 starts processes on GPUs where there are any")
+    overrides = ("SOLVER.MAX_ITER", "4", "OUTPUT_DIR", "two", "DATASETS.TEST", "()")
+    run(workspace, "train_net.py", *CONFIG, "--num-gpus", "2", *OVERRIDES, *overrides)
+    rows = [json.loads(line) for line in (workspace / "two/metrics.json").read_text().splitlines()]
+    assert rows[-1]["iteration"] == 3
+    assert (workspace / "two/model_final.pth").is_file()
+
+
+def test_a_split_without_annotations_gives_its_result_file(workspace: Path, trained: str) -> None:
+    file = workspace / "data/shapes/annotations/instances_val.json"
+    content = json.loads(file.read_text())
+    try:
+        file.write_text(json.dumps({k: v for k, v in content.items() if k != "annotations"}))
+        weights = ("MODEL.WEIGHTS", "run/model_final.pth")
+        run(workspace, "train_net.py", *CONFIG, "--eval-only", "OUTPUT_DIR", "testdev", *OVERRIDES, *weights)
+    finally:
+        file.write_text(json.dumps(content))
+    assert json.loads((workspace / "testdev/inference/coco_instances_results.json").read_text())
+
+
+def test_what_is_wrong_is_one_sentence_and_nothing_is_written(workspace: Path) -> None:
+    wrong = ("MODEL.MEINST.DIM_MASK", "9", "OUTPUT_DIR", "wrong")
+    printed = run(workspace, "train_net.py", *CONFIG, *OVERRIDES, *wrong, fails=True)
+    assert printed.strip().splitlines()[-1].startswith(
+        "train_net.py: the components in components.npz have D = 8, the config asks for MODEL.MEINST.DIM_MASK = 9"
+    )
+    assert "Traceback" not in printed and not (workspace / "wrong").exists()

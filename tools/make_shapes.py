@@ -1,0 +1,44 @@
+#!/usr/bin/env python
+"""Generate the shapes dataset (rings, stars, crescents, bars, cut discs, blobs) in COCO's layout."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from meinst_d2.data.shapes import ShapesConfig, generate
+
+EXAMPLES = """example:
+  tools/make_shapes.py --output datasets/shapes --train 2000 --val 100
+  train_net.py --config-file configs/demo/shapes.yaml      # with DETECTRON2_DATASETS=datasets
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("datasets/shapes"), help="folder (default datasets/shapes)")
+    parser.add_argument("--train", type=int, default=2000, help="training images (default 2000)")
+    parser.add_argument("--val", type=int, default=100, help="validation images (default 100)")
+    parser.add_argument("--size", type=int, nargs=2, default=(160, 160), metavar=("H", "W"), help="of the images")
+    parser.add_argument("--max-objects", type=int, default=9, help="most objects per image (default 9)")
+    parser.add_argument("--min-side", type=float, default=18, help="smallest object extent in pixels (default 18)")
+    parser.add_argument("--max-side", type=float, default=96, help="largest object extent in pixels (default 96)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same images (default 0)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    args = parser.parse_args()
+    config = ShapesConfig(
+        height=args.size[0],
+        width=args.size[1],
+        max_objects=args.max_objects,
+        min_side=args.min_side,
+        max_side=args.max_side,
+    )
+    generate(args.output, {"train": args.train, "val": args.val}, config, args.seed, args.workers)
+    print(f"wrote {args.output}")
+
+
+if __name__ == "__main__":
+    main()

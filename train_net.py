@@ -1,0 +1,57 @@
+#!/usr/bin/env python
+"""Train or evaluate MEInst. The flags are those of Detectron2's own train_net.py."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import meinst_d2.data.datasets  # noqa: F401  registers the generated shapes
+import meinst_d2.modeling  # noqa: F401  registers the model
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from meinst_d2 import add_meinst_config
+from meinst_d2.checkpoint import MEInstCheckpointer
+from meinst_d2.engine import PreflightError, Trainer, check_before_start, settle_seed
+
+
+def load_config(args: argparse.Namespace) -> CfgNode:
+    """Defaults, then the file, then the overrides."""
+    cfg = get_cfg()
+    add_meinst_config(cfg)
+    if args.config_file:
+        cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    return cfg
+
+
+def main(args: argparse.Namespace) -> Any:
+    cfg = load_config(args)
+    settle_seed(cfg, args.resume)
+    cfg.freeze()
+    default_setup(cfg, args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        MEInstCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args()
+    try:
+        processes = max(args.num_gpus, 1) * args.num_machines
+        check_before_start(
+            load_config(args), eval_only=args.eval_only, resume=args.resume, num_processes=processes
+        )
+    except (PreflightError, KeyError, FileNotFoundError) as error:
+        sys.exit(f"train_net.py: {error}")
+    launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
