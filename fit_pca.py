@@ -37,9 +37,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     source.add_argument("--coco-json", nargs="+", metavar="FILE", help="COCO instances files; needs no Detectron2")
     parser.add_argument("--dim", type=int, default=60, help="number of components, D (default 60)")
     parser.add_argument("--mask-size", type=int, default=28, help="side of the mask template, S (default 28)")
-    parser.add_argument(
-        "--no-sigmoid", action="store_true", help="fit the pixels themselves instead of their logits"
-    )
+    parser.add_argument("--no-sigmoid", action="store_true", help="fit the pixels themselves instead of their logits")
     parser.add_argument(
         "--no-whiten", action="store_true", help="record that coefficients are not divided by their deviation"
     )
@@ -175,8 +173,8 @@ def fit(args: argparse.Namespace) -> None:
     report_skipped(skipped)
     if moments.count <= args.dim:
         raise ValueError(
-            f"{moments.count} of {len(annotations)} annotations have a usable mask, {args.dim} components need at least "
-            f"{args.dim + 1}: give more annotations or a smaller --dim"
+            f"{moments.count} of {len(annotations)} annotations have a usable mask, {args.dim} components need "
+            f"at least {args.dim + 1}: give more annotations or a smaller --dim"
         )
     every = fit_pca(moments, clamp)
     basis = every.truncated(args.dim)

@@ -25,6 +25,7 @@ setup(
         "fvcore>=0.1.5,<0.1.6",
         "iopath>=0.1.7,<0.1.10",
         "matplotlib",
+        "opencv-python-headless",
         "Pillow",
         "threadpoolctl",
         "tqdm",

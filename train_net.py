@@ -7,12 +7,13 @@ import argparse
 import sys
 from typing import Any
 
-import meinst_d2.data.datasets  # noqa: F401  registers the generated shapes
-import meinst_d2.modeling  # noqa: F401  registers the model
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+
+import meinst_d2.data.datasets
+import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2 import add_meinst_config
 from meinst_d2.checkpoint import MEInstCheckpointer
 from meinst_d2.engine import PreflightError, Trainer, check_before_start, settle_seed
@@ -49,9 +50,7 @@ if __name__ == "__main__":
     args = default_argument_parser().parse_args()
     try:
         processes = max(args.num_gpus, 1) * args.num_machines
-        check_before_start(
-            load_config(args), eval_only=args.eval_only, resume=args.resume, num_processes=processes
-        )
+        check_before_start(load_config(args), eval_only=args.eval_only, resume=args.resume, num_processes=processes)
     except (PreflightError, KeyError, FileNotFoundError) as error:
         sys.exit(f"train_net.py: {error}")
     launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))

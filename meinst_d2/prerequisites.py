@@ -4,8 +4,7 @@ import importlib.util
 
 DETECTRON2_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
 DETECTRON2_INSTALL = (
-    "pip install --no-build-isolation "
-    f"'git+https://github.com/facebookresearch/detectron2.git@{DETECTRON2_COMMIT}'"
+    f"pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git@{DETECTRON2_COMMIT}'"
 )
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import meinst_d2.modeling  # noqa: F401  registers the model
 import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+
+import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2 import add_meinst_config
 from meinst_d2.encoding import PixelMoments, fit_pca, save_components
-
 from tests.conftest import ROOT, blob_masks
 
 

@@ -1,7 +1,7 @@
 """What the published implementation computed on generated images, and the weights it computed with.
 
-A case is an .npz: images, ground truth, losses, gradient norms, detections and pasted masks. Its weights are not stored:
-they are drawn anew, in the order of the key list, from a seeded generator.
+A case is an .npz: images, ground truth, losses, gradient norms, detections and pasted masks. Its weights are not
+stored: they are drawn anew, in the order of the key list, from a seeded generator.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import DefaultPredictor
-from tests.models import published_model, tiny_cfg, tiny_model, write_components
-from tests.parity_cases import FOLDER, published_weights
 
 from meinst_d2.checkpoint import MEInstCheckpointer, load_array_pickle, load_tensor_file
+from tests.models import published_model, tiny_cfg, tiny_model, write_components
+from tests.parity_cases import FOLDER, published_weights
 
 
 class Canary:
@@ -48,8 +48,12 @@ def test_published_weights_load_unchanged_with_any_checkpointer(
     model = published_model()
     checkpointer(model).load(str(tmp_path / "theirs.pth"))
     state = model.state_dict()
-    assert torch.equal(state["proposal_generator.head.centerness.weight"], weights["proposal_generator.MEInst_head.ctrness.weight"])
-    assert torch.equal(state["proposal_generator.mask_encoder.means"], weights["proposal_generator.mask_encoding.means"])
+    assert torch.equal(
+        state["proposal_generator.head.centerness.weight"], weights["proposal_generator.MEInst_head.ctrness.weight"]
+    )
+    assert torch.equal(
+        state["proposal_generator.mask_encoder.means"], weights["proposal_generator.mask_encoding.means"]
+    )
     assert model.proposal_generator.mask_encoder.is_fitted
     assert "not found" not in caplog.text and "not used" not in caplog.text and "Skip loading" not in caplog.text
 

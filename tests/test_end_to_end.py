@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests.conftest import ROOT
 
 CONFIG = ("--config-file", str(ROOT / "configs/quick/tiny.yaml"))
@@ -82,7 +83,11 @@ def test_a_split_without_annotations_gives_its_result_file(workspace: Path, trai
 def test_what_is_wrong_is_one_sentence_and_nothing_is_written(workspace: Path) -> None:
     wrong = ("MODEL.MEINST.DIM_MASK", "9", "OUTPUT_DIR", "wrong")
     printed = run(workspace, "train_net.py", *CONFIG, *OVERRIDES, *wrong, fails=True)
-    assert printed.strip().splitlines()[-1].startswith(
-        "train_net.py: the components in components.npz have D = 8, the config asks for MODEL.MEINST.DIM_MASK = 9"
+    assert (
+        printed.strip()
+        .splitlines()[-1]
+        .startswith(
+            "train_net.py: the components in components.npz have D = 8, the config asks for MODEL.MEINST.DIM_MASK = 9"
+        )
     )
     assert "Traceback" not in printed and not (workspace / "wrong").exists()

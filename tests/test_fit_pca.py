@@ -1,5 +1,6 @@
 """fit_pca.py as a user runs it, on JSON files."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -8,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.conftest import ROOT
 
 import fit_pca
 from meinst_d2.data.shapes import generate
 from meinst_d2.encoding import load_components
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_a_fit_writes_components_a_table_and_a_picture(
     assert "crowd region" in printed and f"reconstruction of {val}" in printed
     table = [line.split() for line in printed.splitlines() if line.strip()[:1].isdigit()]
     assert [int(row[0]) for row in table] == [20, 30, 40, 60, 80, 100]
-    assert all(float(a[2]) < float(b[2]) for a, b in zip(table, table[1:], strict=False))
+    assert all(float(a[2]) < float(b[2]) for a, b in itertools.pairwise(table))
     assert Image.open(output.with_suffix(".png")).size[0] > 800
     assert sorted(p.name for p in output.parent.iterdir()) == ["c.npz", "c.png"]
 
@@ -59,7 +60,7 @@ def test_options_reach_the_file(shapes: Path, tmp_path: Path) -> None:
     components = load_components(output)
     assert not components.sigmoid and components.whiten is False
     assert components.basis.mask_size == 14 and components.provenance["num_masks"] <= 60
-    assert 0 <= components.basis.mean.min() and components.basis.mean.max() <= 1
+    assert components.basis.mean.min() >= 0 and components.basis.mean.max() <= 1
 
 
 def test_detectron2_is_not_imported_for_json_files(shapes: Path, tmp_path: Path) -> None:
@@ -107,9 +108,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(shapes: Path,
         (["--dataset", "x"], "not allowed with argument"),
     ],
 )
-def test_impossible_options_are_refused(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_impossible_options_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         fit_pca.main(["--coco-json", "a.json", *arguments])
     assert message in capsys.readouterr().err

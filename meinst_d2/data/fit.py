@@ -115,9 +115,7 @@ def _measure_shard(
     return iou, counts, num_masks
 
 
-def reconstruct(
-    masks: BoolArray, basis: PCABasis, dims: Sequence[int], magnitude: float | None
-) -> Iterator[BoolArray]:
+def reconstruct(masks: BoolArray, basis: PCABasis, dims: Sequence[int], magnitude: float | None) -> Iterator[BoolArray]:
     """Masks redrawn from their first D coefficients, for each D.
 
     Args:

@@ -98,9 +98,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[Any], dict[str, Any]] | N
         world_size=comm.get_world_size(),
         repeat_factors=_repeat_factors(cfg, records),
     )
-    dataset = SeededMapDataset(
-        DatasetFromList(records, copy=False), mapper or MEInstDatasetMapper(cfg), cfg.SEED
-    )
+    dataset = SeededMapDataset(DatasetFromList(records, copy=False), mapper or MEInstDatasetMapper(cfg), cfg.SEED)
     return TrainLoader(dataset, batches, cfg.DATALOADER.NUM_WORKERS)
 
 

@@ -24,9 +24,9 @@ SMALLEST_BOX = 1e-5
 class MEInstDatasetMapper:
     """Reads and augments an image, and makes its instances.
 
-    Differs from Detectron2's mapper in the masks: each instance may have polygons, an RLE or a bit mask, and becomes a
-    template here, in the loader's worker, once. Crowd regions and unusable annotations are left out; an image may end up
-    without instances.
+    Differs from Detectron2's mapper in the masks: each instance may have polygons, an RLE or a bit mask, and becomes
+    a template here, in the loader's worker, once. Crowd regions and unusable annotations are left out; an image may
+    end up without instances.
     """
 
     @configurable

@@ -15,9 +15,9 @@ Sample = tuple[int, int]
 class TrainingBatches:
     """An endless sequence of batches, the same for any number of processes and workers.
 
-    Every epoch visits the images in an order drawn from (seed, epoch). Images of different groups (wide and tall) do not
-    share a batch; what is left of a group at the end of an epoch goes into its first batch of the next. A batch is cut
-    into equal parts, one per process.
+    Every epoch visits the images in an order drawn from (seed, epoch). Images of different groups (wide and tall) do
+    not share a batch; what is left of a group at the end of an epoch goes into its first batch of the next. A batch is
+    cut into equal parts, one per process.
     """
 
     def __init__(

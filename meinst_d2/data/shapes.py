@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -23,12 +22,12 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from meinst_d2.data.shape_outlines import OUTLINES, Outline, blob, rotated
 from meinst_d2.files import atomic_path
 
-CATEGORIES = ("ring", "star", "crescent", "bar", "cut", "blob")
+CATEGORIES = tuple(OUTLINES)
 SPLITS = ("train", "val")
 
-Parts = list[npt.NDArray[np.float64]]  # outlines (n, 2); with two parts of a ring, the second is the hole
 Mask = npt.NDArray[np.bool_]
 
 
@@ -77,7 +76,9 @@ def generate(
         context = multiprocessing.get_context("fork")
         with threadpool_limits(1), ProcessPoolExecutor(workers, mp_context=context) as pool:
             results = pool.map(work, range(count), chunksize=16)
-            annotations = list(tqdm(results, total=count, desc=f"drawing {split:5}", unit=" images", dynamic_ncols=True))
+            annotations = list(
+                tqdm(results, total=count, desc=f"drawing {split:5}", unit=" images", dynamic_ncols=True)
+            )
         with atomic_path(Path(root) / "annotations" / f"instances_{split}.json") as temporary:
             temporary.write_text(json.dumps(_coco(annotations, config)))
 
@@ -151,7 +152,7 @@ class _Object:
     full: Mask  # what it covers
     visible: Mask  # what later objects left of it
     occluder: Mask | None = None  # a strip drawn over it that is no object itself
-    polygons: Parts | None = None  # None where only a bit mask can say it
+    polygons: list[Outline] | None = None  # None where only a bit mask can say it
     crowd: bool = False
 
     def annotation(self) -> dict[str, Any]:
@@ -190,7 +191,7 @@ def _random_object(rng: np.random.Generator, config: ShapesConfig) -> _Object | 
     category = int(rng.integers(len(CATEGORIES)))
     side = float(np.exp(rng.uniform(np.log(config.min_side), np.log(config.max_side))))
     size = (config.height, config.width)
-    outlines = OUTLINES[category](rng, side)
+    outlines = OUTLINES[CATEGORIES[category]](rng, side)
     strip = outlines.pop() if CATEGORIES[category] == "cut" else None
     points = np.concatenate(outlines)
     extent = np.ptp(points, axis=0)
@@ -224,80 +225,13 @@ def _crowd(rng: np.random.Generator, config: ShapesConfig) -> _Object | None:
     center = rng.uniform(30, np.array([config.width, config.height]) - 30)
     region = np.zeros(size, bool)
     for _ in range(rng.integers(8, 15)):
-        outline = _rotated(rng, _blob(rng))
+        outline = rotated(rng, blob(rng))
         region |= _fill([outline * rng.uniform(4, 7) + center + rng.normal(0, 14, 2)], size)
     return _Object(CATEGORIES.index("blob"), region, region.copy(), crowd=True)
 
 
-def _fill(outlines: Parts, size: tuple[int, int]) -> Mask:
+def _fill(outlines: list[Outline], size: tuple[int, int]) -> Mask:
     return mask_util.decode(mask_util.merge(mask_util.frPyObjects([o.ravel() for o in outlines], *size))).astype(bool)
-
-
-def _circle(points: int = 40) -> npt.NDArray[np.float64]:
-    angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
-    return np.stack((np.cos(angle), np.sin(angle)), axis=1)
-
-
-def _rotated(rng: np.random.Generator, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    angle = rng.uniform(0, 2 * np.pi)
-    return points @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-
-
-def _blob(rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    radius = 1 + sum(rng.normal(0, 0.35 / k) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in range(2, 6))
-    return _circle() * np.maximum(radius, 0.25)[:, None]
-
-
-def _ring_outlines(rng: np.random.Generator, side: float) -> Parts:
-    outer = _rotated(rng, _circle() * [1, rng.uniform(0.7, 1)])
-    return [outer, outer * rng.uniform(0.45, 0.6)]
-
-
-def _star_outlines(rng: np.random.Generator, side: float) -> Parts:
-    radius = np.where(np.arange(10) % 2, rng.uniform(0.4, 0.5), 1)
-    return [_rotated(rng, _circle(10) * radius[:, None])]
-
-
-def _crescent_outlines(rng: np.random.Generator, side: float) -> Parts:
-    distance, radius = rng.uniform(0.45, 0.6), 0.8  # of the disc that is taken away
-    tip = np.arccos((1 + distance**2 - radius**2) / (2 * distance))
-    inner_tip = np.arctan2(np.sin(tip), np.cos(tip) - distance)
-    outer, inner = np.linspace(tip, 2 * np.pi - tip, 30), np.linspace(2 * np.pi - inner_tip, inner_tip, 30)
-    outer_arc = np.stack((np.cos(outer), np.sin(outer)), axis=1)
-    inner_arc = np.stack((distance + radius * np.cos(inner), radius * np.sin(inner)), axis=1)
-    return [_rotated(rng, np.concatenate((outer_arc, inner_arc)))]
-
-
-def _bar_outlines(rng: np.random.Generator, side: float) -> Parts:
-    aspect = max(2.0, min(rng.uniform(4, 6), side / 5))  # at least 5 pixels thick
-    return [_rotated(rng, np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [1, 1 / aspect])]
-
-
-def _cut_outlines(rng: np.random.Generator, side: float) -> Parts:
-    """Two caps of an ellipse, and the strip between them."""
-    half = max(rng.uniform(0.12, 0.2), 4 / side)  # of the strip's width
-    start = np.arcsin(half)
-    angle = np.linspace(start, np.pi - start, 20)
-    cap = np.stack((np.cos(angle), np.sin(angle)), axis=1)
-    strip = np.array([[-1.3, -half], [1.3, -half], [1.3, half], [-1.3, half]])
-    stretch = [rng.uniform(0.7, 1), 1]
-    joined = _rotated(rng, np.concatenate((cap, cap * [1, -1], strip)) * stretch)
-    return [joined[:20], joined[20:40], joined[40:]]
-
-
-def _blob_outlines(rng: np.random.Generator, side: float) -> Parts:
-    return [_rotated(rng, _blob(rng))]
-
-
-OUTLINES: tuple[Callable[[np.random.Generator, float], Parts], ...] = (
-    _ring_outlines,
-    _star_outlines,
-    _crescent_outlines,
-    _bar_outlines,
-    _cut_outlines,
-    _blob_outlines,
-)
 
 
 def _texture(rng: np.random.Generator, size: tuple[int, ...], amplitude: float) -> npt.NDArray[np.float32]:

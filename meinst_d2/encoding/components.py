@@ -28,8 +28,8 @@ class Components:
 
     Attributes:
         basis: the dictionary, float32.
-        provenance: what the fit recorded (datasets, num_masks, sigmoid, whiten, clamp, versions); empty for files of the
-            published tool.
+        provenance: what the fit recorded (datasets, num_masks, sigmoid, whiten, clamp, versions); empty for files of
+            the published tool.
     """
 
     basis: PCABasis
@@ -42,7 +42,7 @@ class Components:
 
     @property
     def whiten(self) -> bool | None:
-        """The whitening that the fit was told of, or None where it is not recorded (it does not alter the components)."""
+        """The whitening that the fit was told of, which does not alter the components; None where not recorded."""
         return self.provenance.get("whiten")
 
 
@@ -78,7 +78,9 @@ def load_components(path: str | os.PathLike[str]) -> Components:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a readable components file ({error}): make it again with fit_pca.py") from error
+        raise ValueError(
+            f"{path} is not a readable components file ({error}): make it again with fit_pca.py"
+        ) from error
     try:
         return _components_from_arrays(arrays)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,7 @@ class PCABasis:
     @property
     def mask_size(self) -> int:
         """S."""
-        return round(len(self.mean) ** 0.5)
+        return math.isqrt(len(self.mean))
 
     @property
     def sigmoid(self) -> bool:
@@ -53,7 +54,8 @@ class PCABasis:
         """
         if not 1 <= dim <= self.dim:
             raise ValueError(
-                f"the masks determine {self.dim} components, not {dim}: choose --dim {self.dim} or less, or give more masks"
+                f"the masks determine {self.dim} components, not {dim}: choose --dim {self.dim} or less, "
+                "or give more masks"
             )
         return PCABasis(
             self.components[:dim], self.mean, self.explained_variance[:dim], self.explained_variance_ratio[:dim]
@@ -100,7 +102,8 @@ def _with_positive_peak(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64
     # Mirrored datasets have components whose peak occurs twice with opposite signs, equal up to rounding.
     magnitude = np.abs(rows)
     peak = (magnitude >= magnitude.max(axis=1, keepdims=True) * (1 - 1e-6)).argmax(axis=1)
-    return rows * np.sign(rows[np.arange(len(rows)), peak])[:, None]
+    signs: npt.NDArray[np.float64] = np.sign(rows[np.arange(len(rows)), peak])
+    return rows * signs[:, None]
 
 
 @MASK_ENCODER_REGISTRY.register()
@@ -130,7 +133,7 @@ class PCAEncoder(MaskEncoder):
             sigmoid: encode the logits of the pixels and decode through a sigmoid; otherwise the pixels themselves.
             whiten: divide coefficients by the standard deviation of their component.
             clamp: the clamp of the logits; where it is random, every call of :meth:`encode` draws anew from torch's
-                global generator.
+                global generator in training mode, and takes the mean logit in evaluation mode.
         """
         super().__init__()
         self.dim, self.mask_size = dim, mask_size
@@ -172,18 +175,19 @@ class PCAEncoder(MaskEncoder):
         masks = masks.to(self.means.dtype)
         if not self.sigmoid:
             return masks
-        if self.clamp.is_random:
-            v = (torch.rand_like(masks) * self.clamp.high).clamp(min=self.clamp.low)
-        else:
-            v = torch.full_like(masks, self.clamp.low)
-        return (2 * masks - 1) * torch.log((1 - v) / v)
+        signs = 2 * masks - 1
+        if not (self.clamp.is_random and self.training):
+            return signs * self.clamp.logit_moments()[0]
+        v = (torch.rand_like(masks) * self.clamp.high).clamp(min=self.clamp.low)
+        return signs * torch.log((1 - v) / v)
 
     def decode_logits(self, coeffs: Tensor) -> Tensor:
         with torch.autocast(coeffs.device.type, enabled=False):
             coeffs = coeffs.to(self.means.dtype)
             if self.whiten:
                 coeffs = coeffs * self.explained_variances.sqrt()
-            return (coeffs @ self.components + self.means).unflatten(-1, (self.mask_size, self.mask_size))
+            pixels = coeffs @ self.components + self.means
+            return pixels.reshape(*coeffs.shape[:-1], self.mask_size, self.mask_size)
 
     def decode(self, coeffs: Tensor) -> Tensor:
         pixels = self.decode_logits(coeffs)

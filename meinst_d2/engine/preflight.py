@@ -61,7 +61,9 @@ def check_before_start(cfg: CfgNode, *, eval_only: bool, resume: bool, num_proce
 
 def _check_device(cfg: CfgNode) -> None:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but torch sees no GPU: add MODEL.DEVICE cpu to the command")
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but torch sees no GPU: add MODEL.DEVICE cpu to the command"
+        )
 
 
 def _check_batch(cfg: CfgNode, num_processes: int) -> None:

@@ -15,8 +15,8 @@ SEED_FILE = "seed.txt"
 def settle_seed(cfg: CfgNode, resume: bool) -> None:
     """Give ``cfg.SEED`` a value that is not negative.
 
-    A negative SEED is replaced by one that is drawn once and kept in ``OUTPUT_DIR/seed.txt``, where a resumed run finds it.
-    Every process calls this; all get the value of the first.
+    A negative SEED is replaced by one that is drawn once and kept in ``OUTPUT_DIR/seed.txt``, where a resumed run finds
+    it. Every process calls this; all get the value of the first.
     """
     if cfg.SEED >= 0:
         return

@@ -87,9 +87,9 @@ class TrainStep(SimpleTrainer):
         images = ", ".join(str(x.get("image_id", x.get("file_name"))) for x in data)
         where = f"on process {rank}" if comm.get_world_size() > 1 else "here"
         raise FloatingPointError(
-            f"the loss of iteration {self.iter} is not finite {where} ({values}); this process had the images {images}. "
-            "The weights are still those of the iteration before. Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or "
-            "enable SOLVER.CLIP_GRADIENTS, then --resume"
+            f"the loss of iteration {self.iter} is not finite {where} ({values}); this process had the images "
+            f"{images}. The weights are still those of the iteration before. Lower SOLVER.BASE_LR, lengthen "
+            "SOLVER.WARMUP_ITERS or enable SOLVER.CLIP_GRADIENTS, then --resume"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -41,8 +41,10 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As DefaultTrainer's; then the loader continues where the checkpoint stopped, and of two sets of mask components
-        the one that ``MODEL.MEINST.COMPONENTS_CONFLICT`` names is kept."""
+        """As DefaultTrainer's; then the loader continues where the checkpoint stopped.
+
+        Of two sets of mask components the one that ``MODEL.MEINST.COMPONENTS_CONFLICT`` names is kept.
+        """
         generator = getattr(self.checkpointer.model, "proposal_generator", None)
         encoder = getattr(generator, "mask_encoder", None)
         from_file = None
@@ -91,6 +93,7 @@ def _settle_components(generator: nn.Module, from_file: dict[str, torch.Tensor],
 
 
 COMPONENTS_DIFFER = (
-    "the components in MODEL.WEIGHTS differ from those in MODEL.MEINST.COMPONENTS: set MODEL.MEINST.COMPONENTS_CONFLICT to "
-    "'weights' to go on with what the mask predictor has learned, or to 'file' to start the mask predictor anew"
+    "the components in MODEL.WEIGHTS differ from those in MODEL.MEINST.COMPONENTS: set "
+    "MODEL.MEINST.COMPONENTS_CONFLICT to 'weights' to go on with what the mask predictor has learned, or to 'file' to "
+    "start the mask predictor anew"
 )

@@ -152,9 +152,13 @@ class Positives:
     def to(self, device: torch.device) -> Positives:
         """A copy on another device; from pinned memory, without waiting."""
         tensors = (self.image_idx, self.location_idx, self.gt_idx, self.ltrb, self.centerness)
-        if device.type == "cuda":
-            tensors = tuple(t.pin_memory() if t.device.type == "cpu" else t for t in tensors)
-        return Positives(*(t.to(device, non_blocking=True) for t in tensors))
+        return Positives(*(_move(tensor, device) for tensor in tensors))
+
+
+def _move(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @torch.no_grad()
@@ -172,7 +176,9 @@ def assign_batch(
         locations_per_level: from :func:`~meinst_d2.fcos.locations.level_locations`, on the boxes' device.
         rule: what makes a location positive.
     """
-    matched_gt_idx = torch.stack([assign_locations(boxes, level_shapes, rule) for boxes in gt_boxes_per_image])  # (N, R)
+    matched_gt_idx = torch.stack(
+        [assign_locations(boxes, level_shapes, rule) for boxes in gt_boxes_per_image]
+    )  # (N, R)
     image_idx, location_idx = (matched_gt_idx != BACKGROUND).nonzero(as_tuple=True)
     num_gt = torch.tensor([len(boxes) for boxes in gt_boxes_per_image], device=image_idx.device)
     gt_idx = matched_gt_idx[image_idx, location_idx] + (num_gt.cumsum(0) - num_gt)[image_idx]

@@ -35,7 +35,8 @@ def focal_loss(
     """
     targets = torch.zeros_like(logits)
     targets[image_idx, class_idx, location_idx] = 1
-    return sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=gamma, reduction="sum")
+    loss: Tensor = sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=gamma, reduction="sum")
+    return loss
 
 
 def iou_loss(pred_ltrb: Tensor, gt_ltrb: Tensor, loss_type: BoxLossType = "giou") -> Tensor:

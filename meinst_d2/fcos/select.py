@@ -43,7 +43,9 @@ def select_candidates(
     """
     probability = cls_logits.float().sigmoid()  # (K, R)
     product = probability * centerness_logits.float().sigmoid()
-    class_idx, location_idx = ((product if thresh_with_centerness else probability) > score_thresh).nonzero(as_tuple=True)
+    class_idx, location_idx = ((product if thresh_with_centerness else probability) > score_thresh).nonzero(
+        as_tuple=True
+    )
     ranking = product[class_idx, location_idx]  # (C,)
     if len(ranking) > topk:
         ranking, kept = ranking.topk(topk, sorted=False)

@@ -27,4 +27,5 @@ class DeformConv(nn.Module):
         # The operator has no autocast rule of its own: it needs one dtype throughout.
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.conv.weight.dtype)
-            return deform_conv2d(x, self.offset(x), self.conv.weight, padding=self.padding)
+            out: Tensor = deform_conv2d(x, self.offset(x), self.conv.weight, padding=self.padding)
+            return out

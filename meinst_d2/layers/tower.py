@@ -31,7 +31,9 @@ def build_tower(channels: int, num_convs: int, *, norm: NormType = "GN", deform_
     if norm not in NORM_TYPES:
         raise ValueError(f"the head's norm {norm!r} is none of {', '.join(NORM_TYPES)}")
     if norm == "GN" and channels % GROUPS:
-        raise ValueError(f"GroupNorm needs channels in multiples of {GROUPS}, got {channels}: change the FPN's channels")
+        raise ValueError(
+            f"GroupNorm needs channels in multiples of {GROUPS}, got {channels}: change the FPN's channels"
+        )
     layers: list[nn.Module] = []
     for i in range(num_convs):
         deformable = deform_last and i == num_convs - 1

@@ -1,7 +1,7 @@
 """From predictions and targets to losses (paper, equations 3 and 4).
 
-Symbols: N images, K classes, R locations of an image over all levels, P positive locations and M instances of the batch,
-D coefficients.
+Symbols: N images, K classes, R locations of an image over all levels, P positive locations and M instances of the
+batch, D coefficients.
 """
 
 from __future__ import annotations

@@ -15,12 +15,11 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
-from meinst_d2.config import check_choices
 from meinst_d2.checkpoint import rename_published_keys
+from meinst_d2.config import check_choices
 from meinst_d2.encoding import MASK_ENCODER_REGISTRY, MaskEncoder, SigmoidClamp, load_components
 from meinst_d2.fcos.assign import AssignmentRule, assign_batch
 from meinst_d2.fcos.locations import level_locations
-
 from meinst_d2.modeling.criterion import MEInstCriterion
 from meinst_d2.modeling.head import HeadOutput, MEInstHead, TowerConfig
 from meinst_d2.modeling.inference import InferenceRule, detect
@@ -141,9 +140,7 @@ class MEInstFCOS(nn.Module):
             return [], self.losses(output, gt_instances)
         strides = self.assignment_rule.strides
         locations = level_locations(output.level_shapes, strides, images.tensor.device)
-        instances = detect(
-            output, locations, strides, images.image_sizes, self.inference_rule, self.mask_encoder
-        )
+        instances = detect(output, locations, strides, images.image_sizes, self.inference_rule, self.mask_encoder)
         return instances, {}
 
     def losses(self, output: HeadOutput, gt_instances: Sequence[Instances]) -> dict[str, Tensor]:

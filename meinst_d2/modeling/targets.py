@@ -33,15 +33,16 @@ def mask_templates(gt_instances: Sequence[Instances], mask_size: int) -> Tensor:
             template = instances.gt_mask_templates
             if template.shape[-2:] != (mask_size, mask_size):
                 raise ValueError(
-                    f"the loader made mask templates of {tuple(template.shape[-2:])}, the model has MODEL.MEINST.MASK_SIZE "
-                    f"= {mask_size}: build the mapper from the same config"
+                    f"the loader made mask templates of {tuple(template.shape[-2:])}, the model has "
+                    f"MODEL.MEINST.MASK_SIZE = {mask_size}: build the mapper from the same config"
                 )
             templates.append(template.bool())
         elif instances.has("gt_masks"):
             templates.append(instances.gt_masks.crop_and_resize(instances.gt_boxes.tensor, mask_size))
         else:
             raise ValueError(
-                "an image has instances without masks: train on a dataset with segmentations, or set MODEL.MASK_ON False"
+                "an image has instances without masks: train on a dataset with segmentations, or set "
+                "MODEL.MASK_ON False"
             )
     if not templates:
         return torch.zeros(0, mask_size, mask_size, dtype=torch.bool)

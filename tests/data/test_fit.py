@@ -2,12 +2,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from tests.conftest import blob_masks
 
 from meinst_d2.data import fit
 from meinst_d2.data.fit import count_moments, measure_reconstruction, reconstruct
 from meinst_d2.data.instances import InstanceAnnotation
 from meinst_d2.encoding import PixelMoments, fit_pca
+from tests.conftest import blob_masks
 
 
 @pytest.fixture(scope="module")

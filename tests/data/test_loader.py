@@ -1,16 +1,15 @@
 import random
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.models import tiny_cfg
 
 from meinst_d2.data.datasets import register_shapes
 from meinst_d2.data.loader import build_train_loader, seeded
 from meinst_d2.data.shapes import ShapesConfig, generate
+from tests.models import tiny_cfg
 
 
 @pytest.fixture(scope="module", autouse=True)

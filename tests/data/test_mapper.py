@@ -10,10 +10,10 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
-from tests.models import tiny_cfg
 
 from meinst_d2.data.loader import seeded
 from meinst_d2.data.mapper import MEInstDatasetMapper
+from tests.models import tiny_cfg
 
 TRIANGLE = [20.0, 10, 60, 10, 20, 50]
 

@@ -4,6 +4,7 @@ import pytest
 
 from meinst_d2.data.rasterize import crop_bitmask, decode_rle, rasterize_polygons
 
+
 def rectangle(x0: float, y0: float, x1: float, y1: float) -> np.ndarray:
     return np.array([x0, y0, x1, y0, x1, y1, x0, y1])
 

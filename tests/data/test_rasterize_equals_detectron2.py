@@ -26,7 +26,9 @@ extent = st.one_of(st.floats(0, 500, width=32), st.sampled_from([0.0, 0.05, 0.1,
 
 @settings(max_examples=200, deadline=None)
 @given(
-    instances=st.lists(st.tuples(st.lists(polygon, min_size=1, max_size=3), corner, corner, extent, extent), max_size=6),
+    instances=st.lists(
+        st.tuples(st.lists(polygon, min_size=1, max_size=3), corner, corner, extent, extent), max_size=6
+    ),
     size=st.sampled_from([7, 28, 56]),
 )
 def test_any_polygons_give_the_same_bits(instances: list, size: int) -> None:
@@ -69,7 +71,9 @@ def test_a_polygon_and_the_rle_of_its_pixels_make_similar_templates(real_data: P
     file = real_data / "coco/annotations/instances_val2017.json"
     sizes = {image["id"]: (image["height"], image["width"]) for image in json.loads(file.read_text())["images"]}
     assert len(sizes) == 80
-    annotations = [a for a in read_coco_json(file) if not a.iscrowd and min(a.box[2] - a.box[0], a.box[3] - a.box[1]) > 60]
+    annotations = [
+        a for a in read_coco_json(file) if not a.iscrowd and min(a.box[2] - a.box[0], a.box[3] - a.box[1]) > 60
+    ]
     polygons = make_templates(annotations, 28)
     assert not polygons.skipped
     different = []

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.conftest import ROOT, blob_masks
 
 from meinst_d2.encoding import PixelMoments, fit_pca, load_components, save_components
+from tests.conftest import ROOT, blob_masks
 
 
 @pytest.fixture(scope="module")

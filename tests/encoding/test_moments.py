@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from tests.conftest import blob_masks
 
 from meinst_d2.encoding import PixelMoments
+from tests.conftest import blob_masks
 
 
 def moments_of(masks: np.ndarray) -> PixelMoments:

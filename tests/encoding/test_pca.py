@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
-from tests.conftest import blob_masks
 
 from meinst_d2.encoding import PCABasis, PCAEncoder, PixelMoments, SigmoidClamp, fit_pca
+from tests.conftest import blob_masks
 
 FIXED = SigmoidClamp(0.01, 0.01)
 
@@ -158,7 +158,15 @@ def test_random_clamp_is_drawn_per_call_and_fixed_clamp_never(masks: np.ndarray)
     assert not torch.equal(random.encode(batch), random.encode(batch))
     state = torch.get_rng_state()
     assert torch.equal(fixed.encode(batch), fixed.encode(batch))
+    random.eval()
+    assert torch.equal(random.encode(batch), random.encode(batch))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_mean_of_random_encodings_is_the_encoding_in_evaluation(masks: np.ndarray) -> None:
+    encoder = fitted_encoder(masks, 10)
+    drawn = torch.stack([encoder.encode(torch.from_numpy(masks[:4])) for _ in range(2000)])
+    torch.testing.assert_close(drawn.mean(0), encoder.eval().encode(torch.from_numpy(masks[:4])), rtol=0, atol=0.02)
 
 
 def test_decode_is_differentiable(masks: np.ndarray) -> None:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from tests.models import image_with, tiny_cfg, tiny_model, write_components
 
 from meinst_d2.checkpoint import MEInstCheckpointer
 from meinst_d2.data.datasets import register_shapes
@@ -14,6 +13,7 @@ from meinst_d2.data.shapes import ShapesConfig, generate
 from meinst_d2.engine import Trainer, settle_seed
 from meinst_d2.engine.optimizer import build_optimizer
 from meinst_d2.engine.step import TrainStep
+from tests.models import image_with, tiny_cfg, tiny_model, write_components
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models import published_model, tiny_cfg, tiny_model, write_components
-from tests.parity_cases import published_weights
 
 from meinst_d2.checkpoint import CheckpointInfo, MEInstCheckpointer
 from meinst_d2.data.datasets import register_shapes
 from meinst_d2.data.shapes import generate
 from meinst_d2.engine import PreflightError, check_before_start
+from tests.models import published_model, tiny_cfg, tiny_model, write_components
+from tests.parity_cases import published_weights
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,9 +63,13 @@ def test_what_is_right_passes_and_leaves_no_trace(files: Path) -> None:
 
 def test_components_that_are_nowhere(files: Path) -> None:
     fit = r"run fit_pca.py --dataset shapes_train --dim 8 --mask-size 28 --output"
-    with pytest.raises(PreflightError, match=rf"names no file and random weights do not carry them; {fit} FILE and set"):
+    with pytest.raises(
+        PreflightError, match=rf"names no file and random weights do not carry them; {fit} FILE and set"
+    ):
         check(files)
-    with pytest.raises(PreflightError, match=rf"there is no file .*absent.npz and .*bare.pth do not carry them; {fit} "):
+    with pytest.raises(
+        PreflightError, match=rf"there is no file .*absent.npz and .*bare.pth do not carry them; {fit} "
+    ):
         check(files, *components(files, "absent.npz"), *weights(files, "bare.pth"))
     with pytest.raises(PreflightError, match="do not carry them"):
         check(files, *weights(files, "R-50.pkl"), eval_only=True)

@@ -12,7 +12,10 @@ def test_worked_example() -> None:
     cls = torch.tensor([[logit(0.9), logit(0.04)], [logit(0.5), logit(0.06)]])  # two classes, two locations
     ctr = torch.tensor([logit(0.4), logit(0.1)])
     found = select_candidates(cls, ctr, score_thresh=0.05, topk=10)
-    pairs = {(loc, k): s for loc, k, s in zip(found.location_idx.tolist(), found.class_idx.tolist(), found.scores.tolist(), strict=True)}
+    pairs = {
+        (loc, k): s
+        for loc, k, s in zip(found.location_idx.tolist(), found.class_idx.tolist(), found.scores.tolist(), strict=True)
+    }
     assert pairs == {
         (0, 0): pytest.approx(0.36**0.5),
         (0, 1): pytest.approx(0.2**0.5),

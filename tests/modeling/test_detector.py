@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.data.detection_utils import annotations_to_instances
 from detectron2.structures import BoxMode
+
 from tests.models import image_with, tiny_model
 
 LOSSES = {"loss_cls", "loss_box", "loss_centerness", "loss_mask"}
@@ -57,7 +58,9 @@ def test_only_empty_images_and_only_images_without_positives(model: torch.nn.Mod
 
 def test_boxes_on_every_border_and_one_pixel_objects(model: torch.nn.Module) -> None:
     borders = [[0.0, 20.0, 30.0, 44.0], [66.0, 20.0, 96.0, 44.0], [30.0, 0.0, 60.0, 24.0], [30.0, 40.0, 60.0, 64.0]]
-    losses = train(model, [image_with([*borders, [0.0, 0.0, 96.0, 64.0], [95.0, 63.0, 96.0, 64.0], [4.0, 4.0, 5.0, 5.0]])])
+    losses = train(
+        model, [image_with([*borders, [0.0, 0.0, 96.0, 64.0], [95.0, 63.0, 96.0, 64.0], [4.0, 4.0, 5.0, 5.0]])]
+    )
     assert all(np.isfinite(list(losses.values()))) and losses["loss_mask"] > 0
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import Boxes, Instances
 from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, Instances
 from torchvision.ops import batched_nms
 
 from meinst_d2.encoding import PCABasis, PCAEncoder
@@ -46,8 +46,10 @@ def test_every_detection_is_what_its_location_says() -> None:
             ((all_locations == location).all(1) & matches).nonzero()[0, 0].item()
             for location, matches in zip(
                 found.locations,
-                [(flat(output.cls_logits)[i, k].sigmoid() * flat(output.centerness)[i, 0].sigmoid()).sqrt() == s
-                 for k, s in zip(found.pred_classes, found.scores, strict=True)],
+                [
+                    (flat(output.cls_logits)[i, k].sigmoid() * flat(output.centerness)[i, 0].sigmoid()).sqrt() == s
+                    for k, s in zip(found.pred_classes, found.scores, strict=True)
+                ],
                 strict=True,
             )
         ]
@@ -98,7 +100,9 @@ def test_inside_the_image_pasting_is_detectron2s() -> None:
     found = detections([[3.0, 4.0, 30.0, 20.5], [10.2, 11.0, 39.0, 39.5]], torch.rand(2, 28, 28))
     for paste_box in ("predicted", "clipped"):
         ours = postprocess(found, 80, 100, paste_box)
-        theirs = detector_postprocess(Instances((40, 40), **{**found.get_fields(), "pred_boxes": found.pred_boxes.clone()}), 80, 100)
+        theirs = detector_postprocess(
+            Instances((40, 40), **{**found.get_fields(), "pred_boxes": found.pred_boxes.clone()}), 80, 100
+        )
         assert torch.equal(ours.pred_masks, theirs.pred_masks)
         assert torch.equal(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
 

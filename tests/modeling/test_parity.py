@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from tests.models import published_model
 from tests.parity_cases import FOLDER, Case
 

@@ -1,0 +1,49 @@
+# make demo, make test and the rest do everything they need on a fresh machine; make help lists them.
+VENV ?= .venv
+PYTHON ?= python3
+export PYTHON
+
+# The tests of floors 0 to 2 and of fitting, which need neither Detectron2 nor a compiler.
+CORE := tests/encoding tests/fcos tests/layers tests/modeling/test_head.py tests/modeling/test_criterion.py \
+	tests/data/test_rasterize.py tests/data/test_instances.py tests/data/test_fit.py tests/data/test_sampler.py \
+	tests/data/test_shapes.py tests/test_fit_pca.py tests/test_floors.py
+
+# Installing happens while make expands the recipe, so that $(error) can print the reason as the very last line.
+dry_run := $(findstring n,$(firstword -$(MAKEFLAGS)))
+ensure = $(if $(dry_run),,$(if $(shell tools/install.sh "$(VENV)" $(1) >&2 && echo ok),,$(error $(shell cat .install-error))))
+run := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-core demo test test-core lint types check clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@echo "VENV=/path/to/venv uses an existing environment; what works in it is kept (default .venv)"
+
+install:  ## make the environment: torch, torchvision, Detectron2, this package
+	@:$(call ensure,full)
+
+install-core:
+	@:$(call ensure,core)
+
+demo: install  ## generate shapes, fit components, train a small model on the CPU, evaluate, draw (10 minutes)
+	$(run) tools/demo_shapes.py
+
+test: install  ## every test
+	$(run) -m pytest
+
+test-core: install-core  ## the tests that need neither Detectron2 nor a compiler
+	$(run) -m pytest $(CORE)
+
+lint: install-core  ## ruff, format included
+	$(run) -m ruff check .
+	$(run) -m ruff format --check .
+
+types: install-core  ## mypy, strict below Detectron2
+	$(run) -m mypy
+
+check: install lint types test  ## lint, types, tests
+
+clean:  ## remove the environment, caches and build leftovers; never output/ or datasets/
+	rm -rf .venv .install-error build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
