@@ -1,7 +1,6 @@
 # make demo, make test and the rest do everything they need on a fresh machine; make help lists them.
 VENV ?= .venv
 PYTHON ?= python3
-export PYTHON
 
 # The tests of floors 0 to 2 and of fitting, which need neither Detectron2 nor a compiler.
 CORE := tests/encoding tests/fcos tests/layers tests/modeling/test_head.py tests/modeling/test_criterion.py \
@@ -10,7 +9,7 @@ CORE := tests/encoding tests/fcos tests/layers tests/modeling/test_head.py tests
 
 # Installing happens while make expands the recipe, so that $(error) can print the reason as the very last line.
 dry_run := $(findstring n,$(firstword -$(MAKEFLAGS)))
-ensure = $(if $(dry_run),,$(if $(shell tools/install.sh "$(VENV)" $(1) >&2 && echo ok),,$(error $(shell cat .install-error))))
+ensure = $(if $(dry_run),,$(if $(shell PYTHON="$(PYTHON)" tools/install.sh "$(VENV)" $(1) >&2 && echo ok),,$(error $(shell cat .install-error))))
 run := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "meinst_d2"
 FLOORS = {  # the longest matching prefix counts
     "meinst_d2": 0,
     "meinst_d2.files": 0,
+    "meinst_d2.precision": 0,
     "meinst_d2.prerequisites": 0,
     "meinst_d2.encoding": 0,
     "meinst_d2.fcos": 0,
@@ -35,6 +36,7 @@ THIRD_PARTY = {  # what a room may import at all; others may import anything
     "meinst_d2.modeling.criterion": {"torch"},
     "meinst_d2.data.rasterize": {"numpy", "pycocotools"},
     "meinst_d2.files": set(),
+    "meinst_d2.precision": {"torch"},
     "meinst_d2.prerequisites": set(),
 }
 

@@ -66,21 +66,15 @@ def main() -> None:
 
 def report(trainer: Any, output: Path, start: float) -> None:
     """Pictures, and a summary on the console."""
-    import torch
-    from detectron2.data import build_detection_test_loader
 
     from meinst_d2.data.datasets import dataset_dicts
     from meinst_d2.evaluation.ceiling import encoding_ceiling
-    from meinst_d2.evaluation.pictures import draw_losses, draw_sheet
+    from meinst_d2.evaluation.pictures import draw_losses, draw_sheet, predict_dataset
 
     draw_losses(output / "losses.png", output / "metrics.json")
-    records = [record for record in dataset_dicts("shapes_val") if record["annotations"]][:15]
     model = trainer.model.eval()
-    with torch.no_grad():
-        loader = build_detection_test_loader(trainer.cfg, "shapes_val")
-        wanted = {record["image_id"] for record in records}
-        found = {x[0]["image_id"]: model(x)[0]["instances"] for x in loader if x[0]["image_id"] in wanted}
-    draw_sheet(output / "detections.png", records, [found[r["image_id"]] for r in records], "shapes_val")
+    records = dataset_dicts("shapes_val")[:15]
+    draw_sheet(output / "detections.png", records, predict_dataset(trainer.cfg, model, "shapes_val", 15), "shapes_val")
 
     results = trainer._last_eval_results
     ceiling = encoding_ceiling(model.proposal_generator.mask_encoder, "shapes_val")

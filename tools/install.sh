@@ -42,6 +42,12 @@ if [ ! -x "$venv/bin/python" ]; then
     "$python" -m venv "$venv" || fail "$python has no working venv; install it (Debian: apt install python3-venv)"
 fi
 
+step="looking for what Detectron2 is built with"
+if [ "$mode" = full ] && ! has 'import detectron2'; then
+    command -v git >/dev/null || fail "there is no git; install it (Debian: apt install git)"
+    command -v "${CXX:-c++}" >/dev/null || fail "there is no C++ compiler; install one (Debian: apt install g++)"
+fi
+
 step="installing torch and torchvision"
 has 'import torch, torchvision' || {
     held=$("$venv/bin/python" -c 'import torch; print("torch==" + torch.__version__)' 2>/dev/null)
@@ -51,11 +57,8 @@ has 'import torch, torchvision' || {
 step="installing the build tools"
 has 'import pkg_resources, wheel' || pip_install 'setuptools<81' wheel
 
+step="installing Detectron2"
 if [ "$mode" = full ] && ! has 'import detectron2'; then
-    step="installing Detectron2"
-    command -v git >/dev/null || fail "there is no git; install it (Debian: apt install git)"
-    command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null ||
-        fail "there is no C++ compiler; install one (Debian: apt install g++)"
     pip_install --no-build-isolation "git+$repository@$commit"
 fi
 

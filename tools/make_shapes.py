@@ -7,7 +7,8 @@ import argparse
 import os
 from pathlib import Path
 
-from meinst_d2.data.shapes import ShapesConfig, generate
+from meinst_d2.data.shape_images import ShapesConfig
+from meinst_d2.data.shapes import generate
 
 EXAMPLES = """example:
   tools/make_shapes.py --output datasets/shapes --train 2000 --val 100
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--val", type=int, default=100, help="validation images (default 100)")
     parser.add_argument("--size", type=int, nargs=2, default=(160, 160), metavar=("H", "W"), help="of the images")
     parser.add_argument("--max-objects", type=int, default=9, help="most objects per image (default 9)")
-    parser.add_argument("--min-side", type=float, default=18, help="smallest object extent in pixels (default 18)")
+    parser.add_argument("--min-side", type=float, default=20, help="smallest object extent in pixels (default 20)")
     parser.add_argument("--max-side", type=float, default=96, help="largest object extent in pixels (default 96)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same images (default 0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")

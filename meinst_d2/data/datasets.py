@@ -12,7 +12,8 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-from meinst_d2.data.shapes import CATEGORIES, SPLITS
+from meinst_d2.data.shape_images import CATEGORIES
+from meinst_d2.data.shapes import SPLITS
 
 LONGEST_CATEGORIES = 16_000_000
 """Bytes of a list of categories; LVIS's has less than one million."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from meinst_d2.encoding.clamp import SigmoidClamp
 from meinst_d2.encoding.encoder import MASK_ENCODER_REGISTRY, MaskEncoder
 from meinst_d2.encoding.moments import PixelMoments
+from meinst_d2.precision import without_autocast
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class PCAEncoder(MaskEncoder):
             self.means.copy_(torch.as_tensor(basis.mean))
 
     def encode(self, masks: Tensor) -> Tensor:
-        with torch.autocast(masks.device.type, enabled=False):
+        with without_autocast(masks.device):
             pixels = self._pixel_targets(masks.flatten(1))  # (M, S*S)
             coeffs = (pixels - self.means) @ self.components.T  # (M, D)
             return coeffs / self.explained_variances.sqrt() if self.whiten else coeffs
@@ -182,7 +183,7 @@ class PCAEncoder(MaskEncoder):
         return signs * torch.log((1 - v) / v)
 
     def decode_logits(self, coeffs: Tensor) -> Tensor:
-        with torch.autocast(coeffs.device.type, enabled=False):
+        with without_autocast(coeffs.device):
             coeffs = coeffs.to(self.means.dtype)
             if self.whiten:
                 coeffs = coeffs * self.explained_variances.sqrt()

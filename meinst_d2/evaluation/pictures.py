@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -10,15 +11,32 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from detectron2.data import MetadataCatalog
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from matplotlib import pyplot as plt
+from torch import nn
 
 from meinst_d2.files import atomic_path
 
 matplotlib.use("Agg")
+
+
+@torch.no_grad()
+def predict_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str, limit: int | None = None) -> list[Instances]:
+    """Detections on the first images of a dataset, at the images' size.
+
+    Args:
+        cfg: of the test loader.
+        model: in evaluation mode.
+        dataset_name: registered.
+        limit: how many images; None for all.
+    """
+    loader = build_detection_test_loader(cfg, dataset_name)
+    return [model(inputs)[0]["instances"] for inputs in itertools.islice(loader, limit)]
 
 
 def draw_sheet(

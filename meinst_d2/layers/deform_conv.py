@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
+
+from meinst_d2.precision import without_autocast
 
 
 class DeformConv(nn.Module):
@@ -25,7 +26,7 @@ class DeformConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # The operator has no autocast rule of its own: it needs one dtype throughout.
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             x = x.to(self.conv.weight.dtype)
             out: Tensor = deform_conv2d(x, self.offset(x), self.conv.weight, padding=self.padding)
             return out

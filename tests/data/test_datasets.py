@@ -5,7 +5,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from meinst_d2.data.datasets import class_names, dataset_dicts, read_category_names, register_shapes, require_dataset
-from meinst_d2.data.shapes import CATEGORIES, generate
+from meinst_d2.data.shape_images import CATEGORIES
+from meinst_d2.data.shapes import generate
 
 
 def test_the_shapes_are_registered_by_name(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from detectron2.utils.events import EventStorage
 
 from meinst_d2.checkpoint import MEInstCheckpointer
 from meinst_d2.data.datasets import register_shapes
-from meinst_d2.data.shapes import ShapesConfig, generate
+from meinst_d2.data.shape_images import ShapesConfig
+from meinst_d2.data.shapes import generate
 from meinst_d2.engine import Trainer, settle_seed
 from meinst_d2.engine.optimizer import build_optimizer
 from meinst_d2.engine.step import TrainStep

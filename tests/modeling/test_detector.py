@@ -1,14 +1,16 @@
 """The whole model on the images that break others."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data.detection_utils import annotations_to_instances
+from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 
-from tests.models import image_with, tiny_model
+from tests.models import image_with, tiny_cfg, tiny_model, write_components
 
 LOSSES = {"loss_cls", "loss_box", "loss_centerness", "loss_mask"}
 ONE = [[10.0, 8.0, 50.0, 48.0]]
@@ -165,3 +167,31 @@ def test_iou_losses_can_be_chosen() -> None:
 def test_impossible_configs_are_refused_when_the_model_is_built(key: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_model(key, value)
+
+
+def test_the_path_of_the_components_is_taken_literally(tmp_path: Path) -> None:
+    """The published loader replaces every "60" in it by the dimension."""
+    path = write_components(tmp_path / "160gb" / "agnosticTrue_60.npz")
+    model = build_model(tiny_cfg("MODEL.MEINST.COMPONENTS", str(path)))
+    assert model.proposal_generator.mask_encoder.is_fitted
+
+
+def test_components_that_do_not_fit_are_found_when_the_model_is_built(tmp_path: Path) -> None:
+    path = write_components(tmp_path / "c.npz", dim=9)
+    with pytest.raises(ValueError, match="D = 9 and S = 28, the encoder needs D = 8 and S = 28"):
+        build_model(tiny_cfg("MODEL.MEINST.COMPONENTS", str(path)))
+
+
+def test_top_levels_are_built_as_asked() -> None:
+    for top_levels, features, sizes in ((1, ["p3", "p4", "p5", "p6"], [32, 64, 128]), (2, ["p3", "p7"], [64])):
+        model = tiny_model(
+            *("MODEL.MEINST.TOP_LEVELS", top_levels, "MODEL.MEINST.IN_FEATURES", features),
+            *("MODEL.MEINST.SIZES_OF_INTEREST", sizes),
+        )
+        strides = {"p3": 8, "p4": 16, "p5": 32, "p6": 64, "p7": 128}
+        assert model.proposal_generator.assignment_rule.strides == tuple(strides[name] for name in features)
+        with torch.no_grad():
+            features = model.backbone(torch.zeros(1, 3, 192, 256))
+        assert [tuple(f.shape[2:]) for f in features.values()] == [(24, 32), (12, 16), (6, 8), (3, 4), (2, 2)][
+            : 3 + top_levels
+        ]

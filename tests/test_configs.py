@@ -1,0 +1,121 @@
+"""The shipped configs hold the published values, and every one of them builds."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+
+from meinst_d2 import add_meinst_config
+from meinst_d2.config import CHOICES, DEFAULT_COMPONENTS, check_choices
+from tests.conftest import ROOT
+from tests.models import load_cfg
+
+CONFIGS = sorted(path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml"))
+FULL_SIZE = [name for name in CONFIGS if str(name).startswith("MEInst_")]
+
+
+@pytest.mark.parametrize("name", CONFIGS, ids=str)
+def test_it_builds_on_the_meta_device(name: Path) -> None:
+    cfg = load_cfg(name, "MODEL.DEVICE", "meta", "MODEL.MEINST.COMPONENTS", "")
+    check_choices(cfg)
+    with torch.device("meta"):
+        model = build_model(cfg)
+    assert type(model).__name__ == "MEInstDetector"
+    assert model.proposal_generator.mask_encoder.dim == cfg.MODEL.MEINST.DIM_MASK
+
+
+@pytest.mark.parametrize("name", FULL_SIZE, ids=str)
+def test_what_all_published_configs_share(name: Path) -> None:
+    cfg = load_cfg(name)
+    assert cfg.DATASETS.TRAIN == ("coco_2017_train",) and cfg.DATASETS.TEST == ("coco_2017_val",)
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.OPTIMIZER) == (16, 0.01, "SGD")
+    assert (cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.WEIGHT_DECAY_NORM) == (0.9, 1e-4, 0.0)
+    assert cfg.MODEL.WEIGHTS == "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
+    assert cfg.MODEL.PIXEL_MEAN == [103.53, 116.28, 123.675] and cfg.MODEL.PIXEL_STD == [1.0, 1.0, 1.0]
+    meinst = cfg.MODEL.MEINST
+    assert meinst.COMPONENTS == DEFAULT_COMPONENTS
+    assert (meinst.DIM_MASK, meinst.MASK_SIZE, meinst.SIGMOID, meinst.WHITEN) == (60, 28, True, True)
+    assert tuple(meinst.SIGMOID_CLAMP) == (0.01, 0.05) and meinst.LOSS_WEIGHT_MASK == 1.0
+    assert (meinst.SCORE_THRESH_TEST, meinst.NMS_THRESH_TEST, meinst.PRE_NMS_TOPK_TEST) == (0.05, 0.6, 1000)
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 100
+
+
+ONE_X = ((60000, 80000, 90000), ("constant", 0.3333, 500))
+THREE_X = ((180000, 240000, 270000), ("linear", 0.001, 1000))
+
+
+@pytest.mark.parametrize(
+    ("name", "deform", "train_sizes", "test_size", "schedule"),
+    [
+        ("MEInst_R_50_1x_none", "none", (800,), 800, ONE_X),
+        ("MEInst_R_50_1x", "last", (800,), 800, ONE_X),
+        ("MEInst_R_50_3x", "last", (640, 672, 704, 736, 768, 800), 800, THREE_X),
+        ("MEInst_R_50_3x_512", "last", (384, 416, 448, 480, 512, 544), 512, THREE_X),
+    ],
+)
+def test_what_each_published_config_has_of_its_own(
+    name: str, deform: str, train_sizes: tuple, test_size: int, schedule: tuple
+) -> None:
+    cfg = load_cfg(f"{name}.yaml")
+    solver = cfg.SOLVER
+    assert deform == cfg.MODEL.MEINST.DEFORM_CONV
+    assert (train_sizes, test_size) == (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST)
+    warmup = (solver.WARMUP_METHOD, solver.WARMUP_FACTOR, solver.WARMUP_ITERS)
+    assert ((*solver.STEPS, solver.MAX_ITER), warmup) == schedule
+    assert f"output/{name}" == cfg.OUTPUT_DIR
+
+
+def keys(node: CfgNode, prefix: str = "") -> set[str]:
+    return {
+        key
+        for name, value in node.items()
+        for key in (keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else {prefix + name})
+    }
+
+
+def test_every_key_is_read_somewhere() -> None:
+    cfg, bare = get_cfg(), get_cfg()
+    add_meinst_config(cfg)
+    text = "".join(path.read_text() for path in (ROOT / "meinst_d2").rglob("*.py") if path.name != "config.py")
+    for key in keys(cfg) - keys(bare):
+        assert f".{key.split('.')[-1]}" in text, f"{key} has no effect"
+
+
+def test_the_choices_are_those_of_the_code() -> None:
+    from meinst_d2.engine.step import PRECISIONS
+    from meinst_d2.fcos.losses import BOX_LOSS_TYPES
+    from meinst_d2.layers.tower import NORM_TYPES
+    from meinst_d2.modeling.inference import PASTE_BOXES
+
+    assert CHOICES["MODEL.MEINST.NORM"] == NORM_TYPES
+    assert CHOICES["MODEL.MEINST.BOX_LOSS_TYPE"] == BOX_LOSS_TYPES
+    assert CHOICES["MODEL.MEINST.MASK_PASTE_BOX"] == PASTE_BOXES
+    assert CHOICES["SOLVER.AMP.PRECISION"] == tuple(PRECISIONS)
+
+
+def test_importing_the_package_imports_neither_torch_nor_detectron2() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, meinst_d2; sys.exit(bool({'torch', 'detectron2'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_detectron2_the_glue_says_how_to_install_it() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import importlib.util, sys; find = importlib.util.find_spec; "
+        "importlib.util.find_spec = lambda name, *a: None if name == 'detectron2' else find(name, *a); "
+        "sys.modules['detectron2'] = None\n"
+        "import meinst_d2.modeling.head, meinst_d2.modeling.criterion\n"
+        "for use in ('import meinst_d2.engine', 'from meinst_d2 import add_meinst_config', "
+        "'from meinst_d2.modeling import MEInstDetector', 'import meinst_d2.checkpoint'):\n"
+        "    try: exec(use)\n"
+        "    except ImportError as error: assert 'pip install --no-build-isolation' in str(error), error\n"
+        "    else: sys.exit(use)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
