@@ -11,7 +11,7 @@ from meinst_d2.data.shape_images import ShapesConfig
 from meinst_d2.data.shapes import generate
 
 EXAMPLES = """example:
-  tools/make_shapes.py --output datasets/shapes --train 2000 --val 100
+  tools/make_shapes.py --output datasets/shapes --train 3000 --val 100
   train_net.py --config-file configs/demo/shapes.yaml      # with DETECTRON2_DATASETS=datasets
 """
 
@@ -21,7 +21,7 @@ def main() -> None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("datasets/shapes"), help="folder (default datasets/shapes)")
-    parser.add_argument("--train", type=int, default=2000, help="training images (default 2000)")
+    parser.add_argument("--train", type=int, default=3000, help="training images (default 3000)")
     parser.add_argument("--val", type=int, default=100, help="validation images (default 100)")
     parser.add_argument("--size", type=int, nargs=2, default=(160, 160), metavar=("H", "W"), help="of the images")
     parser.add_argument("--max-objects", type=int, default=9, help="most objects per image (default 9)")
