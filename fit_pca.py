@@ -179,7 +179,7 @@ def fit(args: argparse.Namespace) -> None:
     every = fit_pca(moments, clamp)
     basis = every.truncated(args.dim)
     print(f"fitted {args.dim} components to {moments.count:,} masks in {time.perf_counter() - start:.1f} s")
-    save_components(args.output, basis, provenance(args, moments.count, skipped))
+    save_components(args.output, [basis], provenance(args, moments.count, skipped))
     print(f"wrote {args.output}")
 
     dims = sorted({dim for dim in (*TABLE_DIMS, args.dim) if dim <= every.dim})

@@ -10,13 +10,19 @@ require_detectron2()
 
 from detectron2.config import CfgNode as CN  # noqa: E402
 
+from meinst_d2.encoding import MASK_ENCODER_REGISTRY  # noqa: E402
+
 DEFAULT_COMPONENTS = "output/components/coco_2017_train_28_60.npz"
 """Where ``fit_pca.py --dataset coco_2017_train`` writes by default."""
 
 CHOICES = {
     "MODEL.MEINST.NORM": ("GN", "none"),
-    "MODEL.MEINST.DEFORM_CONV": ("none", "last"),
+    "MODEL.MEINST.DEFORM_CONV": ("none", "last", "all"),
+    "MODEL.MEINST.MASK_PREDICTOR": ("conv", "large_kernel"),
     "MODEL.MEINST.BOX_LOSS_TYPE": ("giou", "iou", "linear_iou"),
+    "MODEL.MEINST.MASK_REPRESENTATION": ("explicit", "implicit", "none"),
+    "MODEL.MEINST.MASK_LOSS_TYPE": ("l2", "l1", "smooth_l1", "cosine"),
+    "MODEL.MEINST.MASK_LOSS_WEIGHTS": ("uniform", "deviation"),
     "MODEL.MEINST.COMPONENTS_CONFLICT": ("stop", "file", "weights"),
     "MODEL.MEINST.MASK_PASTE_BOX": ("predicted", "clipped"),
     "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
@@ -27,8 +33,8 @@ CHOICES = {
 
 
 def check_choices(cfg: CN) -> None:
-    """Raise a ValueError if a key has a value that is none of its :data:`CHOICES`."""
-    for key, choices in CHOICES.items():
+    """Raise a ValueError if a key has a value that is none of its :data:`CHOICES`, or names no encoder."""
+    for key, choices in {**CHOICES, "MODEL.MEINST.ENCODER": tuple(name for name, _ in MASK_ENCODER_REGISTRY)}.items():
         value = functools.reduce(getattr, key.split("."), cfg)
         if value not in choices:
             raise ValueError(f"{key} = {value!r} is none of {', '.join(choices)}")
@@ -40,25 +46,23 @@ def add_meinst_config(cfg: CN) -> None:
     Other keys keep Detectron2's meaning: ``MODEL.MASK_ON`` False gives plain FCOS, ``TEST.DETECTIONS_PER_IMAGE`` caps
     the detections, ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` says whether images without objects are trained on.
     """
-    _add_model(cfg)
-    _add_masks(cfg)
+    _add_head(cfg.MODEL)
+    _add_detection(cfg.MODEL.MEINST)
+    _add_masks(cfg.MODEL.MEINST)
     # "SGD" (Detectron2's) or "AdamW" (momentum keys do not apply; BASE_LR, WEIGHT_DECAY and clipping do).
     cfg.SOLVER.OPTIMIZER = "SGD"
     # What SOLVER.AMP.ENABLED computes in: "float16" (with loss scaling, CUDA only) or "bfloat16".
     cfg.SOLVER.AMP.PRECISION = "float16"
 
 
-def _add_model(cfg: CN) -> None:
-    meinst = cfg.MODEL.MEINST = CN()
+def _add_head(model: CN) -> None:
+    meinst = model.MEINST = CN()
     # Foreground classes.
     meinst.NUM_CLASSES = 80
     # Feature maps that the head runs on, fine to coarse.
     meinst.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
     # Levels that build_meinst_resnet_fpn_backbone adds above p5: 0, 1 (p6) or 2 (p6, p7).
     meinst.TOP_LEVELS = 2
-    # Distances in input pixels between levels, one fewer than IN_FEATURES: a location learns an object when the
-    # farthest side of its box is between the two bounds of the location's level (FCOS, section 3.2).
-    meinst.SIZES_OF_INTEREST = [64, 128, 256, 512]
 
     # Convolutions of each tower, and of a tower that the others share.
     meinst.NUM_CLS_CONVS = 4
@@ -67,13 +71,24 @@ def _add_model(cfg: CN) -> None:
     meinst.NUM_SHARE_CONVS = 0
     # Normalisation of the towers: "GN" (32 groups) or "none".
     meinst.NORM = "GN"
-    # Deformable convolutions: "none", or "last" for the last convolution of every tower (paper, table 5).
+    # Deformable convolutions: "none", "last" for the last convolution of every tower (paper, table 5), or "all".
     meinst.DEFORM_CONV = "none"
+    # Version 2: deformable convolutions also weigh their taps.
+    meinst.DEFORM_MODULATED = False
+    # What predicts the coefficients from the mask tower: "conv" (3 x 3), or "large_kernel" (k x 1 and 1 x k, both ways
+    # round) with k = LARGE_KERNEL_SIZE (paper, table 5).
+    meinst.MASK_PREDICTOR = "conv"
+    meinst.LARGE_KERNEL_SIZE = 9
     # Learn a factor on the box distances of each level.
     meinst.USE_SCALE = True
     # Class probability that the untrained head predicts everywhere (RetinaNet, section 4.1).
     meinst.PRIOR_PROB = 0.01
 
+
+def _add_detection(meinst: CN) -> None:
+    # Distances in input pixels between levels, one fewer than IN_FEATURES: a location learns an object when the
+    # farthest side of its box is between the two bounds of the location's level (FCOS, section 3.2).
+    meinst.SIZES_OF_INTEREST = [64, 128, 256, 512]
     # Positive locations lie within CENTER_SAMPLING_RADIUS strides of the box's centre; without centre sampling,
     # anywhere in the box.
     meinst.CENTER_SAMPLING = True
@@ -84,6 +99,11 @@ def _add_model(cfg: CN) -> None:
     meinst.FOCAL_LOSS_GAMMA = 2.0
     # "giou", "iou" or "linear_iou".
     meinst.BOX_LOSS_TYPE = "giou"
+    # Factors of the losses (the paper's lambdas).
+    meinst.LOSS_WEIGHT_CLS = 1.0
+    meinst.LOSS_WEIGHT_BOX = 1.0
+    meinst.LOSS_WEIGHT_CENTERNESS = 1.0
+    meinst.LOSS_WEIGHT_MASK = 1.0
 
     # A (location, class) pair is a candidate when its class probability, or with THRESH_WITH_CENTERNESS its product
     # with centerness, exceeds SCORE_THRESH_TEST.
@@ -95,10 +115,17 @@ def _add_model(cfg: CN) -> None:
     meinst.NMS_THRESH_TEST = 0.6
 
 
-def _add_masks(cfg: CN) -> None:
-    meinst = cfg.MODEL.MEINST
-    # The encoder, by name in MASK_ENCODER_REGISTRY.
+def _add_masks(meinst: CN) -> None:
+    # What the mask branch learns (paper, table 3): "explicit" (the coefficients of the encoded mask), "implicit" (any
+    # coefficients whose decoded pixels are right) or "none" (S*S pixel logits; no encoder and no components).
+    meinst.MASK_REPRESENTATION = "explicit"
+    # The encoder, by name in MASK_ENCODER_REGISTRY: "PCAEncoder", "ClassPCAEncoder" (one dictionary per class,
+    # fit_pca.py --class-specific) or "DCTEncoder" (nothing to fit).
     meinst.ENCODER = "PCAEncoder"
+    # Loss of "explicit" coefficients: "l2", "l1", "smooth_l1" or "cosine" (paper, table 4). WEIGHTS "deviation" counts
+    # the error of a coefficient by the standard deviation of its component, "uniform" counts all alike.
+    meinst.MASK_LOSS_TYPE = "l2"
+    meinst.MASK_LOSS_WEIGHTS = "uniform"
     # D, coefficients per mask, and S, the side of the mask template in pixels.
     meinst.DIM_MASK = 60
     meinst.MASK_SIZE = 28
@@ -113,8 +140,6 @@ def _add_masks(cfg: CN) -> None:
     # Training that starts from weights whose components differ from the file's: "stop", or take the "file"'s (the mask
     # predictor starts anew) or the "weights"'. On resume and evaluation the weights' always win.
     meinst.COMPONENTS_CONFLICT = "stop"
-    # Factor of the mask loss (the paper's lambda_mask).
-    meinst.LOSS_WEIGHT_MASK = 1.0
     # The box that a mask is pasted in where the box leaves the image: "predicted" (whole) or "clipped" (squeezed into
     # the visible part, as the published implementation does).
     meinst.MASK_PASTE_BOX = "predicted"

@@ -43,7 +43,7 @@ def write_components(path: Path, dim: int = 8, mask_size: int = 28, **provenance
     """Components of random ellipses."""
     moments = PixelMoments(mask_size)
     moments.update(blob_masks(np.random.default_rng(0), 300, mask_size))
-    save_components(path, fit_pca(moments).truncated(dim), provenance)
+    save_components(path, [fit_pca(moments).truncated(dim)], provenance)
     return path
 
 
@@ -60,7 +60,7 @@ def tiny_model(*overrides: Any, seed: int = 0) -> torch.nn.Module:
     if encoder is not None:
         moments = PixelMoments(encoder.mask_size)
         moments.update(blob_masks(np.random.default_rng(0), 300, encoder.mask_size))
-        encoder.load_basis(fit_pca(moments).truncated(encoder.dim))
+        encoder.load_bases([fit_pca(moments).truncated(encoder.dim)])
     return model
 
 

@@ -2,16 +2,23 @@
 
 from meinst_d2.encoding.clamp import SigmoidClamp
 from meinst_d2.encoding.components import Components, load_components, save_components
+from meinst_d2.encoding.dct import DCTEncoder
 from meinst_d2.encoding.encoder import MASK_ENCODER_REGISTRY, MaskEncoder
 from meinst_d2.encoding.moments import PixelMoments
-from meinst_d2.encoding.pca import PCABasis, PCAEncoder, fit_pca
+from meinst_d2.encoding.pca import PCABasis, fit_pca
+from meinst_d2.encoding.pca_encoder import ClassPCAEncoder, FittedEncoder, PCAEncoder
+from meinst_d2.encoding.pixel import PixelEncoder
 
 __all__ = [
     "MASK_ENCODER_REGISTRY",
+    "ClassPCAEncoder",
     "Components",
+    "DCTEncoder",
+    "FittedEncoder",
     "MaskEncoder",
     "PCABasis",
     "PCAEncoder",
+    "PixelEncoder",
     "PixelMoments",
     "SigmoidClamp",
     "fit_pca",

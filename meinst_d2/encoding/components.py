@@ -1,7 +1,8 @@
 """PCA components as a file: the published .npz layout, and where the components came from.
 
-Published keys, all float32 with a leading axis of one class: ``components_c`` (1, D, S*S), ``mean_c`` (1, S*S),
-``explained_variance_c`` (1, D), ``ratio_c`` (1, D). Files written here also hold ``provenance``, a JSON text.
+Published keys, all float32 with a leading axis of C classes, where C = 1 means one dictionary for all of them:
+``components_c`` (C, D, S*S), ``mean_c`` (C, S*S), ``explained_variance_c`` (C, D), ``ratio_c`` (C, D). Files written
+here also hold ``provenance``, a JSON text.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,16 +25,21 @@ ORTHONORMAL_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Components:
-    """A dictionary read from a file.
+    """Dictionaries read from a file.
 
     Attributes:
-        basis: the dictionary, float32.
+        bases: the dictionary of all classes, or one per class; float32, all of one D and S.
         provenance: what the fit recorded (datasets, num_masks, sigmoid, whiten, clamp, versions); empty for files of
             the published tool.
     """
 
-    basis: PCABasis
+    bases: tuple[PCABasis, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def basis(self) -> PCABasis:
+        """The first dictionary."""
+        return self.bases[0]
 
     @property
     def sigmoid(self) -> bool:
@@ -46,21 +52,21 @@ class Components:
         return self.provenance.get("whiten")
 
 
-def save_components(path: str | os.PathLike[str], basis: PCABasis, provenance: Mapping[str, Any]) -> None:
-    """Write a dictionary, replacing ``path`` only once the file is complete.
+def save_components(path: str | os.PathLike[str], bases: Sequence[PCABasis], provenance: Mapping[str, Any]) -> None:
+    """Write dictionaries, replacing ``path`` only once the file is complete.
 
     Args:
         path: the .npz file.
-        basis: the dictionary.
+        bases: the dictionary of all classes, or one per class.
         provenance: anything JSON can hold.
     """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(
             file,
-            components_c=basis.components[None].astype(np.float32),
-            mean_c=basis.mean[None].astype(np.float32),
-            explained_variance_c=basis.explained_variance[None].astype(np.float32),
-            ratio_c=basis.explained_variance_ratio[None].astype(np.float32),
+            components_c=np.stack([basis.components for basis in bases]).astype(np.float32),
+            mean_c=np.stack([basis.mean for basis in bases]).astype(np.float32),
+            explained_variance_c=np.stack([basis.explained_variance for basis in bases]).astype(np.float32),
+            ratio_c=np.stack([basis.explained_variance_ratio for basis in bases]).astype(np.float32),
             provenance=np.array(json.dumps(dict(provenance), sort_keys=True)),
         )
 
@@ -100,28 +106,28 @@ def _components_from_arrays(arrays: Mapping[str, np.ndarray]) -> Components:
             raise ValueError(f"{name} holds values that are not finite")
     components, mean, variance, ratio = (arrays[name].astype(np.float32) for name in names)
     _check_shapes(components, mean, variance, ratio)
-    rows = components[0].astype(np.float64)
-    deviation = np.abs(rows @ rows.T - np.eye(len(rows))).max()
+    rows = components.astype(np.float64)
+    deviation = np.abs(rows @ rows.transpose(0, 2, 1) - np.eye(rows.shape[1])).max()
     if deviation > ORTHONORMAL_TOLERANCE:
         raise ValueError(f"the rows of components_c are not orthonormal (off by {deviation:.2g})")
     if variance.min() <= 0:
         raise ValueError(f"explained_variance_c holds {variance.min():.3g}, variances must be positive")
-    basis = PCABasis(components[0], mean[0], variance[0], ratio[0])
-    return Components(basis, _read_provenance(arrays.get("provenance")))
+    bases = tuple(PCABasis(*arrays) for arrays in zip(components, mean, variance, ratio, strict=True))
+    return Components(bases, _read_provenance(arrays.get("provenance")))
 
 
 def _check_shapes(components: np.ndarray, mean: np.ndarray, variance: np.ndarray, ratio: np.ndarray) -> None:
-    if components.ndim != 3 or components.shape[0] != 1 or 0 in components.shape:
-        raise ValueError(f"components_c has shape {components.shape} instead of (1, D, S*S)")
-    _, dim, pixels = components.shape
+    if components.ndim != 3 or 0 in components.shape:
+        raise ValueError(f"components_c has shape {components.shape} instead of (C, D, S*S)")
+    num_classes, dim, pixels = components.shape
     if round(pixels**0.5) ** 2 != pixels:
         raise ValueError(f"components_c has rows of {pixels} pixels, which is no square")
     if dim > pixels:
         raise ValueError(f"components_c has {dim} rows of only {pixels} pixels")
     for name, array, shape in (
-        ("mean_c", mean, (1, pixels)),
-        ("explained_variance_c", variance, (1, dim)),
-        ("ratio_c", ratio, (1, dim)),
+        ("mean_c", mean, (num_classes, pixels)),
+        ("explained_variance_c", variance, (num_classes, dim)),
+        ("ratio_c", ratio, (num_classes, dim)),
     ):
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape} instead of {shape}")

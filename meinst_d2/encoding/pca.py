@@ -1,4 +1,4 @@
-"""Mask encoding with the principal components of a dataset's masks (paper, section 3.2)."""
+"""The principal components of a dataset's masks (paper, section 3.2)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from meinst_d2.encoding.clamp import SigmoidClamp
-from meinst_d2.encoding.encoder import MASK_ENCODER_REGISTRY, MaskEncoder
 from meinst_d2.encoding.moments import PixelMoments
-from meinst_d2.precision import without_autocast
 
 
 @dataclass(frozen=True)
@@ -105,91 +101,3 @@ def _with_positive_peak(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64
     peak = (magnitude >= magnitude.max(axis=1, keepdims=True) * (1 - 1e-6)).argmax(axis=1)
     signs: npt.NDArray[np.float64] = np.sign(rows[np.arange(len(rows)), peak])
     return rows * signs[:, None]
-
-
-@MASK_ENCODER_REGISTRY.register()
-class PCAEncoder(MaskEncoder):
-    """Coefficients along principal components, whitened by default.
-
-    Buffers (float32, zero until fitted): ``components`` (D, S*S), ``explained_variances`` (D,), ``means`` (S*S,).
-    """
-
-    components: Tensor
-    explained_variances: Tensor
-    means: Tensor
-
-    def __init__(
-        self,
-        *,
-        dim: int = 60,
-        mask_size: int = 28,
-        sigmoid: bool = True,
-        whiten: bool = True,
-        clamp: SigmoidClamp = SigmoidClamp(),
-    ) -> None:
-        """
-        Args:
-            dim: D.
-            mask_size: S.
-            sigmoid: encode the logits of the pixels and decode through a sigmoid; otherwise the pixels themselves.
-            whiten: divide coefficients by the standard deviation of their component.
-            clamp: the clamp of the logits; where it is random, every call of :meth:`encode` draws anew from torch's
-                global generator in training mode, and takes the mean logit in evaluation mode.
-        """
-        super().__init__()
-        self.dim, self.mask_size = dim, mask_size
-        self.sigmoid, self.whiten, self.clamp = sigmoid, whiten, clamp
-        self.register_buffer("components", torch.zeros(dim, mask_size**2))
-        self.register_buffer("explained_variances", torch.zeros(dim))
-        self.register_buffer("means", torch.zeros(mask_size**2))
-        self._known_fitted = False
-
-    def extra_repr(self) -> str:
-        return f"dim={self.dim}, mask_size={self.mask_size}, sigmoid={self.sigmoid}, whiten={self.whiten}"
-
-    @property
-    def is_fitted(self) -> bool:
-        # Once fitted always fitted: the device is asked only until then.
-        if not self._known_fitted:
-            self._known_fitted = bool((self.explained_variances > 0).all())
-        return self._known_fitted
-
-    def load_basis(self, basis: PCABasis) -> None:
-        """Copy a dictionary of the same D and S into the buffers."""
-        if (basis.dim, basis.mask_size) != (self.dim, self.mask_size):
-            raise ValueError(
-                f"the components have D = {basis.dim} and S = {basis.mask_size}, "
-                f"the encoder needs D = {self.dim} and S = {self.mask_size}"
-            )
-        with torch.no_grad():
-            self.components.copy_(torch.as_tensor(basis.components))
-            self.explained_variances.copy_(torch.as_tensor(basis.explained_variance))
-            self.means.copy_(torch.as_tensor(basis.mean))
-
-    def encode(self, masks: Tensor) -> Tensor:
-        with without_autocast(masks.device):
-            pixels = self._pixel_targets(masks.flatten(1))  # (M, S*S)
-            coeffs = (pixels - self.means) @ self.components.T  # (M, D)
-            return coeffs / self.explained_variances.sqrt() if self.whiten else coeffs
-
-    def _pixel_targets(self, masks: Tensor) -> Tensor:
-        masks = masks.to(self.means.dtype)
-        if not self.sigmoid:
-            return masks
-        signs = 2 * masks - 1
-        if not (self.clamp.is_random and self.training):
-            return signs * self.clamp.logit_moments()[0]
-        v = (torch.rand_like(masks) * self.clamp.high).clamp(min=self.clamp.low)
-        return signs * torch.log((1 - v) / v)
-
-    def decode_logits(self, coeffs: Tensor) -> Tensor:
-        with without_autocast(coeffs.device):
-            coeffs = coeffs.to(self.means.dtype)
-            if self.whiten:
-                coeffs = coeffs * self.explained_variances.sqrt()
-            pixels = coeffs @ self.components + self.means
-            return pixels.reshape(*coeffs.shape[:-1], self.mask_size, self.mask_size)
-
-    def decode(self, coeffs: Tensor) -> Tensor:
-        pixels = self.decode_logits(coeffs)
-        return pixels.sigmoid() if self.sigmoid else pixels.clamp(0.01, 0.99)

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from meinst_d2.checkpoint import load_tensor_file, rename_published_keys
 from meinst_d2.config import check_choices
 from meinst_d2.data.datasets import class_names, require_dataset
-from meinst_d2.encoding import Components, SigmoidClamp, load_components
+from meinst_d2.encoding import MASK_ENCODER_REGISTRY, Components, SigmoidClamp, load_components
 from meinst_d2.engine.trainer import COMPONENTS_DIFFER
 from meinst_d2.files import require_writable
 
@@ -89,21 +89,24 @@ def _check_dataset(cfg: CfgNode, name: str) -> None:
 def _check_weights_and_components(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
     path, resuming = _starting_weights(cfg, resume)
     content, remote = _read_weights(path)
-    if not cfg.MODEL.MASK_ON:
-        return
     meinst = cfg.MODEL.MEINST
+    if not cfg.MODEL.MASK_ON or not _needs_components(meinst):
+        return
     SigmoidClamp(*meinst.SIGMOID_CLAMP)
     carried = _carried_components(content)
     if carried is not None:
+        _check_num_dictionaries(path, meinst, len(carried) if carried.ndim == 3 else 1)
         _compare(path, meinst, *_dim_and_size(carried), **content.get("meinst", {}))
     from_file = _components_of_file(meinst)
     if from_file is not None:
         basis = from_file.basis
         _compare(meinst.COMPONENTS, meinst, basis.dim, basis.mask_size, from_file.sigmoid, from_file.whiten)
+        _check_num_dictionaries(meinst.COMPONENTS, meinst, len(from_file.bases))
     if from_file is None and carried is None and not remote:
         raise ValueError(_missing_components(cfg))
     if from_file is not None and carried is not None and not (resuming or eval_only):
-        same = torch.allclose(torch.as_tensor(from_file.basis.components), carried, rtol=1e-5, atol=1e-6)
+        components = torch.stack([torch.as_tensor(basis.components) for basis in from_file.bases])
+        same = torch.allclose(components, carried.reshape(components.shape), rtol=1e-5, atol=1e-6)
         if not same and meinst.COMPONENTS_CONFLICT == "stop":
             raise ValueError(COMPONENTS_DIFFER)
 
@@ -131,7 +134,7 @@ def _read_weights(path: str) -> tuple[dict[str, Any], bool]:
 
 
 def _carried_components(content: dict[str, Any]) -> torch.Tensor | None:
-    """The (D, S*S) components of a checkpoint, or None where it has none or they were never fitted."""
+    """The (..., D, S*S) components of a checkpoint, or None where it has none or they were never fitted."""
     state = dict(content.get("model", content))
     rename_published_keys(state, GENERATOR_PREFIX)
     components = state.get(GENERATOR_PREFIX + "mask_encoder.components")
@@ -139,7 +142,7 @@ def _carried_components(content: dict[str, Any]) -> torch.Tensor | None:
 
 
 def _dim_and_size(components: torch.Tensor) -> tuple[int, int]:
-    dim, pixels = components.shape
+    dim, pixels = components.shape[-2:]
     return dim, round(pixels**0.5)
 
 
@@ -147,6 +150,22 @@ def _components_of_file(meinst: CfgNode) -> Components | None:
     if not meinst.COMPONENTS or not os.path.isfile(meinst.COMPONENTS):
         return None
     return load_components(meinst.COMPONENTS)
+
+
+def _needs_components(meinst: CfgNode) -> bool:
+    """Whether masks go through an encoder that is fitted."""
+    explicit_or_implicit = meinst.MASK_REPRESENTATION != "none"
+    return explicit_or_implicit and MASK_ENCODER_REGISTRY.get(meinst.ENCODER).needs_components
+
+
+def _check_num_dictionaries(path: str, meinst: CfgNode, num_dictionaries: int) -> None:
+    wanted = meinst.NUM_CLASSES if MASK_ENCODER_REGISTRY.get(meinst.ENCODER).class_specific else 1
+    if num_dictionaries != wanted:
+        option = "without --class-specific" if wanted == 1 else "--class-specific"
+        raise ValueError(
+            f"there are {num_dictionaries} dictionaries in {path}, MODEL.MEINST.ENCODER {meinst.ENCODER} needs {wanted}: "
+            f"run fit_pca.py {option}, or choose another encoder"
+        )
 
 
 def _compare(
@@ -179,8 +198,9 @@ def _missing_components(cfg: CfgNode) -> str:
     weights = cfg.MODEL.WEIGHTS or "random weights"
     output = meinst.COMPONENTS or "FILE"
     names = " ".join(cfg.DATASETS.TRAIN) or "NAME"
+    class_specific = "--class-specific " if MASK_ENCODER_REGISTRY.get(meinst.ENCODER).class_specific else ""
     return (
         f"the masks have no components: {where} and {weights} do not carry them; run fit_pca.py --dataset {names} "
-        f"--dim {meinst.DIM_MASK} --mask-size {meinst.MASK_SIZE} --output {output}"
+        f"--dim {meinst.DIM_MASK} --mask-size {meinst.MASK_SIZE} {class_specific}--output {output}"
         + ("" if meinst.COMPONENTS else " and set MODEL.MEINST.COMPONENTS FILE")
     )

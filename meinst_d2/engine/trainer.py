@@ -45,10 +45,11 @@ class Trainer(DefaultTrainer):
 
         Of two sets of mask components the one that ``MODEL.MEINST.COMPONENTS_CONFLICT`` names is kept.
         """
-        generator = getattr(self.checkpointer.model, "proposal_generator", None)
+        model = self.checkpointer.model
+        generator = getattr(model, "proposal_generator", model)
         encoder = getattr(generator, "mask_encoder", None)
         from_file = None
-        if encoder is not None and encoder.is_fitted:
+        if encoder is not None and encoder.needs_components and encoder.is_fitted:
             from_file = {name: value.clone() for name, value in encoder.state_dict().items()}
         super().resume_or_load(resume)
         self.data_loader.seek(self.start_iter)

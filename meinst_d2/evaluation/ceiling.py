@@ -46,5 +46,7 @@ def _detections(encoder: MaskEncoder, record: Mapping[str, Any]) -> Instances:
     detections.pred_boxes = Boxes(torch.from_numpy(boxes))
     detections.scores = torch.ones(len(kept))
     detections.pred_classes = torch.tensor([annotations[i].category for i in kept], dtype=torch.int64)
-    detections.pred_masks = encoder.decode(encoder.encode(torch.from_numpy(templates.masks)))[:, None]
+    classes = detections.pred_classes
+    coeffs = encoder.encode(torch.from_numpy(templates.masks), classes)
+    detections.pred_masks = encoder.decode(coeffs, classes)[:, None]
     return detections

@@ -11,6 +11,8 @@ from torchvision.ops import sigmoid_focal_loss
 
 BoxLossType = Literal["giou", "iou", "linear_iou"]
 BOX_LOSS_TYPES: tuple[str, ...] = get_args(BoxLossType)
+CoefficientLossType = Literal["l2", "l1", "smooth_l1", "cosine"]
+COEFFICIENT_LOSS_TYPES: tuple[str, ...] = get_args(CoefficientLossType)
 
 
 def focal_loss(
@@ -81,13 +83,33 @@ def centerness_loss(logits: Tensor, centerness: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, centerness, reduction="sum")
 
 
-def coefficient_l2_loss(pred: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of mask coefficients.
+def coefficient_loss(pred: Tensor, target: Tensor, loss_type: CoefficientLossType = "l2") -> Tensor:
+    """Distance of mask coefficients.
 
     Args:
         pred, target: (P, D).
+        loss_type: "l2" (squared error), "l1", "smooth_l1" (squared error / 2 below 1, absolute error - 1/2 above),
+            each summed over D; or "cosine" (1 - cosine similarity of the two vectors).
 
     Returns:
-        (P,), summed over D.
+        (P,).
     """
-    return (pred - target).square().sum(dim=1)
+    if loss_type == "l2":
+        return (pred - target).square().sum(dim=1)
+    if loss_type == "l1":
+        return (pred - target).abs().sum(dim=1)
+    if loss_type == "smooth_l1":
+        return F.smooth_l1_loss(pred, target, reduction="none").sum(dim=1)
+    return 1 - F.cosine_similarity(pred, target, dim=1)
+
+
+def pixel_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Binary cross-entropy of mask pixels.
+
+    Args:
+        logits, masks: (P, S*S); masks bool or zeros and ones.
+
+    Returns:
+        (P,), summed over the pixels.
+    """
+    return F.binary_cross_entropy_with_logits(logits, masks.to(logits.dtype), reduction="none").sum(dim=1)

@@ -11,9 +11,13 @@ from meinst_d2.layers.deform_conv import DeformConv
 NormType = Literal["GN", "none"]
 NORM_TYPES: tuple[str, ...] = get_args(NormType)
 GROUPS = 32
+DeformType = Literal["none", "last", "all"]
+DEFORM_TYPES: tuple[str, ...] = get_args(DeformType)
 
 
-def build_tower(channels: int, num_convs: int, *, norm: NormType = "GN", deform_last: bool = False) -> nn.Sequential:
+def build_tower(
+    channels: int, num_convs: int, *, norm: NormType = "GN", deform: DeformType = "none", modulated: bool = False
+) -> nn.Sequential:
     """``num_convs`` blocks of 3 x 3 convolution, normalisation and ReLU that keep the number of channels.
 
     The layers stand flat in the Sequential (convolution i is number 3 * i, or 2 * i without normalisation), as the
@@ -23,7 +27,8 @@ def build_tower(channels: int, num_convs: int, *, norm: NormType = "GN", deform_
         channels: C, in and out; with "GN" a multiple of 32.
         num_convs: depth; 0 gives an identity.
         norm: "GN" (32 groups) or "none".
-        deform_last: make the last convolution deformable.
+        deform: which convolutions are deformable.
+        modulated: deformable convolutions of version 2.
 
     Raises:
         ValueError: an unknown ``norm``, or channels that 32 groups cannot share.
@@ -36,8 +41,9 @@ def build_tower(channels: int, num_convs: int, *, norm: NormType = "GN", deform_
         )
     layers: list[nn.Module] = []
     for i in range(num_convs):
-        deformable = deform_last and i == num_convs - 1
-        layers.append(DeformConv(channels, channels) if deformable else plain_conv(channels, channels))
+        deformable = deform == "all" or (deform == "last" and i == num_convs - 1)
+        conv = DeformConv(channels, channels, modulated=modulated) if deformable else plain_conv(channels, channels)
+        layers.append(conv)
         if norm == "GN":
             layers.append(nn.GroupNorm(GROUPS, channels))
         layers.append(nn.ReLU())

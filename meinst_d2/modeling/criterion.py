@@ -1,23 +1,36 @@
 """From predictions and targets to losses (paper, equations 3 and 4).
 
 Symbols: N images, K classes, R locations of an image over all levels, P positive locations and M instances of the
-batch, D coefficients.
+batch, S mask side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from meinst_d2.encoding.encoder import MaskEncoder
 from meinst_d2.fcos.assign import Positives
-from meinst_d2.fcos.losses import BoxLossType, centerness_loss, coefficient_l2_loss, focal_loss, iou_loss
+from meinst_d2.fcos.losses import BoxLossType, centerness_loss, focal_loss, iou_loss
 from meinst_d2.modeling.head import HeadOutput
+from meinst_d2.modeling.mask_loss import MaskLoss, MaskTargets
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Factors of the losses; the paper's lambdas are all 1."""
+
+    cls: float = 1.0
+    box: float = 1.0
+    centerness: float = 1.0
+    mask: float = 1.0
 
 
 class MEInstCriterion(nn.Module):
-    """The losses of classes, boxes, centerness and mask coefficients.
+    """The losses of classes, boxes, centerness and masks.
 
     With P the mean number of positives of a process (at least 1), c_i the centerness targets and Z their mean sum over
     processes (at least 1e-6):
@@ -25,7 +38,8 @@ class MEInstCriterion(nn.Module):
     - ``loss_cls``: focal loss, summed over all locations and classes, / P;
     - ``loss_box``: sum of c_i * IoU loss, / Z;
     - ``loss_centerness``: binary cross-entropy, summed over positives, / P;
-    - ``loss_mask``: sum of c_i * squared distance of coefficients, / max(Z * D, 1).
+    - ``loss_mask``: sum of c_i * mask loss, / max(Z * T, 1) with T terms per mask, see
+      :class:`~meinst_d2.modeling.mask_loss.MaskLoss`.
     """
 
     def __init__(
@@ -34,39 +48,48 @@ class MEInstCriterion(nn.Module):
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         box_loss_type: BoxLossType = "giou",
-        mask_weight: float = 1.0,
+        mask_loss: MaskLoss | None = None,
+        weights: LossWeights = LossWeights(),
         reduce_mean: Callable[[Tensor], Tensor] = lambda x: x,
     ) -> None:
         """
         Args:
             focal_alpha, focal_gamma: of the focal loss.
             box_loss_type: "giou", "iou" or "linear_iou".
-            mask_weight: factor of the mask loss.
+            mask_loss: of the mask branch, by default the published one.
+            weights: factors of the losses.
             reduce_mean: averages a tensor over the training processes.
         """
         super().__init__()
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
-        self.box_loss_type = box_loss_type
-        self.mask_weight = mask_weight
+        self.box_loss_type: BoxLossType = box_loss_type
+        self.mask_loss = mask_loss or MaskLoss()
+        self.weights = weights
         self.reduce_mean = reduce_mean
 
     def forward(
-        self, output: HeadOutput, positives: Positives, gt_classes: Tensor, gt_coeffs: Tensor | None
+        self,
+        output: HeadOutput,
+        positives: Positives,
+        gt_classes: Tensor,
+        gt_masks: Tensor | None = None,
+        mask_encoder: MaskEncoder | None = None,
     ) -> dict[str, Tensor]:
         """
         Args:
             output: predictions for N images.
             positives: P positive locations.
             gt_classes: (M,) int64 in [0, K).
-            gt_coeffs: (M, D) encoded masks; None without a mask branch.
+            gt_masks: (M, S, S) bool; None without a mask branch.
+            mask_encoder: fitted; None without a mask branch.
 
         Returns:
             Scalars by name. Without positives those of boxes, centerness and masks are 0, still attached to the graph.
         """
-        weight = positives.centerness  # (P,)
-        weight_sum = weight.sum()
-        counts = self.reduce_mean(torch.stack((torch.full_like(weight_sum, len(positives)), weight_sum)))
-        num_positives, total_weight = counts[0].clamp(min=1), counts[1].clamp(min=1e-6)
+        centerness = positives.centerness  # (P,)
+        centerness_sum = centerness.sum()
+        counts = self.reduce_mean(torch.stack((torch.full_like(centerness_sum, len(positives)), centerness_sum)))
+        num_positives, total_centerness = counts[0].clamp(min=1), counts[1].clamp(min=1e-6)
         at = (positives.image_idx, positives.location_idx)
 
         cls_loss = focal_loss(
@@ -79,15 +102,18 @@ class MEInstCriterion(nn.Module):
         )
         box_loss = iou_loss(_gather(output.box_ltrb, *at), positives.ltrb, self.box_loss_type)
         losses = {
-            "loss_cls": cls_loss / num_positives,
-            "loss_box": (box_loss * weight).sum() / total_weight,
-            "loss_centerness": centerness_loss(_gather(output.centerness, *at)[:, 0], weight) / num_positives,
+            "loss_cls": self.weights.cls * cls_loss / num_positives,
+            "loss_box": self.weights.box * (box_loss * centerness).sum() / total_centerness,
+            "loss_centerness": self.weights.centerness
+            * centerness_loss(_gather(output.centerness, *at)[:, 0], centerness)
+            / num_positives,
         }
-        if output.mask_coeffs is not None and gt_coeffs is not None:
-            pred_coeffs = _gather(output.mask_coeffs, *at)  # (P, D)
-            mask_loss = coefficient_l2_loss(pred_coeffs, gt_coeffs[positives.gt_idx])
-            normalizer = (total_weight * pred_coeffs.shape[1]).clamp(min=1)
-            losses["loss_mask"] = self.mask_weight * (mask_loss * weight).sum() / normalizer
+        if output.mask_coeffs is not None and gt_masks is not None and mask_encoder is not None:
+            targets = MaskTargets(gt_masks, gt_classes, positives.gt_idx)
+            mask_loss = self.mask_loss(
+                _gather(output.mask_coeffs, *at), targets, mask_encoder, centerness, total_centerness
+            )
+            losses["loss_mask"] = self.weights.mask * mask_loss
         return losses
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from meinst_d2.layers.large_kernel import LargeKernelConv
 from meinst_d2.layers.scale import Scale
-from meinst_d2.layers.tower import NormType, build_tower, init_conv, plain_conv
+from meinst_d2.layers.tower import DeformType, NormType, build_tower, init_conv, plain_conv
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class TowerConfig:
         num_shared_convs: convolutions before the towers part.
         num_cls_convs, num_box_convs, num_mask_convs: convolutions of each tower.
         norm: "GN" or "none".
-        deform_last: whether the last convolution of every tower is deformable.
+        deform: which convolutions of every tower are deformable: "none", "last" or "all".
+        deform_modulated: whether deformable convolutions are of version 2.
+        large_kernel_size: k of a large-kernel mask predictor; None for a 3 x 3 convolution.
     """
 
     num_shared_convs: int = 0
@@ -51,7 +54,27 @@ class TowerConfig:
     num_box_convs: int = 4
     num_mask_convs: int = 4
     norm: NormType = "GN"
-    deform_last: bool = False
+    deform: DeformType = "none"
+    deform_modulated: bool = False
+    large_kernel_size: int | None = None
+
+    def build(self, channels: int, num_convs: int) -> nn.Sequential:
+        """One tower."""
+        return build_tower(channels, num_convs, norm=self.norm, deform=self.deform, modulated=self.deform_modulated)
+
+    def build_mask_branch(self, channels: int, mask_dim: int) -> tuple[nn.Sequential, nn.Module]:
+        """The mask tower and the mask predictor, for D coefficients."""
+        tower = self.build(channels, self.num_mask_convs)
+        if self.large_kernel_size is not None:
+            return tower, LargeKernelConv(channels, mask_dim, self.large_kernel_size)
+        return tower, plain_conv(channels, mask_dim)
+
+
+def reset_predictor(predictor: nn.Module) -> None:
+    """Start the convolutions of a predictor anew: what it had learned means nothing any more."""
+    for module in predictor.modules():
+        if isinstance(module, nn.Conv2d):
+            init_conv(module)
 
 
 class MEInstHead(nn.Module):
@@ -79,27 +102,22 @@ class MEInstHead(nn.Module):
             prior_prob: class probability that an untrained head predicts everywhere.
         """
         super().__init__()
-
-        def tower(num_convs: int) -> nn.Sequential:
-            return build_tower(in_channels, num_convs, norm=towers.norm, deform_last=towers.deform_last)
-
-        self.share_tower = tower(towers.num_shared_convs)
-        self.cls_tower = tower(towers.num_cls_convs)
-        self.bbox_tower = tower(towers.num_box_convs)
+        self.share_tower = towers.build(in_channels, towers.num_shared_convs)
+        self.cls_tower = towers.build(in_channels, towers.num_cls_convs)
+        self.bbox_tower = towers.build(in_channels, towers.num_box_convs)
         self.cls_logits = plain_conv(in_channels, num_classes, bias=-math.log((1 - prior_prob) / prior_prob))
         self.bbox_pred = plain_conv(in_channels, 4)
         self.centerness = plain_conv(in_channels, 1)
         self.scales = nn.ModuleList(Scale() if use_scale else nn.Identity() for _ in range(num_levels))
         self.mask_tower: nn.Sequential | None = None
-        self.mask_pred: nn.Conv2d | None = None
+        self.mask_pred: nn.Module | None = None
         if mask_dim is not None:
-            self.mask_tower = tower(towers.num_mask_convs)
-            self.mask_pred = plain_conv(in_channels, mask_dim)
+            self.mask_tower, self.mask_pred = towers.build_mask_branch(in_channels, mask_dim)
 
     def reset_mask_predictor(self) -> None:
         """Start the mask predictor anew: its outputs mean nothing under another dictionary."""
         if self.mask_pred is not None:
-            init_conv(self.mask_pred)
+            reset_predictor(self.mask_pred)
 
     def forward(self, features: Sequence[Tensor]) -> HeadOutput:
         """Predict on L feature maps (N, C, H, W)."""

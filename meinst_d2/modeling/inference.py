@@ -113,7 +113,7 @@ def _detect_image(
     result.pred_classes = all_classes[keep]
     result.locations = torch.cat(locations)[keep]
     if encoder is not None:
-        result.pred_masks = encoder.decode(torch.cat(coeffs)[keep])[:, None]
+        result.pred_masks = encoder.decode(torch.cat(coeffs)[keep], result.pred_classes)[:, None]
     return result
 
 

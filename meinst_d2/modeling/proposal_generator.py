@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,24 +10,24 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.structures import ImageList, Instances
-from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from meinst_d2.checkpoint import rename_published_keys
 from meinst_d2.config import check_choices
-from meinst_d2.encoding import MASK_ENCODER_REGISTRY, MaskEncoder, SigmoidClamp, load_components
+from meinst_d2.encoding import MaskEncoder
 from meinst_d2.fcos.assign import AssignmentRule, assign_batch
 from meinst_d2.fcos.locations import level_locations
-from meinst_d2.modeling.criterion import MEInstCriterion
-from meinst_d2.modeling.head import HeadOutput, MEInstHead, TowerConfig
+from meinst_d2.modeling.build import (
+    NOT_FITTED,
+    build_mask_encoder,
+    build_mask_loss,
+    build_towers,
+    reduce_mean,
+)
+from meinst_d2.modeling.criterion import LossWeights, MEInstCriterion
+from meinst_d2.modeling.head import HeadOutput, MEInstHead
 from meinst_d2.modeling.inference import InferenceRule, detect
 from meinst_d2.modeling.targets import mask_templates
-
-NOT_FITTED = (
-    "this model has no mask components, so it can neither learn nor draw masks: make them with "
-    "fit_pca.py --dataset NAME --output FILE and set MODEL.MEINST.COMPONENTS FILE, or load weights that carry them"
-)
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -75,22 +74,15 @@ class MEInstFCOS(nn.Module):
                 f"{', '.join(input_shape)}: change IN_FEATURES or MODEL.MEINST.TOP_LEVELS"
             )
         shapes = [input_shape[name] for name in meinst.IN_FEATURES]
-        mask_on = cfg.MODEL.MASK_ON
+        mask_encoder = build_mask_encoder(cfg)
         return {
             "in_features": meinst.IN_FEATURES,
             "head": MEInstHead(
                 in_channels=shapes[0].channels,
                 num_levels=len(shapes),
                 num_classes=meinst.NUM_CLASSES,
-                mask_dim=meinst.DIM_MASK if mask_on else None,
-                towers=TowerConfig(
-                    num_shared_convs=meinst.NUM_SHARE_CONVS,
-                    num_cls_convs=meinst.NUM_CLS_CONVS,
-                    num_box_convs=meinst.NUM_BOX_CONVS,
-                    num_mask_convs=meinst.NUM_MASK_CONVS,
-                    norm=meinst.NORM,
-                    deform_last=meinst.DEFORM_CONV == "last",
-                ),
+                mask_dim=mask_encoder and mask_encoder.dim,
+                towers=build_towers(cfg),
                 use_scale=meinst.USE_SCALE,
                 prior_prob=meinst.PRIOR_PROB,
             ),
@@ -98,7 +90,13 @@ class MEInstFCOS(nn.Module):
                 focal_alpha=meinst.FOCAL_LOSS_ALPHA,
                 focal_gamma=meinst.FOCAL_LOSS_GAMMA,
                 box_loss_type=meinst.BOX_LOSS_TYPE,
-                mask_weight=meinst.LOSS_WEIGHT_MASK,
+                mask_loss=build_mask_loss(cfg),
+                weights=LossWeights(
+                    cls=meinst.LOSS_WEIGHT_CLS,
+                    box=meinst.LOSS_WEIGHT_BOX,
+                    centerness=meinst.LOSS_WEIGHT_CENTERNESS,
+                    mask=meinst.LOSS_WEIGHT_MASK,
+                ),
                 reduce_mean=reduce_mean,
             ),
             "assignment_rule": AssignmentRule(
@@ -113,7 +111,7 @@ class MEInstFCOS(nn.Module):
                 max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
                 thresh_with_centerness=meinst.THRESH_WITH_CENTERNESS,
             ),
-            "mask_encoder": _build_mask_encoder(meinst) if mask_on else None,
+            "mask_encoder": mask_encoder,
         }
 
     def forward(
@@ -149,36 +147,8 @@ class MEInstFCOS(nn.Module):
         boxes = [instances.gt_boxes.tensor.cpu() for instances in gt_instances]
         locations = level_locations(output.level_shapes, self.assignment_rule.strides)
         positives = assign_batch(boxes, output.level_shapes, locations, self.assignment_rule)
-        classes = torch.cat([instances.gt_classes for instances in gt_instances])
-        coeffs = None
+        classes = torch.cat([instances.gt_classes for instances in gt_instances]).to(device, non_blocking=True)
+        masks = None
         if self.mask_encoder is not None:
-            templates = mask_templates(gt_instances, self.mask_encoder.mask_size)
-            coeffs = self.mask_encoder.encode(templates.to(device, non_blocking=True))
-        return self.criterion(output, positives.to(device), classes.to(device, non_blocking=True), coeffs)
-
-
-def reduce_mean(value: Tensor) -> Tensor:
-    """The mean over training processes of a tensor that carries no gradient."""
-    world_size = comm.get_world_size()
-    if world_size == 1:
-        return value
-    value = value.detach().clone()
-    torch.distributed.all_reduce(value)
-    return value / world_size
-
-
-def _build_mask_encoder(meinst: CfgNode) -> MaskEncoder:
-    encoder = MASK_ENCODER_REGISTRY.get(meinst.ENCODER)(
-        dim=meinst.DIM_MASK,
-        mask_size=meinst.MASK_SIZE,
-        sigmoid=meinst.SIGMOID,
-        whiten=meinst.WHITEN,
-        clamp=SigmoidClamp(*meinst.SIGMOID_CLAMP),
-    )
-    if meinst.COMPONENTS and PathManager.isfile(meinst.COMPONENTS):
-        encoder.load_basis(load_components(PathManager.get_local_path(meinst.COMPONENTS)).basis)
-    elif meinst.COMPONENTS:
-        logging.getLogger(__name__).info(
-            f"There is no {meinst.COMPONENTS}: the mask components must come with the weights."
-        )
-    return encoder
+            masks = mask_templates(gt_instances, self.mask_encoder.mask_size).to(device, non_blocking=True)
+        return self.criterion(output, positives.to(device), classes, masks, self.mask_encoder)

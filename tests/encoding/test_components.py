@@ -16,7 +16,7 @@ def basis():  # type: ignore[no-untyped-def]
 
 def test_round_trip_keeps_arrays_and_provenance(tmp_path: Path, basis) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "new" / "c.npz"
-    save_components(path, basis, {"datasets": ["x"], "sigmoid": True, "whiten": False})
+    save_components(path, [basis], {"datasets": ["x"], "sigmoid": True, "whiten": False})
     loaded = load_components(path)
     np.testing.assert_array_equal(loaded.basis.components, basis.components.astype(np.float32))
     assert loaded.basis.components.dtype == np.float32
@@ -59,7 +59,7 @@ def arrays_of(basis) -> dict[str, np.ndarray]:  # type: ignore[no-untyped-def]
     [
         (lambda a: a.pop("mean_c"), "lacks mean_c"),
         (lambda a: a.update(mean_c=a["mean_c"][:, :-1]), r"mean_c has shape \(1, 63\) instead of \(1, 64\)"),
-        (lambda a: a.update(components_c=a["components_c"][0]), r"instead of \(1, D, S\*S\)"),
+        (lambda a: a.update(components_c=a["components_c"][0]), r"instead of \(C, D, S\*S\)"),
         (lambda a: a.update(components_c=a["components_c"][:, :, :60]), "60 pixels, which is no square"),
         (lambda a: a.update(components_c=a["components_c"] * 1.01), "not orthonormal"),
         (lambda a: a["components_c"].__setitem__((0, 0, 0), np.nan), "not finite"),
@@ -102,9 +102,9 @@ def test_no_file_and_no_archive(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, basis, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "c.npz"
-    save_components(path, basis, {})
+    save_components(path, [basis], {})
     before = path.read_bytes()
     with pytest.raises(TypeError):
-        save_components(path, basis, {"unserialisable": object()})
+        save_components(path, [basis], {"unserialisable": object()})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["c.npz"]

@@ -119,7 +119,7 @@ def test_too_few_masks_and_equal_masks_are_errors(masks: np.ndarray) -> None:
 def fitted_encoder(masks: np.ndarray, dim: int, **options: object) -> PCAEncoder:
     clamp = SigmoidClamp() if options.get("sigmoid", True) else None
     encoder = PCAEncoder(dim=dim, mask_size=masks.shape[1], **options)
-    encoder.load_basis(fit_pca(moments_of(masks), clamp).truncated(dim))
+    encoder.load_bases([fit_pca(moments_of(masks), clamp).truncated(dim)])
     return encoder
 
 
@@ -137,7 +137,7 @@ def test_with_all_components_a_mask_survives_the_round_trip(masks: np.ndarray, s
 
 def test_whitened_coefficients_have_unit_variance(masks: np.ndarray) -> None:
     encoder = fitted_encoder(masks, 20, clamp=FIXED)
-    encoder.load_basis(fit_pca(moments_of(masks), FIXED).truncated(20))
+    encoder.load_bases([fit_pca(moments_of(masks), FIXED).truncated(20)])
     coeffs = encoder.encode(torch.from_numpy(masks))
     torch.testing.assert_close(coeffs.var(0), torch.ones(20), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(coeffs.mean(0), torch.zeros(20), rtol=0, atol=1e-3)
@@ -192,7 +192,7 @@ def test_components_travel_in_the_state_dict(masks: np.ndarray) -> None:
 def test_components_of_another_size_are_refused() -> None:
     basis = PCABasis(np.eye(4, 16), np.zeros(16), np.ones(4), np.ones(4))
     with pytest.raises(ValueError, match="D = 4 and S = 4, the encoder needs D = 5 and S = 4"):
-        PCAEncoder(dim=5, mask_size=4).load_basis(basis)
+        PCAEncoder(dim=5, mask_size=4).load_bases([basis])
 
 
 def test_half_precision_inputs_are_computed_in_float32(masks: np.ndarray) -> None:

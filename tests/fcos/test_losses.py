@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import generalized_box_iou_loss
 
-from meinst_d2.fcos.losses import BOX_LOSS_TYPES, centerness_loss, coefficient_l2_loss, focal_loss, iou_loss
+from meinst_d2.fcos.losses import BOX_LOSS_TYPES, centerness_loss, coefficient_loss, focal_loss, iou_loss
 
 
 def test_focal_loss_worked_example() -> None:
@@ -47,14 +47,14 @@ def test_equal_boxes_cost_nothing_and_empty_predictions_stay_finite(loss_type: s
 
 def test_centerness_and_coefficient_losses_worked_examples() -> None:
     assert centerness_loss(torch.zeros(2), torch.tensor([0.5, 1.0])).item() == pytest.approx(2 * math.log(2))
-    distance = coefficient_l2_loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]]))
+    distance = coefficient_loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]]))
     assert distance.tolist() == [5]
 
 
 def test_nothing_is_a_differentiable_zero() -> None:
     pred, logits, coeffs = (torch.zeros(0, n, requires_grad=True) for n in (4, 1, 7))
     total = iou_loss(pred, torch.zeros(0, 4)).sum() + centerness_loss(logits[:, 0], torch.zeros(0))
-    total = total + coefficient_l2_loss(coeffs, torch.zeros(0, 7)).sum()
+    total = total + coefficient_loss(coeffs, torch.zeros(0, 7)).sum()
     assert total.item() == 0
     total.backward()
     assert pred.grad is not None

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from meinst_d2.layers.deform_conv import DeformConv
+from meinst_d2.layers.large_kernel import LargeKernelConv
 from meinst_d2.layers.scale import Scale
 from meinst_d2.layers.tower import build_tower
 
@@ -36,8 +37,57 @@ def test_deformable_convolution_trains_its_offsets_under_autocast() -> None:
     assert layer.offset.weight.grad is not None and layer.offset.weight.grad.abs().sum() > 0
 
 
+def test_an_untrained_modulated_convolution_weighs_every_tap_one_half() -> None:
+    layer, x = DeformConv(4, 3, modulated=True), torch.randn(1, 4, 5, 7)
+    assert layer.offset.weight.shape == (27, 4, 3, 3)
+    torch.testing.assert_close(layer(x), layer.conv(x) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_the_last_third_of_the_predicted_channels_modulates() -> None:
+    layer, x = DeformConv(1, 1, modulated=True), torch.randn(1, 1, 5, 7)
+    with torch.no_grad():
+        layer.offset.bias[18:] = -50.0
+        layer.offset.bias[18 + 4] = 50.0  # only the tap in the middle is left
+    torch.testing.assert_close(layer(x), x * layer.conv.weight[0, 0, 1, 1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 4, 9])
+def test_a_large_kernel_is_two_separable_convolutions(kernel_size: int) -> None:
+    layer, k = LargeKernelConv(2, 3, kernel_size), kernel_size
+    shapes = {name: tuple(p.shape) for name, p in layer.named_parameters() if name.endswith("weight")}
+    assert shapes == {
+        "conv_l1.conv.weight": (3, 2, k, 1),
+        "conv_l2.conv.weight": (3, 3, 1, k),
+        "conv_r1.conv.weight": (3, 2, 1, k),
+        "conv_r2.conv.weight": (3, 3, k, 1),
+    }
+    x = torch.randn(1, 2, 12, 15)
+    left, right = (k - 1) // 2, k - 1 - (k - 1) // 2
+    weights = {name: p.double() for name, p in layer.named_parameters()}
+    # The composition of the two passes of one side is one k x k convolution where no padding takes part.
+    both = torch.einsum(
+        "obj,bai->oaij", weights["conv_l2.conv.weight"][:, :, 0], weights["conv_l1.conv.weight"][..., 0]
+    )
+    both = both + torch.einsum(
+        "obi,baj->oaij", weights["conv_r2.conv.weight"][..., 0], weights["conv_r1.conv.weight"][:, :, 0]
+    )
+    padded = torch.nn.functional.pad(x.double(), (left, right, left, right))
+    expected = torch.nn.functional.conv2d(padded, both)
+    torch.testing.assert_close(layer(x).double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_all_or_the_last_convolution_of_a_tower_deforms() -> None:
+    def deformable(**options: object) -> list[bool]:
+        return [isinstance(layer, DeformConv) for layer in build_tower(32, 3, **options)][::3]
+
+    assert deformable() == [False, False, False]
+    assert deformable(deform="last") == [False, False, True]
+    assert deformable(deform="all", modulated=True) == [True, True, True]
+    assert build_tower(32, 1, deform="all", modulated=True)[0].offset.out_channels == 27
+
+
 def test_a_tower_is_conv_norm_relu_and_numbered_as_published() -> None:
-    tower = build_tower(64, 2, deform_last=True)
+    tower = build_tower(64, 2, deform="last")
     assert [type(layer) for layer in tower] == [nn.Conv2d, nn.GroupNorm, nn.ReLU, DeformConv, nn.GroupNorm, nn.ReLU]
     assert set(tower.state_dict()) == {
         *(f"{i}.{name}" for i in (0, 1, 4) for name in ("weight", "bias")),

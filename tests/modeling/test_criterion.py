@@ -3,9 +3,34 @@ import math
 import pytest
 import torch
 
+from meinst_d2.encoding import MaskEncoder
 from meinst_d2.fcos.assign import Positives, centerness
-from meinst_d2.modeling.criterion import MEInstCriterion
+from meinst_d2.modeling.criterion import LossWeights, MEInstCriterion
 from meinst_d2.modeling.head import HeadOutput
+
+
+class Given(MaskEncoder):
+    """Encodes every mask as it was told to."""
+
+    def __init__(self, coeffs: list[list[float]]) -> None:
+        super().__init__()
+        self.coeffs = torch.tensor(coeffs).reshape(-1, 2)
+
+    def encode(self, masks: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
+        return self.coeffs
+
+    def decode_logits(self, coeffs: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
+        raise NotImplementedError
+
+    decode = decode_logits
+
+    def deviations(self, classes: torch.Tensor | None = None) -> torch.Tensor:
+        raise NotImplementedError
+
+
+def masks_as(coeffs: list[list[float]]) -> tuple[torch.Tensor, MaskEncoder]:
+    """Masks, and an encoder that gives them these coefficients."""
+    return torch.zeros(len(coeffs), 4, 4, dtype=torch.bool), Given(coeffs)
 
 
 def output(num_images: int = 1, dim: int | None = 2) -> HeadOutput:
@@ -32,8 +57,7 @@ def test_worked_example() -> None:
     # One positive at the coarse level (location 4), centerness sqrt(1/3 * 1) = 0.577.
     found = positives([0], [4], [1], [[1, 1, 3, 1]])
     c = (1 / 3) ** 0.5
-    coeffs = torch.tensor([[9.0, 9.0], [3.0, 4.0]])
-    losses = MEInstCriterion()(output(), found, torch.tensor([0, 2]), coeffs)
+    losses = MEInstCriterion()(output(), found, torch.tensor([0, 2]), *masks_as([[9.0, 9.0], [3.0, 4.0]]))
     # 15 logits of zero, one of them positive.
     assert losses["loss_cls"].item() == pytest.approx((0.25 + 14 * 0.75) / 4 * math.log(2))
     # Empty prediction: I = 0, U = C = 8; IoU = 1 / 9; weight and normaliser cancel.
@@ -45,13 +69,22 @@ def test_worked_example() -> None:
 
 def test_the_mask_normaliser_is_at_least_one() -> None:
     found = positives([0], [0], [0], [[1, 1, 99, 1]])
-    losses = MEInstCriterion(mask_weight=2.0)(output(), found, torch.tensor([0]), torch.tensor([[3.0, 4.0]]))
-    assert losses["loss_mask"].item() == pytest.approx(2 * 25 * (1 / 99) ** 0.5)
+    losses = MEInstCriterion()(output(), found, torch.tensor([0]), *masks_as([[3.0, 4.0]]))
+    assert losses["loss_mask"].item() == pytest.approx(25 * (1 / 99) ** 0.5)
+
+
+def test_every_loss_has_its_factor() -> None:
+    found = positives([0], [4], [0], [[1, 1, 3, 1]])
+    arguments = (output(), found, torch.tensor([0]), *masks_as([[3.0, 4.0]]))
+    plain = MEInstCriterion()(*arguments)
+    weighted = MEInstCriterion(weights=LossWeights(cls=2, box=3, centerness=5, mask=7))(*arguments)
+    for name, factor in (("loss_cls", 2), ("loss_box", 3), ("loss_centerness", 5), ("loss_mask", 7)):
+        assert weighted[name].item() == pytest.approx(factor * plain[name].item())
 
 
 def test_without_positives_every_other_loss_is_an_attached_zero() -> None:
     predictions = output()
-    losses = MEInstCriterion()(predictions, positives([], [], [], []), torch.zeros(0).long(), torch.zeros(0, 2))
+    losses = MEInstCriterion()(predictions, positives([], [], [], []), torch.zeros(0).long(), *masks_as([]))
     assert losses["loss_cls"] > 0
     for name in ("loss_box", "loss_centerness", "loss_mask"):
         assert losses[name].item() == 0
@@ -63,7 +96,7 @@ def test_without_positives_every_other_loss_is_an_attached_zero() -> None:
 
 def test_normalisers_are_means_over_processes() -> None:
     found = positives([0], [4], [0], [[1, 1, 3, 1]])
-    arguments = (output(), found, torch.tensor([0]), torch.tensor([[3.0, 4.0]]))
+    arguments = (output(), found, torch.tensor([0]), *masks_as([[3.0, 4.0]]))
     alone = MEInstCriterion()(*arguments)
     shared = MEInstCriterion(reduce_mean=lambda counts: counts * 4)(*arguments)
     for name in ("loss_cls", "loss_box", "loss_centerness", "loss_mask"):
@@ -71,7 +104,7 @@ def test_normalisers_are_means_over_processes() -> None:
 
 
 def test_without_a_mask_branch_there_is_no_mask_loss() -> None:
-    losses = MEInstCriterion()(output(dim=None), positives([0], [0], [0], [[1, 1, 1, 1]]), torch.tensor([0]), None)
+    losses = MEInstCriterion()(output(dim=None), positives([0], [0], [0], [[1, 1, 1, 1]]), torch.tensor([0]))
     assert set(losses) == {"loss_cls", "loss_box", "loss_centerness"}
 
 
@@ -82,5 +115,5 @@ def test_two_instances_with_one_box_keep_their_own_targets() -> None:
     with torch.no_grad():
         assert predictions.mask_coeffs is not None
         predictions.mask_coeffs[0][0, :, 0] = torch.tensor([[5.0, -5.0], [0.0, 0.0]])
-    losses = MEInstCriterion()(predictions, found, torch.tensor([0, 0]), torch.tensor([[5.0, 0.0], [-5.0, 0.0]]))
+    losses = MEInstCriterion()(predictions, found, torch.tensor([0, 0]), *masks_as([[5.0, 0.0], [-5.0, 0.0]]))
     assert losses["loss_mask"].item() == 0

@@ -62,6 +62,15 @@ def test_resetting_the_mask_predictor_touches_nothing_else() -> None:
     assert all(torch.equal(model.state_dict()[k], v) for k, v in others.items())
 
 
+def test_a_large_kernel_predicts_the_coefficients() -> None:
+    model = head(towers=TowerConfig(num_mask_convs=0, large_kernel_size=5))
+    output = model(LEVELS)
+    assert output.mask_coeffs is not None and output.mask_coeffs[1].shape == (2, 7, 3, 4)
+    torch.nn.init.ones_(model.mask_pred.conv_r2.conv.weight)
+    model.reset_mask_predictor()
+    assert model.mask_pred.conv_r2.conv.weight.std() < 0.02
+
+
 def test_outputs_are_float32_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         output = head()(LEVELS)

@@ -25,7 +25,7 @@ def random_output(seed: int = 0, dim: int | None = 4, level: float = 0.0) -> Hea
 def encoder() -> PCAEncoder:
     built = PCAEncoder(dim=4, mask_size=6)
     rows = np.linalg.qr(np.random.default_rng(0).normal(size=(36, 4)))[0].T
-    built.load_basis(PCABasis(rows, np.zeros(36), np.full(4, 9.0), np.ones(4)))
+    built.load_bases([PCABasis(rows, np.zeros(36), np.full(4, 9.0), np.ones(4))])
     return built
 
 

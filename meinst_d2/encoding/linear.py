@@ -1,0 +1,98 @@
+"""Encoders that project the pixels (or their logits) on the rows of a dictionary."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from meinst_d2.encoding.clamp import SigmoidClamp
+from meinst_d2.encoding.encoder import MaskEncoder
+from meinst_d2.precision import without_autocast
+
+
+class Dictionary(NamedTuple):
+    """What coefficients mean, for all masks alike or with a leading axis of M masks.
+
+    Attributes:
+        components: (..., D, S*S), orthonormal rows.
+        deviations: (..., D), of the coefficients along each row.
+        means: (..., S*S).
+    """
+
+    components: Tensor
+    deviations: Tensor
+    means: Tensor
+
+
+class LinearEncoder(MaskEncoder):
+    """coefficient = row . (pixels - mean), divided by its standard deviation where ``whiten``."""
+
+    def __init__(
+        self,
+        *,
+        dim: int = 60,
+        mask_size: int = 28,
+        sigmoid: bool = True,
+        whiten: bool = True,
+        clamp: SigmoidClamp = SigmoidClamp(),
+    ) -> None:
+        """
+        Args:
+            dim: D.
+            mask_size: S.
+            sigmoid: encode the logits of the pixels and decode through a sigmoid; otherwise the pixels themselves.
+            whiten: divide coefficients by the standard deviation of their component.
+            clamp: the clamp of the logits; where it is random, every call of :meth:`encode` draws anew from torch's
+                global generator in training mode, and takes the mean logit in evaluation mode.
+        """
+        super().__init__()
+        if not 1 <= dim <= mask_size**2:
+            raise ValueError(f"D = {dim} coefficients of {mask_size} x {mask_size} pixels: choose 1 to {mask_size**2}")
+        self.dim, self.mask_size = dim, mask_size
+        self.sigmoid, self.whiten, self.clamp = sigmoid, whiten, clamp
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, mask_size={self.mask_size}, sigmoid={self.sigmoid}, whiten={self.whiten}"
+
+    @abstractmethod
+    def dictionary(self, classes: Tensor | None) -> Dictionary:
+        """The dictionary, or that of each class."""
+
+    def encode(self, masks: Tensor, classes: Tensor | None = None) -> Tensor:
+        with without_autocast(masks.device):
+            components, deviations, means = self.dictionary(classes)
+            pixels = self._pixel_targets(masks.flatten(1).to(means.dtype)) - means  # (M, S*S)
+            coeffs = (components @ pixels[..., None])[..., 0] if components.ndim == 3 else pixels @ components.T
+            return coeffs / deviations if self.whiten else coeffs
+
+    def _pixel_targets(self, masks: Tensor) -> Tensor:
+        if not self.sigmoid:
+            return masks
+        signs = 2 * masks - 1
+        if not (self.clamp.is_random and self.training):
+            return signs * self.clamp.logit_moments()[0]
+        v = (torch.rand_like(masks) * self.clamp.high).clamp(min=self.clamp.low)
+        return signs * torch.log((1 - v) / v)
+
+    def decode_logits(self, coeffs: Tensor, classes: Tensor | None = None) -> Tensor:
+        with without_autocast(coeffs.device):
+            components, deviations, means = self.dictionary(classes)
+            coeffs = coeffs.to(means.dtype)
+            if self.whiten:
+                coeffs = coeffs * deviations
+            if components.ndim == 3:
+                pixels = (coeffs[:, None] @ components)[:, 0] + means
+            else:
+                pixels = coeffs @ components + means
+            return pixels.reshape(*coeffs.shape[:-1], self.mask_size, self.mask_size)
+
+    def decode(self, coeffs: Tensor, classes: Tensor | None = None) -> Tensor:
+        pixels = self.decode_logits(coeffs, classes)
+        return pixels.sigmoid() if self.sigmoid else pixels.clamp(0.01, 0.99)
+
+    def deviations(self, classes: Tensor | None = None) -> Tensor:
+        deviations = self.dictionary(classes).deviations
+        return deviations if self.whiten else torch.ones_like(deviations)

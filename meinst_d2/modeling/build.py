@@ -1,0 +1,89 @@
+"""The parts of the mask branch that every detector shares, from ``MODEL.MEINST``."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from torch import Tensor
+
+from meinst_d2.encoding import (
+    MASK_ENCODER_REGISTRY,
+    FittedEncoder,
+    MaskEncoder,
+    PixelEncoder,
+    SigmoidClamp,
+    load_components,
+)
+from meinst_d2.modeling.head import TowerConfig
+from meinst_d2.modeling.mask_loss import MaskLoss
+
+NOT_FITTED = (
+    "this model has no mask components, so it can neither learn nor draw masks: make them with "
+    "fit_pca.py --dataset NAME --output FILE and set MODEL.MEINST.COMPONENTS FILE, or load weights that carry them"
+)
+
+
+def build_towers(cfg: CfgNode) -> TowerConfig:
+    """What the towers and the mask predictor are made of."""
+    meinst = cfg.MODEL.MEINST
+    return TowerConfig(
+        num_shared_convs=meinst.NUM_SHARE_CONVS,
+        num_cls_convs=meinst.NUM_CLS_CONVS,
+        num_box_convs=meinst.NUM_BOX_CONVS,
+        num_mask_convs=meinst.NUM_MASK_CONVS,
+        norm=meinst.NORM,
+        deform=meinst.DEFORM_CONV,
+        deform_modulated=meinst.DEFORM_MODULATED,
+        large_kernel_size=meinst.LARGE_KERNEL_SIZE if meinst.MASK_PREDICTOR == "large_kernel" else None,
+    )
+
+
+def build_mask_loss(cfg: CfgNode) -> MaskLoss:
+    """The loss of the mask branch."""
+    meinst = cfg.MODEL.MEINST
+    return MaskLoss(
+        representation=meinst.MASK_REPRESENTATION,
+        loss_type=meinst.MASK_LOSS_TYPE,
+        weights=meinst.MASK_LOSS_WEIGHTS,
+    )
+
+
+def build_mask_encoder(cfg: CfgNode) -> MaskEncoder | None:
+    """The encoder, with the components of ``MODEL.MEINST.COMPONENTS`` where that file exists; None without masks."""
+    meinst = cfg.MODEL.MEINST
+    if not cfg.MODEL.MASK_ON:
+        return None
+    if meinst.MASK_REPRESENTATION == "none":
+        return PixelEncoder(mask_size=meinst.MASK_SIZE)
+    encoder_class = MASK_ENCODER_REGISTRY.get(meinst.ENCODER)
+    kwargs = {"num_classes": meinst.NUM_CLASSES} if encoder_class.class_specific else {}
+    encoder: MaskEncoder = encoder_class(
+        dim=meinst.DIM_MASK,
+        mask_size=meinst.MASK_SIZE,
+        sigmoid=meinst.SIGMOID,
+        whiten=meinst.WHITEN,
+        clamp=SigmoidClamp(*meinst.SIGMOID_CLAMP),
+        **kwargs,
+    )
+    if isinstance(encoder, FittedEncoder) and meinst.COMPONENTS:
+        if PathManager.isfile(meinst.COMPONENTS):
+            encoder.load_bases(load_components(PathManager.get_local_path(meinst.COMPONENTS)).bases)
+        else:
+            logging.getLogger(__name__).info(
+                f"There is no {meinst.COMPONENTS}: the mask components must come with the weights."
+            )
+    return encoder
+
+
+def reduce_mean(value: Tensor) -> Tensor:
+    """The mean over training processes of a tensor that carries no gradient."""
+    world_size = comm.get_world_size()
+    if world_size == 1:
+        return value
+    value = value.detach().clone()
+    torch.distributed.all_reduce(value)
+    return value / world_size
