@@ -16,8 +16,9 @@ import numpy as np
 
 import meinst_d2
 from meinst_d2.data.fit import Reconstruction, count_moments, measure_reconstruction
+from meinst_d2.data.fit_classes import fit_classes
 from meinst_d2.data.instances import InstanceAnnotation, from_dataset_dicts, read_coco_json
-from meinst_d2.encoding import PCABasis, SigmoidClamp, fit_pca, save_components
+from meinst_d2.encoding import PCABasis, PixelMoments, SigmoidClamp, fit_pca, save_components
 from meinst_d2.files import atomic_path, require_writable
 
 TABLE_DIMS = (20, 40, 60, 80, 100)
@@ -25,6 +26,7 @@ EXAMPLES = """examples:
   fit_pca.py --dataset coco_2017_train
   fit_pca.py --coco-json annotations/train.json --dim 40 --output output/components/mine.npz
   fit_pca.py --coco-json train.json --eval-json val.json --workers 8
+  fit_pca.py --dataset coco_2017_train --class-specific
 """
 
 
@@ -41,6 +43,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--no-whiten", action="store_true", help="record that coefficients are not divided by their deviation"
     )
+    parser.add_argument("--class-specific", action="store_true", help="fit one dictionary per class (ClassPCAEncoder)")
+    parser.add_argument(
+        "--min-masks",
+        type=int,
+        metavar="N",
+        help="classes with fewer masks share the dictionary of all classes (default 10 per component)",
+    )
     parser.add_argument(
         "--clamp",
         nargs=2,
@@ -56,7 +65,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N annotations only")
     args = parser.parse_args(argv)
-    for name in ("dim", "mask_size", "workers", "limit"):
+    for name in ("dim", "mask_size", "workers", "limit", "min_masks"):
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
@@ -66,13 +75,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(str(error))
     if args.output is None:
         names = args.dataset or [Path(file).stem for file in args.coco_json]
-        args.output = default_output(names, args.mask_size, args.dim)
+        args.output = default_output(names, args.mask_size, args.dim, args.class_specific)
     return args
 
 
-def default_output(names: Sequence[str], mask_size: int, dim: int) -> Path:
+def default_output(names: Sequence[str], mask_size: int, dim: int, class_specific: bool = False) -> Path:
     """Where the components of these datasets go when no one says."""
-    return Path("output/components") / f"{'+'.join(names)}_{mask_size}_{dim}.npz"
+    suffix = "_per_class" if class_specific else ""
+    return Path("output/components") / f"{'+'.join(names)}_{mask_size}_{dim}{suffix}.npz"
 
 
 def read_annotations(args: argparse.Namespace) -> list[InstanceAnnotation]:
@@ -91,6 +101,25 @@ def read_annotations(args: argparse.Namespace) -> list[InstanceAnnotation]:
         annotations = annotations[: args.limit]
     print(f"read {len(annotations):,} annotations in {time.perf_counter() - start:.1f} s")
     return annotations
+
+
+def read_class_names(args: argparse.Namespace) -> list[str]:
+    """The classes of the datasets named on the command line, which must have the same."""
+    if args.coco_json:
+        from meinst_d2.data.categories import read_category_names as class_names
+
+        sources = args.coco_json
+    else:
+        from meinst_d2.data.datasets import class_names
+
+        sources = args.dataset
+    found = [class_names(source) for source in sources]
+    for source, names in zip(sources, found, strict=True):
+        if names != found[0] or not names:
+            raise ValueError(
+                f"--class-specific needs the same classes everywhere: {sources[0]} has {found[0]}, {source} has {names}"
+            )
+    return found[0]
 
 
 def report_skipped(skipped: Counter[str]) -> None:
@@ -152,6 +181,7 @@ def provenance(args: argparse.Namespace, num_masks: int, skipped: Counter[str]) 
         "dim": args.dim,
         "sigmoid": not args.no_sigmoid,
         "whiten": not args.no_whiten,
+        "class_specific": args.class_specific,
         "clamp": None if args.no_sigmoid else [args.clamp.low, args.clamp.high],
         "versions": {
             "meinst_d2": meinst_d2.__version__,
@@ -161,34 +191,64 @@ def provenance(args: argparse.Namespace, num_masks: int, skipped: Counter[str]) 
     }
 
 
-def fit(args: argparse.Namespace) -> None:
-    """Read, count, fit, write, measure, draw."""
-    require_writable(args.output)
-    clamp = None if args.no_sigmoid else args.clamp
-    annotations = read_annotations(args)
-    measured = read_coco_json(args.eval_json) if args.eval_json else annotations
-
-    start = time.perf_counter()
+def fit_agnostic(
+    args: argparse.Namespace, annotations: Sequence[InstanceAnnotation], clamp: SigmoidClamp | None
+) -> tuple[PixelMoments, Counter[str], PCABasis, list[PCABasis]]:
+    """Counts, what was skipped, every component of all masks, and the one dictionary to write."""
     moments, skipped = count_moments(annotations, args.mask_size, args.workers)
-    report_skipped(skipped)
     if moments.count <= args.dim:
+        report_skipped(skipped)
         raise ValueError(
             f"{moments.count} of {len(annotations)} annotations have a usable mask, {args.dim} components need "
             f"at least {args.dim + 1}: give more annotations or a smaller --dim"
         )
     every = fit_pca(moments, clamp)
-    basis = every.truncated(args.dim)
+    return moments, skipped, every, [every.truncated(args.dim)]
+
+
+def fit_class_specific(
+    args: argparse.Namespace, annotations: Sequence[InstanceAnnotation], clamp: SigmoidClamp | None
+) -> tuple[PixelMoments, Counter[str], PCABasis, list[PCABasis]]:
+    """The same with one dictionary per class to write."""
+    names = args.class_names
+    min_masks = args.min_masks or 10 * args.dim
+    found = fit_classes(
+        annotations, len(names), args.mask_size, args.dim, min_masks=min_masks, clamp=clamp, workers=args.workers
+    )
+    if found.shared:
+        few = ", ".join(f"{names[i]} ({found.counts[i]})" for i in found.shared)
+        print(
+            f"{len(found.shared)} of {len(names)} classes have fewer than {min_masks} usable masks and share the "
+            f"dictionary of all: {few}"
+        )
+    return found.moments, found.skipped, fit_pca(found.moments, clamp), found.bases
+
+
+def fit(args: argparse.Namespace) -> None:
+    """Read, count, fit, write, measure, draw."""
+    require_writable(args.output)
+    if args.class_specific:
+        args.class_names = read_class_names(args)
+    clamp = None if args.no_sigmoid else args.clamp
+    annotations = read_annotations(args)
+    measured = read_coco_json(args.eval_json) if args.eval_json else annotations
+
+    start = time.perf_counter()
+    fit_bases = fit_class_specific if args.class_specific else fit_agnostic
+    moments, skipped, every, bases = fit_bases(args, annotations, clamp)
+    report_skipped(skipped)
     print(f"fitted {args.dim} components to {moments.count:,} masks in {time.perf_counter() - start:.1f} s")
-    save_components(args.output, [basis], provenance(args, moments.count, skipped))
+    save_components(args.output, bases, provenance(args, moments.count, skipped))
     print(f"wrote {args.output}")
 
-    dims = sorted({dim for dim in (*TABLE_DIMS, args.dim) if dim <= every.dim})
-    rows = measure_reconstruction(
-        measured, every.truncated(dims[-1]), dims, clamp and clamp.logit_moments()[0], args.workers
-    )
+    longest = args.dim if args.class_specific else every.dim
+    dims = sorted({dim for dim in (*TABLE_DIMS, args.dim) if dim <= longest})
+    if not args.class_specific:
+        bases = [every.truncated(dims[-1])]
+    rows = measure_reconstruction(measured, bases, dims, clamp and clamp.logit_moments()[0], args.workers)
     print_table(every, rows, args.eval_json or "the fitted masks")
     picture = args.output.with_suffix(".png")
-    draw(picture, basis, rows)
+    draw(picture, every, rows)
     print(f"\nwrote {picture}")
 
 

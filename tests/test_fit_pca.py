@@ -63,6 +63,34 @@ def test_options_reach_the_file(shapes: Path, tmp_path: Path) -> None:
     assert components.basis.mean.min() >= 0 and components.basis.mean.max() <= 1
 
 
+def test_one_dictionary_per_class_and_the_fit_says_who_shares(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, train = tmp_path / "c.npz", str(shapes / "instances_train.json")
+    options = ["--class-specific", "--dim", "6", "--min-masks", "25", "--output", str(output)]
+    fit_pca.main(["--coco-json", train, *options])
+    printed = capsys.readouterr().out
+    components = load_components(output)
+    assert len(components.bases) == 6 and components.basis.dim == 6
+    content = json.loads((shapes / "instances_train.json").read_text())
+    counts = [0] * 6
+    for annotation in content["annotations"]:
+        counts[annotation["category_id"] - 1] += not annotation["iscrowd"]
+    few = [c["name"] for c, count in zip(content["categories"], counts, strict=True) if count < 25]
+    assert 0 < len(few) < 6 and f"{len(few)} of 6 classes have fewer than 25 usable masks and share" in printed
+    assert all(f"{name} (" in printed for name in few)
+
+
+def test_classes_that_differ_between_files_are_an_error(shapes: Path, tmp_path: Path) -> None:
+    content = json.loads((shapes / "instances_val.json").read_text())
+    content["categories"][0]["name"] = "other"
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    files = [str(shapes / "instances_val.json"), str(tmp_path / "other.json")]
+    with pytest.raises(SystemExit, match="needs the same classes everywhere"):
+        fit_pca.main(["--coco-json", *files, "--class-specific", "--output", str(tmp_path / "c.npz")])
+    assert not (tmp_path / "c.npz").exists()
+
+
 def test_detectron2_is_not_imported_for_json_files(shapes: Path, tmp_path: Path) -> None:
     code = (
         "import sys, fit_pca; sys.modules['detectron2'] = None; "

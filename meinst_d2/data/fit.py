@@ -15,7 +15,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from meinst_d2.data.instances import InstanceAnnotation, make_templates
+from meinst_d2.data.instances import InstanceAnnotation, Templates, make_templates
 from meinst_d2.data.rasterize import BoolArray
 from meinst_d2.encoding import PCABasis, PixelMoments
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def count_moments(
-    annotations: Sequence[InstanceAnnotation], mask_size: int, workers: int = 1
+    annotations: Sequence[InstanceAnnotation], mask_size: int, workers: int = 1, title: str = "counting masks"
 ) -> tuple[PixelMoments, Counter[str]]:
     """The moments of all usable masks, and how many annotations were skipped, by reason.
 
@@ -36,8 +36,9 @@ def count_moments(
         annotations: of the dataset.
         mask_size: S.
         workers: processes.
+        title: of the progress bar.
     """
-    parts = _run_shards(_moments_of_shard, annotations, workers, "counting masks", mask_size)
+    parts = _run_shards(_moments_of_shard, annotations, workers, title, mask_size)
     moments, skipped = parts[0]
     for other, reasons in parts[1:]:
         moments.merge(other)
@@ -74,7 +75,7 @@ class Reconstruction:
 
 def measure_reconstruction(
     annotations: Sequence[InstanceAnnotation],
-    basis: PCABasis,
+    bases: Sequence[PCABasis],
     dims: Sequence[int],
     magnitude: float | None,
     workers: int = 1,
@@ -82,14 +83,14 @@ def measure_reconstruction(
     """Encode and decode every usable mask with the first D components, for several D.
 
     Args:
-        annotations: of the dataset.
-        basis: at least ``max(dims)`` components.
+        annotations: of the dataset; with several bases, with categories that number them.
+        bases: one for all masks or one per class, of at least ``max(dims)`` components.
         dims: the D to measure.
         magnitude: mean logit magnitude of the clamp, or None for components of pixels: what a mask is encoded as,
             without the randomness.
         workers: processes.
     """
-    parts = _run_shards(_measure_shard, annotations, workers, "measuring    ", basis, tuple(dims), magnitude)
+    parts = _run_shards(_measure_shard, annotations, workers, "measuring    ", tuple(bases), tuple(dims), magnitude)
     iou, counts, num_masks = (sum(values[1:], start=values[0]) for values in zip(*parts, strict=True))
     foreground = counts[:, 0] / counts[:, 1]
     background = counts[:, 2] / counts[:, 3]
@@ -98,21 +99,38 @@ def measure_reconstruction(
 
 
 def _measure_shard(
-    chunks: Iterator[Sequence[InstanceAnnotation]], basis: PCABasis, dims: tuple[int, ...], magnitude: float | None
+    chunks: Iterator[Sequence[InstanceAnnotation]],
+    bases: tuple[PCABasis, ...],
+    dims: tuple[int, ...],
+    magnitude: float | None,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], int]:
     iou = np.zeros(len(dims))
     counts = np.zeros((len(dims), 4), np.int64)  # foreground and background: intersection, union
     num_masks = 0
     for chunk in chunks:
-        masks = make_templates(chunk, basis.mask_size).masks.reshape(-1, basis.mask_size**2)
-        num_masks += len(masks)
-        for row, reconstructed in enumerate(reconstruct(masks, basis, dims, magnitude)):
-            both = (masks & reconstructed).sum(axis=1)
-            either = (masks | reconstructed).sum(axis=1)
-            iou[row] += (both / either).sum()
-            pixels = masks.size
-            counts[row] += (both.sum(), either.sum(), pixels - either.sum(), pixels - both.sum())
+        templates = make_templates(chunk, bases[0].mask_size)
+        for basis, masks in _by_basis(chunk, templates, bases):
+            num_masks += len(masks)
+            for row, reconstructed in enumerate(reconstruct(masks, basis, dims, magnitude)):
+                both = (masks & reconstructed).sum(axis=1)
+                either = (masks | reconstructed).sum(axis=1)
+                iou[row] += (both / either).sum()
+                pixels = masks.size
+                counts[row] += (both.sum(), either.sum(), pixels - either.sum(), pixels - both.sum())
     return iou, counts, num_masks
+
+
+def _by_basis(
+    chunk: Sequence[InstanceAnnotation], templates: Templates, bases: tuple[PCABasis, ...]
+) -> Iterator[tuple[PCABasis, BoolArray]]:
+    """The usable masks (M, S*S) that have a dictionary, with it."""
+    masks = templates.masks.reshape(len(templates.masks), -1)
+    if len(bases) == 1:
+        yield bases[0], masks
+        return
+    categories = np.array([chunk[i].category for i in templates.kept], np.int64)
+    for category in np.unique(categories[categories >= 0]):
+        yield bases[category], masks[categories == category]
 
 
 def reconstruct(masks: BoolArray, basis: PCABasis, dims: Sequence[int], magnitude: float | None) -> Iterator[BoolArray]:

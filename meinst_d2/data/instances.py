@@ -42,7 +42,7 @@ class InstanceAnnotation:
         segmentation: polygons, an RLE dict or an (H, W) bit mask.
         box: ``xyxy`` in pixels.
         image_size: (height, width).
-        category: of the dataset.
+        category: the contiguous number of its class, or -1.
         iscrowd: whether it marks a crowd.
     """
 
@@ -71,6 +71,8 @@ class Templates:
 def read_coco_json(path: str | os.PathLike[str]) -> list[InstanceAnnotation]:
     """Every annotation of a COCO instances file, in file order.
 
+    Categories are numbered by rising id, as Detectron2 numbers them; an annotation of none of them has -1.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is no COCO instances JSON.
@@ -85,22 +87,25 @@ def read_coco_json(path: str | os.PathLike[str]) -> list[InstanceAnnotation]:
     try:
         sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in content["images"]}
         annotations = content["annotations"]
+        classes = {id_: i for i, id_ in enumerate(sorted(c["id"] for c in content.get("categories", ())))}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not in COCO's instances format: it needs 'images' with id, height and width, and 'annotations'"
         ) from error
     if not isinstance(annotations, list):
         raise ValueError(f"{path}: 'annotations' is a {type(annotations).__name__} instead of a list")
-    return [_from_coco(annotation, sizes) for annotation in annotations]
+    return [_from_coco(annotation, sizes, classes) for annotation in annotations]
 
 
-def _from_coco(annotation: Mapping[str, Any], sizes: Mapping[Any, tuple[int, int]]) -> InstanceAnnotation:
+def _from_coco(
+    annotation: Mapping[str, Any], sizes: Mapping[Any, tuple[int, int]], classes: Mapping[Any, int]
+) -> InstanceAnnotation:
     x, y, width, height = np.array(annotation.get("bbox") or (0, 0, 0, 0), np.float32)
     return InstanceAnnotation(
         annotation.get("segmentation"),
         (x, y, x + width, y + height),  # rounded as Detectron2 rounds them
         sizes.get(annotation.get("image_id"), (0, 0)),
-        annotation.get("category_id", -1),
+        classes.get(annotation.get("category_id"), -1),
         bool(annotation.get("iscrowd", 0)),
     )
 

@@ -163,7 +163,7 @@ def _check_num_dictionaries(path: str, meinst: CfgNode, num_dictionaries: int) -
     if num_dictionaries != wanted:
         option = "without --class-specific" if wanted == 1 else "--class-specific"
         raise ValueError(
-            f"there are {num_dictionaries} dictionaries in {path}, MODEL.MEINST.ENCODER {meinst.ENCODER} needs {wanted}: "
+            f"{path} holds {num_dictionaries} dictionaries, MODEL.MEINST.ENCODER {meinst.ENCODER} needs {wanted}: "
             f"run fit_pca.py {option}, or choose another encoder"
         )
 

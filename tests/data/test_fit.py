@@ -51,7 +51,7 @@ def test_reconstruction_against_the_definition(
         basis = type(basis)(
             basis.components, magnitude * (2 * basis.mean - 1), basis.explained_variance, basis.explained_variance_ratio
         )
-    rows = measure_reconstruction(annotations, basis, [5, 40], magnitude, workers=2)
+    rows = measure_reconstruction(annotations, [basis], [5, 40], magnitude, workers=2)
     masks = np.stack([a.segmentation for a in annotations if not a.iscrowd]).reshape(899, -1)
     for row in rows:
         (drawn,) = reconstruct(masks, basis, [row.dim], magnitude)

@@ -84,7 +84,15 @@ def test_a_coco_file_gives_corners_and_sizes(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(coco()))
     (read,) = read_coco_json(path)
-    assert read.box == (10, 10, 30, 30) and read.image_size == (40, 50) and read.category == 3 and not read.iscrowd
+    assert read.box == (10, 10, 30, 30) and read.image_size == (40, 50) and read.category == 0 and not read.iscrowd
+
+
+def test_classes_are_numbered_by_rising_id_and_unknown_ones_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    annotations = [{"image_id": 7, "category_id": i, "bbox": [0, 0, 1, 1]} for i in (9, 3, 4)] + [{"image_id": 7}]
+    categories = [{"id": 9, "name": "b"}, {"id": 3, "name": "a"}]
+    path.write_text(json.dumps(coco(annotations=annotations, categories=categories)))
+    assert [read.category for read in read_coco_json(path)] == [1, 0, -1, -1]
 
 
 @pytest.mark.parametrize(
