@@ -137,7 +137,7 @@ def _carried_components(content: dict[str, Any]) -> torch.Tensor | None:
     """The (..., D, S*S) components of a checkpoint, or None where it has none or they were never fitted."""
     state = dict(content.get("model", content))
     rename_published_keys(state, GENERATOR_PREFIX)
-    components = state.get(GENERATOR_PREFIX + "mask_encoder.components")
+    components = next((state[key] for key in state if key.endswith("mask_encoder.components")), None)
     return components.float() if components is not None and bool(components.any()) else None
 
 

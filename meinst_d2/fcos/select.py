@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Candidates:
-    """(location, class) pairs worth decoding, in no particular order. C of them.
+    """(location, class) pairs worth decoding, by location, then class, unless a cap chose among them. C of them.
 
     Attributes:
         location_idx: (C,) int64, within the level.
@@ -43,9 +43,8 @@ def select_candidates(
     """
     probability = cls_logits.float().sigmoid()  # (K, R)
     product = probability * centerness_logits.float().sigmoid()
-    class_idx, location_idx = ((product if thresh_with_centerness else probability) > score_thresh).nonzero(
-        as_tuple=True
-    )
+    above = (product if thresh_with_centerness else probability) > score_thresh
+    location_idx, class_idx = above.T.nonzero(as_tuple=True)
     ranking = product[class_idx, location_idx]  # (C,)
     if len(ranking) > topk:
         ranking, kept = ranking.topk(topk, sorted=False)

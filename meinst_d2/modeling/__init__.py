@@ -7,12 +7,13 @@ from typing import Any
 
 from meinst_d2.prerequisites import has_detectron2, require_detectron2
 
-__all__ = ["MEInstDetector", "MEInstFCOS", "build_meinst_resnet_fpn_backbone"]
+__all__ = ["MEInstDetector", "MEInstFCOS", "MEInstRetinaNet", "build_meinst_resnet_fpn_backbone"]
 
 if has_detectron2():
     from meinst_d2.modeling.backbone import build_meinst_resnet_fpn_backbone
     from meinst_d2.modeling.meta_arch import MEInstDetector
     from meinst_d2.modeling.proposal_generator import MEInstFCOS
+    from meinst_d2.modeling.retinanet import MEInstRetinaNet
 else:
 
     def __getattr__(name: str) -> Any:

@@ -34,7 +34,7 @@ class InferenceRule:
         score_thresh: least class probability of a candidate.
         pre_nms_topk: most candidates per level.
         nms_thresh: overlap above which the lower-scored of two boxes of a class goes; 0 or less keeps all.
-        max_detections: most detections per image; 0 or less keeps all.
+        max_detections: most detections per image, those of the highest scores; 0 or less keeps all.
         thresh_with_centerness: threshold the product of class probability and centerness instead.
     """
 
@@ -54,7 +54,9 @@ def detect(
     rule: InferenceRule,
     encoder: MaskEncoder | None,
 ) -> list[Instances]:
-    """Detections of every image of a batch, in network coordinates, highest score first.
+    """Detections of every image of a batch, in network coordinates.
+
+    The highest score comes first; without suppression the detections stay in the order of levels, locations, classes.
 
     Args:
         output: predictions for N images.
@@ -102,12 +104,7 @@ def _detect_image(
             coeffs.append(output.mask_coeffs[level][image].flatten(1).T[at])  # (C, D)
     result = Instances(image_size)
     all_boxes, all_scores, all_classes = torch.cat(boxes), torch.cat(scores), torch.cat(classes)
-    if rule.nms_thresh > 0:
-        keep = batched_nms(all_boxes, all_scores, all_classes, rule.nms_thresh)
-    else:
-        keep = all_scores.argsort(descending=True, stable=True)
-    if rule.max_detections > 0:
-        keep = keep[: rule.max_detections]
+    keep = _survivors(all_boxes, all_scores, all_classes, rule)
     result.pred_boxes = Boxes(all_boxes[keep])
     result.scores = all_scores[keep]
     result.pred_classes = all_classes[keep]
@@ -115,6 +112,14 @@ def _detect_image(
     if encoder is not None:
         result.pred_masks = encoder.decode(torch.cat(coeffs)[keep], result.pred_classes)[:, None]
     return result
+
+
+def _survivors(boxes: Tensor, scores: Tensor, classes: Tensor, rule: InferenceRule) -> Tensor:
+    """Indices of the candidates that suppression and the cap leave."""
+    cap = rule.max_detections if 0 < rule.max_detections < len(scores) else len(scores)
+    if rule.nms_thresh > 0:
+        return batched_nms(boxes, scores, classes, rule.nms_thresh)[:cap]
+    return scores.topk(cap).indices.sort().values
 
 
 def postprocess(results: Instances, height: int, width: int, paste_box: PasteBox = "predicted") -> Instances:

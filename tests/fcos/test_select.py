@@ -30,6 +30,11 @@ def test_the_threshold_is_strict_and_may_include_centerness() -> None:
     assert found.location_idx.tolist() == [1, 2]
 
 
+def test_candidates_come_by_location_then_class() -> None:
+    found = select_candidates(torch.zeros(2, 3), torch.zeros(3), score_thresh=0.1, topk=9)
+    assert found.location_idx.tolist() == [0, 0, 1, 1, 2, 2] and found.class_idx.tolist() == [0, 1] * 3
+
+
 def test_the_cap_keeps_the_highest_products() -> None:
     torch.manual_seed(0)
     cls, ctr = torch.randn(5, 40), torch.randn(40)

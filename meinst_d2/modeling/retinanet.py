@@ -1,0 +1,215 @@
+"""The mask branch on an anchor-based detector: Detectron2's RetinaNet with one more output.
+
+Symbols: N images, A anchors per cell, R anchors of an image over all levels, K classes, D coefficients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor
+
+from meinst_d2.config import check_choices
+from meinst_d2.encoding import MaskEncoder
+from meinst_d2.modeling.build import (
+    NOT_FITTED,
+    build_mask_encoder,
+    build_mask_loss,
+    build_towers,
+    reduce_mean,
+)
+from meinst_d2.modeling.head import TowerConfig, reset_predictor
+from meinst_d2.modeling.inference import PasteBox, postprocess
+from meinst_d2.modeling.mask_loss import MaskLoss, MaskTargets
+from meinst_d2.modeling.targets import mask_templates
+
+
+class MEInstRetinaNetHead(RetinaNetHead):
+    """RetinaNet's head with a third subnet, which predicts the coefficients of every anchor's mask."""
+
+    @configurable
+    def __init__(self, *, towers: TowerConfig, mask_dim: int, num_anchors: int, **kwargs: Any) -> None:
+        """
+        Args:
+            towers: what the mask tower and its predictor are made of.
+            mask_dim: D.
+            num_anchors: A.
+            kwargs: of Detectron2's RetinaNetHead.
+        """
+        super().__init__(num_anchors=num_anchors, **kwargs)
+        channels = kwargs["input_shape"][0].channels
+        self.mask_tower, self.mask_pred = towers.build_mask_branch(channels, num_anchors * mask_dim)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec], mask_dim: int) -> dict[str, Any]:
+        return {**super().from_config(cfg, input_shape), "towers": build_towers(cfg), "mask_dim": mask_dim}
+
+    def reset_mask_predictor(self) -> None:
+        """Start the mask predictor anew: its outputs mean nothing under another dictionary."""
+        reset_predictor(self.mask_pred)
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Class logits, box deltas and mask coefficients of each level, (N, A * K | 4 | D, H, W)."""
+        logits, deltas = super().forward(features)
+        return logits, deltas, [self.mask_pred(self.mask_tower(feature)).float() for feature in features]
+
+
+@META_ARCH_REGISTRY.register()
+class MEInstRetinaNet(RetinaNet):
+    """RetinaNet that predicts a mask's coefficients with every anchor. Keys: MODEL.RETINANET and MODEL.MEINST."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        mask_encoder: MaskEncoder | None,
+        mask_loss: MaskLoss,
+        mask_weight: float = 1.0,
+        mask_paste_box: PasteBox = "predicted",
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            mask_encoder: the dictionary, or None for plain RetinaNet.
+            mask_loss: of the coefficients.
+            mask_weight: its factor.
+            mask_paste_box: see :func:`~meinst_d2.modeling.inference.postprocess`.
+            kwargs: of Detectron2's RetinaNet.
+        """
+        super().__init__(**kwargs)
+        self.mask_encoder = mask_encoder
+        self.mask_loss = mask_loss
+        self.mask_weight = mask_weight
+        self.mask_paste_box: PasteBox = mask_paste_box
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        check_choices(cfg)
+        meinst = cfg.MODEL.MEINST
+        if meinst.NUM_CLASSES != cfg.MODEL.RETINANET.NUM_CLASSES:
+            raise ValueError(
+                f"MODEL.RETINANET.NUM_CLASSES = {cfg.MODEL.RETINANET.NUM_CLASSES} and MODEL.MEINST.NUM_CLASSES = "
+                f"{meinst.NUM_CLASSES} must be the same"
+            )
+        parts = super().from_config(cfg)
+        mask_encoder = build_mask_encoder(cfg)
+        if mask_encoder is not None:
+            shapes = [parts["backbone"].output_shape()[name] for name in cfg.MODEL.RETINANET.IN_FEATURES]
+            parts["head"] = MEInstRetinaNetHead(cfg, shapes, mask_encoder.dim)
+        return {
+            **parts,
+            "mask_encoder": mask_encoder,
+            "mask_loss": build_mask_loss(cfg),
+            "mask_weight": meinst.LOSS_WEIGHT_MASK,
+            "mask_paste_box": meinst.MASK_PASTE_BOX,
+        }
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """As :class:`~meinst_d2.modeling.meta_arch.MEInstDetector`."""
+        if self.mask_encoder is not None and not self.mask_encoder.is_fitted:
+            raise RuntimeError(NOT_FITTED)
+        if self.training:
+            return super().forward(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        features = [features[name] for name in self.head_in_features]
+        detections = self.forward_inference(images, features, self.head(features))
+        return [
+            {"instances": postprocess(r, x.get("height", h), x.get("width", w), self.mask_paste_box)}
+            for r, x, (h, w) in zip(detections, batched_inputs, images.image_sizes, strict=True)
+        ]
+
+    def forward_training(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: Sequence[list[Tensor]],
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        """Detectron2's losses of classes and boxes, and that of masks over the positive anchors."""
+        logits, deltas = self._transpose_dense_predictions(predictions[:2], [self.num_classes, 4])
+        anchors = self.anchor_generator(features)
+        labels, gt_boxes, gt_idx = self._label_anchors(anchors, gt_instances)
+        losses = self.losses(anchors, logits, labels, deltas, gt_boxes)
+        if self.mask_encoder is not None:
+            coeffs = self._coefficients(predictions[2])[gt_idx >= 0]  # (P, D)
+            targets = MaskTargets(
+                mask_templates(gt_instances, self.mask_encoder.mask_size).to(coeffs.device),
+                torch.cat([instances.gt_classes for instances in gt_instances]),
+                gt_idx[gt_idx >= 0],
+            )
+            weight = torch.ones_like(coeffs[:, 0])
+            total_weight = reduce_mean(weight.sum())
+            mask_loss = self.mask_loss(coeffs, targets, self.mask_encoder, weight, total_weight)
+            losses["loss_mask"] = self.mask_weight * mask_loss
+        return losses
+
+    @torch.no_grad()
+    def _label_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """What :meth:`label_anchors` gives, and (N, R) the instance of the batch of positive anchors, else negative.
+
+        Matching is done once: it labels anchors with numbers of instances, which say everything else.
+        """
+        numbered, first = [], self.num_classes + 1  # numbers above those that mean background or ignored
+        for instances in gt_instances:
+            number = torch.arange(first, first + len(instances), device=self.device)
+            numbered.append(Instances(instances.image_size, gt_boxes=instances.gt_boxes, gt_classes=number))
+            first += len(instances)
+        labels, gt_boxes = self.label_anchors(anchors, numbered)
+        gt_idx = torch.stack(labels) - (self.num_classes + 1)
+        classes = torch.cat([instances.gt_classes for instances in gt_instances])
+        classes = torch.cat((classes, classes.new_zeros(1)))  # something to index where there are no instances
+        labels = [
+            torch.where(idx >= 0, classes[idx.clamp(min=0)], label) for idx, label in zip(gt_idx, labels, strict=True)
+        ]
+        return labels, gt_boxes, gt_idx
+
+    def _coefficients(self, mask_coeffs: Sequence[Tensor]) -> Tensor:
+        """L tensors (N, A * D, H, W) -> (N, R, D)."""
+        return torch.cat([permute_to_N_HWA_K(x, self.mask_encoder.dim) for x in mask_coeffs], dim=1)
+
+    def forward_inference(
+        self, images: ImageList, features: list[Tensor], predictions: Sequence[list[Tensor]]
+    ) -> list[Instances]:
+        """Detectron2's detections, with ``pred_masks`` (n, 1, S, S), probabilities relative to the box."""
+        results = super().forward_inference(images, features, predictions[:2])
+        if self.mask_encoder is not None:
+            coeffs = self._coefficients(predictions[2])
+            for image, detections in enumerate(results):
+                kept = coeffs[image, detections.anchor_idx]
+                detections.pred_masks = self.mask_encoder.decode(kept, detections.pred_classes)[:, None]
+        for detections in results:
+            detections.remove("anchor_idx")
+        return results
+
+    def _decode_multi_level_predictions(
+        self, anchors: list[Boxes], pred_scores: list[Tensor], pred_deltas: list[Tensor], *args: Any
+    ) -> Instances:
+        """Detectron2's candidates of all levels, with ``anchor_idx``, their number over all levels."""
+        levels, first = [], 0
+        for level, scores, deltas in zip(anchors, pred_scores, pred_deltas, strict=True):
+            levels.append(self._decode_per_level_predictions(level, scores, deltas, *args))
+            levels[-1].anchor_idx = first + _candidates(scores, *args[:2])
+            first += len(level)
+        return Instances.cat(levels)
+
+
+def _candidates(scores: Tensor, score_thresh: float, topk: int) -> Tensor:
+    """The anchors of Detectron2's candidates of a level, in its order.
+
+    Args:
+        scores: (R, K).
+        score_thresh, topk: as Detectron2's.
+    """
+    above = scores > score_thresh
+    return above.nonzero()[:, 0][scores[above].topk(min(topk, int(above.sum()))).indices]
