@@ -30,5 +30,5 @@ setup(
         "threadpoolctl",
         "tqdm",
     ],
-    extras_require={"dev": ["pytest", "hypothesis", "ruff", "mypy", "scikit-learn", "types-tqdm"]},
+    extras_require={"dev": ["pytest", "hypothesis", "ruff", "mypy", "scikit-learn", "timm", "types-tqdm"]},
 )

@@ -17,6 +17,7 @@ import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2 import add_meinst_config
 from meinst_d2.checkpoint import MEInstCheckpointer
 from meinst_d2.engine import PreflightError, Trainer, check_before_start, settle_seed
+from meinst_d2.engine.lazy import run_lazy
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
@@ -30,6 +31,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 
 
 def main(args: argparse.Namespace) -> Any:
+    if args.config_file.endswith(".py"):
+        return run_lazy(args)
     cfg = load_config(args)
     settle_seed(cfg, args.resume)
     cfg.freeze()
@@ -49,8 +52,9 @@ def main(args: argparse.Namespace) -> Any:
 if __name__ == "__main__":
     args = default_argument_parser().parse_args()
     try:
-        processes = max(args.num_gpus, 1) * args.num_machines
-        check_before_start(load_config(args), eval_only=args.eval_only, resume=args.resume, num_processes=processes)
+        if not args.config_file.endswith(".py"):
+            processes = max(args.num_gpus, 1) * args.num_machines
+            check_before_start(load_config(args), eval_only=args.eval_only, resume=args.resume, num_processes=processes)
     except (PreflightError, KeyError, FileNotFoundError) as error:
         sys.exit(f"train_net.py: {error}")
     launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))

@@ -61,7 +61,8 @@ def _add_head(model: CN) -> None:
     meinst.NUM_CLASSES = 80
     # Feature maps that the head runs on, fine to coarse.
     meinst.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
-    # Levels that build_meinst_resnet_fpn_backbone adds above p5: 0, 1 (p6) or 2 (p6, p7).
+    # Levels made from p5 by strided convolutions: 0, 1 (p6) or 2 (p6, p7). Backbones of Detectron2's registry that
+    # give p3 to p5 get them where IN_FEATURES asks for levels that they lack.
     meinst.TOP_LEVELS = 2
 
     # Convolutions of each tower, and of a tower that the others share.

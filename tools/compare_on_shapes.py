@@ -70,9 +70,9 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]:
     default_setup(cfg, run_args)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
-    found = trainer.train()
-    results.write_text(json.dumps({"config": settings, "results": found}))
-    return found
+    trainer.train()
+    results.write_text(json.dumps({"config": settings, "results": trainer._last_eval_results}))
+    return trainer._last_eval_results
 
 
 def print_table(results: dict[str, list[dict[str, Any]]]) -> None:

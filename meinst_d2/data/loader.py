@@ -79,6 +79,42 @@ class TrainLoader:
         return iter(self._loader)
 
 
+def make_train_loader(
+    records: Sequence[dict[str, Any]],
+    mapper: Callable[[Any], dict[str, Any]],
+    *,
+    batch_size: int,
+    seed: int,
+    num_workers: int = 0,
+    aspect_ratio_grouping: bool = True,
+    repeat_factors: np.ndarray | None = None,
+) -> TrainLoader:
+    """The loader of this process.
+
+    Args:
+        records: of the images, in Detectron2's dataset format.
+        mapper: record -> sample.
+        batch_size: over all processes.
+        seed: not negative.
+        num_workers: processes that load; 0 loads in this one.
+        aspect_ratio_grouping: whether wide and tall images stay in batches of their own.
+        repeat_factors: see :class:`~meinst_d2.data.sampler.TrainingBatches`.
+    """
+    groups = np.zeros(len(records), np.int64)
+    if aspect_ratio_grouping:
+        groups = np.array([record["width"] > record["height"] for record in records], np.int64)
+    batches = TrainingBatches(
+        groups=groups,
+        batch_size=batch_size,
+        seed=seed,
+        rank=comm.get_rank(),
+        world_size=comm.get_world_size(),
+        repeat_factors=repeat_factors,
+    )
+    dataset = SeededMapDataset(DatasetFromList(list(records), copy=False), mapper, seed)
+    return TrainLoader(dataset, batches, num_workers)
+
+
 def build_train_loader(cfg: CfgNode, mapper: Callable[[Any], dict[str, Any]] | None = None) -> TrainLoader:
     """The loader of ``DATASETS.TRAIN``; ``SEED`` must not be negative.
 
@@ -87,19 +123,15 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[Any], dict[str, Any]] | N
         mapper: record -> sample; by default :class:`~meinst_d2.data.mapper.MEInstDatasetMapper`.
     """
     records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    groups = np.zeros(len(records), np.int64)
-    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-        groups = np.array([record["width"] > record["height"] for record in records], np.int64)
-    batches = TrainingBatches(
-        groups=groups,
+    return make_train_loader(
+        records,
+        mapper or MEInstDatasetMapper(cfg),
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
         seed=cfg.SEED,
-        rank=comm.get_rank(),
-        world_size=comm.get_world_size(),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         repeat_factors=_repeat_factors(cfg, records),
     )
-    dataset = SeededMapDataset(DatasetFromList(records, copy=False), mapper or MEInstDatasetMapper(cfg), cfg.SEED)
-    return TrainLoader(dataset, batches, cfg.DATALOADER.NUM_WORKERS)
 
 
 def _repeat_factors(cfg: CfgNode, records: list[dict[str, Any]]) -> np.ndarray | None:

@@ -30,7 +30,7 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         precision = PRECISIONS[cfg.SOLVER.AMP.PRECISION] if cfg.SOLVER.AMP.ENABLED else None
-        self._trainer = TrainStep(_distribute(model), loader, optimizer, seed=cfg.SEED, precision=precision)
+        self._trainer = TrainStep(distribute(model), loader, optimizer, seed=cfg.SEED, precision=precision)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = MEInstCheckpointer(
             model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), meinst=CheckpointInfo.from_config(cfg)
@@ -69,7 +69,8 @@ class Trainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name)
 
 
-def _distribute(model: nn.Module) -> nn.Module:
+def distribute(model: nn.Module) -> nn.Module:
+    """The model, wrapped for training where there are several processes, on GPUs or CPUs."""
     if comm.get_world_size() == 1:
         return model
     device = next(model.parameters()).device

@@ -39,6 +39,8 @@ class AssignmentRule:
     center_radius: float | None = 1.5
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "strides", tuple(self.strides))  # configs hold lists
+        object.__setattr__(self, "size_bounds", tuple(self.size_bounds))
         if len(self.size_bounds) != len(self.strides) - 1:
             raise ValueError(
                 f"{len(self.strides)} feature levels need {len(self.strides) - 1} sizes of interest, "

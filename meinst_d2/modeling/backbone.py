@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_resnet_backbone
@@ -65,6 +67,58 @@ def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
         channels = out_channels
     stem = BasicStem(input_shape.channels, resnets.STEM_OUT_CHANNELS, resnets.NORM)
     return ResNet(stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+
+
+class ExtraLevels(Backbone):
+    """Another backbone with p6 and perhaps p7, made from its p5."""
+
+    def __init__(self, backbone: Backbone, num_levels: int) -> None:
+        """
+        Args:
+            backbone: gives p5.
+            num_levels: 1 (p6) or 2 (p6 and p7); levels of these names that the backbone gives are replaced.
+        """
+        super().__init__()
+        self.backbone = backbone
+        shape = backbone.output_shape()["p5"]
+        top_block = build_top_block(shape.channels, num_levels)
+        assert top_block is not None
+        self.top_block = top_block
+        self.names = [f"p{6 + i}" for i in range(num_levels)]
+        self._shapes = {
+            name: ShapeSpec(channels=shape.channels, stride=shape.stride * 2 ** (i + 1))
+            for i, name in enumerate(self.names)
+        }
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = self.backbone(x)
+        return {**features, **dict(zip(self.names, self.top_block(features["p5"]), strict=True))}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {**self.backbone.output_shape(), **self._shapes}
+
+    @property
+    def size_divisibility(self) -> int:
+        return self.backbone.size_divisibility
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        return self.backbone.padding_constraints
+
+
+def complete_pyramid(backbone: Backbone, names: Sequence[str], num_levels: int) -> Backbone:
+    """The backbone, with the levels above p5 that ``names`` asks for and it does not give.
+
+    Args:
+        backbone: of Detectron2's BACKBONE_REGISTRY.
+        names: features that the head needs.
+        num_levels: levels above p5 that may be added.
+    """
+    given = backbone.output_shape()
+    addable = [f"p{6 + i}" for i in range(num_levels)]
+    if "p5" in given and any(name not in given and name in addable for name in names):
+        return ExtraLevels(backbone, num_levels)
+    return backbone
 
 
 @BACKBONE_REGISTRY.register()

@@ -69,13 +69,16 @@ def build_mask_encoder(cfg: CfgNode) -> MaskEncoder | None:
         clamp=SigmoidClamp(*meinst.SIGMOID_CLAMP),
         **kwargs,
     )
-    if isinstance(encoder, FittedEncoder) and meinst.COMPONENTS:
-        if PathManager.isfile(meinst.COMPONENTS):
-            encoder.load_bases(load_components(PathManager.get_local_path(meinst.COMPONENTS)).bases)
+    return with_components(encoder, meinst.COMPONENTS)
+
+
+def with_components(encoder: MaskEncoder, path: str) -> MaskEncoder:
+    """The encoder, with the components of a file if it needs any and the file exists; '' names none."""
+    if isinstance(encoder, FittedEncoder) and path:
+        if PathManager.isfile(path):
+            encoder.load_bases(load_components(PathManager.get_local_path(path)).bases)
         else:
-            logging.getLogger(__name__).info(
-                f"There is no {meinst.COMPONENTS}: the mask components must come with the weights."
-            )
+            logging.getLogger(__name__).info(f"There is no {path}: the mask components must come with the weights.")
     return encoder
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, ProposalNetwork
+from detectron2.modeling import META_ARCH_REGISTRY, ProposalNetwork, build_backbone, build_proposal_generator
 from detectron2.structures import ImageList
 from torch import Tensor
 
+from meinst_d2.modeling.backbone import complete_pyramid
 from meinst_d2.modeling.inference import PasteBox, postprocess
 
 
@@ -28,7 +29,15 @@ class MEInstDetector(ProposalNetwork):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {**super().from_config(cfg), "mask_paste_box": cfg.MODEL.MEINST.MASK_PASTE_BOX}
+        meinst = cfg.MODEL.MEINST
+        backbone = complete_pyramid(build_backbone(cfg), meinst.IN_FEATURES, meinst.TOP_LEVELS)
+        return {
+            "backbone": backbone,
+            "proposal_generator": build_proposal_generator(cfg, backbone.output_shape()),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "mask_paste_box": meinst.MASK_PASTE_BOX,
+        }
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """

@@ -1,0 +1,84 @@
+"""Training and evaluation from a LazyConfig, with the loader, step and checkpointer of the other path."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import Any
+
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import default_setup, default_writers, hooks
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+
+from meinst_d2.checkpoint import MEInstCheckpointer
+from meinst_d2.engine.step import PRECISIONS, TrainStep
+from meinst_d2.engine.trainer import distribute
+
+
+def run_lazy(args: argparse.Namespace) -> Any:
+    """What train_net.py does with a .py config file.
+
+    The config has ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` (``train``, ``test``, ``evaluator``) and
+    ``train``, as configs/lazy/meinst_r50.py; overrides are KEY=VALUE.
+
+    Args:
+        args: of Detectron2's default_argument_parser.
+
+    Returns:
+        The results of the last evaluation.
+    """
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    default_setup(cfg, args)
+    model = instantiate(cfg.model).to(cfg.train.device)
+    if args.eval_only:
+        checkpointer = MEInstCheckpointer(model, cfg.train.output_dir)
+        checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+        return evaluate(cfg, model)
+    return train(cfg, model, resume=args.resume)
+
+
+def evaluate(cfg: DictConfig, model: nn.Module) -> Any:
+    """Run the model over ``dataloader.test`` and print what ``dataloader.evaluator`` says; {} without one."""
+    if "evaluator" not in cfg.dataloader:
+        return {}
+    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator))
+    print_csv_format(results)
+    return results
+
+
+def train(cfg: DictConfig, model: nn.Module, *, resume: bool) -> Any:
+    """Train for ``train.max_iter`` iterations, evaluating and saving on the way and at the end."""
+    logging.getLogger(__name__).info("Model:\n%s", model)
+    cfg.optimizer.params.model = model
+    optimizer: torch.optim.Optimizer = instantiate(cfg.optimizer)
+    loader = instantiate(cfg.dataloader.train)
+    precision = PRECISIONS[cfg.train.precision] if cfg.train.precision else None
+    trainer = TrainStep(distribute(model), loader, optimizer, seed=cfg.train.seed, precision=precision)
+    checkpointer = MEInstCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    results: dict[str, Any] = {}
+
+    def evaluate_and_keep() -> Any:
+        results.clear()
+        results.update(evaluate(cfg, model))
+        return results
+
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.PeriodicCheckpointer(checkpointer, cfg.train.checkpoint_period) if comm.is_main_process() else None,
+            hooks.EvalHook(cfg.train.eval_period, evaluate_and_keep),
+            hooks.PeriodicWriter(default_writers(cfg.train.output_dir, cfg.train.max_iter), period=cfg.train.log_period)
+            if comm.is_main_process()
+            else None,
+        ]
+    )
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    loader.seek(start)
+    trainer.train(start, cfg.train.max_iter)
+    return results
