@@ -26,7 +26,7 @@ CHOICES = {
     "MODEL.MEINST.COMPONENTS_CONFLICT": ("stop", "file", "weights"),
     "MODEL.MEINST.MASK_PASTE_BOX": ("predicted", "clipped"),
     "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
-    "SOLVER.AMP.PRECISION": ("float16", "bfloat16"),
+    "MODEL.MEINST.PRECISION": ("float32", "float16", "bfloat16"),
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler"),
 }
 """The values of the keys that name one of a few."""
@@ -46,17 +46,34 @@ def add_meinst_config(cfg: CN) -> None:
     Other keys keep Detectron2's meaning: ``MODEL.MASK_ON`` False gives plain FCOS, ``TEST.DETECTIONS_PER_IMAGE`` caps
     the detections, ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` says whether images without objects are trained on.
     """
-    _add_head(cfg.MODEL)
+    _add_computing(cfg.MODEL)
+    _add_head(cfg.MODEL.MEINST)
     _add_detection(cfg.MODEL.MEINST)
     _add_masks(cfg.MODEL.MEINST)
     # "SGD" (Detectron2's) or "AdamW" (momentum keys do not apply; BASE_LR, WEIGHT_DECAY and clipping do).
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # What SOLVER.AMP.ENABLED computes in: "float16" (with loss scaling, CUDA only) or "bfloat16".
-    cfg.SOLVER.AMP.PRECISION = "float16"
+    # Parts that a batch is learned in, one after another, before the weights are updated: the memory of IMS_PER_BATCH
+    # divided by this, the gradients of the whole.
+    cfg.SOLVER.GRADIENT_ACCUMULATION = 1
 
 
-def _add_head(model: CN) -> None:
+def precision_of(cfg: CN) -> str:
+    """What the model computes in: ``MODEL.MEINST.PRECISION``, or "float16" where ``SOLVER.AMP.ENABLED`` asks for it."""
+    if cfg.MODEL.MEINST.PRECISION == "float32" and cfg.SOLVER.AMP.ENABLED:
+        return "float16"
+    return cfg.MODEL.MEINST.PRECISION
+
+
+def _add_computing(model: CN) -> None:
     meinst = model.MEINST = CN()
+    # What convolutions compute in, in training and prediction: "float32", "float16" (training scales the loss) or
+    # "bfloat16". Losses, scores and masks are float32 always. SOLVER.AMP.ENABLED means "float16", as in Detectron2.
+    meinst.PRECISION = "float32"
+    # Keep images and feature maps with channels last in memory.
+    meinst.CHANNELS_LAST = False
+
+
+def _add_head(meinst: CN) -> None:
     # Foreground classes.
     meinst.NUM_CLASSES = 80
     # Feature maps that the head runs on, fine to coarse.

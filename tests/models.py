@@ -75,3 +75,12 @@ def image_with(
     instances.gt_mask_templates = torch.from_numpy(blob_masks(rng, len(boxes), mask_size))
     image = torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
     return {"image": image, "instances": instances, "image_id": len(boxes)}
+
+
+def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rel: float = 1e-5) -> None:
+    """Equal but for rounding, which for gradients that cancel (biases before a norm) is that of the largest ones."""
+    largest = max(float(gradient.norm()) for gradient in expected.values())
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        difference = float((found[name] - gradient).norm())
+        assert difference <= rel * float(gradient.norm()) + 1e-7 * largest, (name, difference, float(gradient.norm()))

@@ -1,5 +1,6 @@
 """The shipped configs hold the published values, and every one of them builds."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -78,21 +79,27 @@ def keys(node: CfgNode, prefix: str = "") -> set[str]:
 def test_every_key_is_read_somewhere() -> None:
     cfg, bare = get_cfg(), get_cfg()
     add_meinst_config(cfg)
-    text = "".join(path.read_text() for path in (ROOT / "meinst_d2").rglob("*.py") if path.name != "config.py")
+    text = "".join(path.read_text() for path in (ROOT / "meinst_d2").rglob("*.py"))
     for key in keys(cfg) - keys(bare):
-        assert f".{key.split('.')[-1]}" in text, f"{key} has no effect"
+        name = key.split(".")[-1]
+        assert re.search(rf"\.{name}\b(?! = )", text), f"{key} has no effect"
 
 
 def test_the_choices_are_those_of_the_code() -> None:
-    from meinst_d2.engine.step import PRECISIONS
-    from meinst_d2.fcos.losses import BOX_LOSS_TYPES
-    from meinst_d2.layers.tower import NORM_TYPES
+    from meinst_d2.fcos.losses import BOX_LOSS_TYPES, COEFFICIENT_LOSS_TYPES
+    from meinst_d2.layers.tower import DEFORM_TYPES, NORM_TYPES
     from meinst_d2.modeling.inference import PASTE_BOXES
+    from meinst_d2.modeling.mask_loss import MASK_LOSS_WEIGHTS, MASK_REPRESENTATIONS
+    from meinst_d2.precision import PRECISIONS
 
     assert CHOICES["MODEL.MEINST.NORM"] == NORM_TYPES
     assert CHOICES["MODEL.MEINST.BOX_LOSS_TYPE"] == BOX_LOSS_TYPES
     assert CHOICES["MODEL.MEINST.MASK_PASTE_BOX"] == PASTE_BOXES
-    assert CHOICES["SOLVER.AMP.PRECISION"] == tuple(PRECISIONS)
+    assert CHOICES["MODEL.MEINST.PRECISION"] == PRECISIONS
+    assert CHOICES["MODEL.MEINST.DEFORM_CONV"] == DEFORM_TYPES
+    assert CHOICES["MODEL.MEINST.MASK_REPRESENTATION"] == MASK_REPRESENTATIONS
+    assert CHOICES["MODEL.MEINST.MASK_LOSS_TYPE"] == COEFFICIENT_LOSS_TYPES
+    assert CHOICES["MODEL.MEINST.MASK_LOSS_WEIGHTS"] == MASK_LOSS_WEIGHTS
 
 
 def test_importing_the_package_imports_neither_torch_nor_detectron2() -> None:

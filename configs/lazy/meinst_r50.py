@@ -30,7 +30,6 @@ train = dict(
     max_iter=90000,
     seed=0,
     device="cuda",
-    precision=None,  # or "float16" or "bfloat16"
     checkpoint_period=5000,
     eval_period=5000,
     log_period=20,
@@ -67,6 +66,7 @@ model = L(MEInstDetector)(
     ),
     pixel_mean=[103.53, 116.28, 123.675],
     pixel_std=[1.0, 1.0, 1.0],
+    precision="float32",
 )
 
 optimizer = L(torch.optim.SGD)(

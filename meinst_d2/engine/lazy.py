@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from meinst_d2.checkpoint import MEInstCheckpointer
-from meinst_d2.engine.step import PRECISIONS, TrainStep
+from meinst_d2.engine.step import TrainStep
 from meinst_d2.engine.trainer import distribute
 
 
@@ -56,8 +56,8 @@ def train(cfg: DictConfig, model: nn.Module, *, resume: bool) -> Any:
     cfg.optimizer.params.model = model
     optimizer: torch.optim.Optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)
-    precision = PRECISIONS[cfg.train.precision] if cfg.train.precision else None
-    trainer = TrainStep(distribute(model), loader, optimizer, seed=cfg.train.seed, precision=precision)
+    scale_loss = cfg.model.get("precision") == "float16"
+    trainer = TrainStep(distribute(model), loader, optimizer, seed=cfg.train.seed, scale_loss=scale_loss)
     checkpointer = MEInstCheckpointer(model, cfg.train.output_dir, trainer=trainer)
     results: dict[str, Any] = {}
 

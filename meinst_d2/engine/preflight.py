@@ -70,6 +70,18 @@ def _check_batch(cfg: CfgNode, num_processes: int) -> None:
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty: name a dataset to train on")
     batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    parts = cfg.SOLVER.GRADIENT_ACCUMULATION
+    share = batch // (reference or num_processes)
+    if parts < 1 or share % parts:
+        raise ValueError(
+            f"SOLVER.GRADIENT_ACCUMULATION = {parts} cannot divide the {share} images that a process has in a batch "
+            f"of SOLVER.IMS_PER_BATCH = {batch}: choose a divisor"
+        )
+    if parts > 1 and cfg.MODEL.META_ARCHITECTURE != "MEInstDetector":
+        raise ValueError(
+            f"SOLVER.GRADIENT_ACCUMULATION = {parts} needs MODEL.META_ARCHITECTURE MEInstDetector, "
+            f"{cfg.MODEL.META_ARCHITECTURE} normalises its losses otherwise: set it to 1"
+        )
     if reference == 0 and batch % num_processes:
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH = {batch} cannot be shared by {num_processes} processes: choose a multiple"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,15 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
-PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-
 
 class TrainStep(SimpleTrainer):
-    """Detectron2's SimpleTrainer with three differences.
+    """Detectron2's SimpleTrainer with four differences.
 
     - The loss of every process is looked at on every process, before the weights are touched: a loss that is not finite
       stops all of them. The same exchange and the same read from the device serve the logged metrics.
     - The random numbers of an iteration follow from (seed, iteration, rank), so training can go on at any iteration.
-    - Automatic mixed precision also runs on the CPU.
+    - A batch may be learned in parts, with the gradients of the whole.
+    - The loss is scaled where the model computes in float16, on CPU and GPU.
     """
 
     def __init__(
@@ -34,7 +34,8 @@ class TrainStep(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         *,
         seed: int,
-        precision: torch.dtype | None = None,
+        scale_loss: bool = False,
+        accumulation: int = 1,
     ) -> None:
         """
         Args:
@@ -42,27 +43,46 @@ class TrainStep(SimpleTrainer):
             data_loader: iterable over lists of inputs.
             optimizer: of the model.
             seed: not negative.
-            precision: of autocast, or None for none.
+            scale_loss: for models that compute in float16.
+            accumulation: parts that a batch is learned in.
         """
         super().__init__(model, data_loader, optimizer)
         self.seed = seed
-        self.precision = precision
-        self.device = next(model.parameters()).device
-        self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
+        self.accumulation = accumulation
+        device = next(model.parameters()).device
+        self.grad_scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
 
     def run_step(self) -> None:
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
         torch.manual_seed(_iteration_seed(self.seed, self.iter, comm.get_rank()))
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-            losses = self.model(data)
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
+        losses = self._learn(data) if self.accumulation == 1 else self._learn_in_parts(data)
         self.after_backward()
         self._check_and_log(losses, data_time, data)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _learn(self, data: Sequence[Mapping[str, Any]], share: float = 1.0) -> dict[str, Tensor]:
+        """Forward and backward; returns the losses times ``share``."""
+        losses = {name: loss * share for name, loss in self.model(data).items()}
+        self.grad_scaler.scale(sum(losses.values())).backward()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _learn_in_parts(self, data: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """The losses and gradients of the whole batch, with the memory of a part."""
+        detector = getattr(self.model, "module", self.model)
+        parts = [data[first :: self.accumulation] for first in range(self.accumulation)]
+        total: dict[str, Tensor] = {}
+        with detector.as_parts_of(data, self.accumulation):
+            for i, part in enumerate(parts):
+                last = i == self.accumulation - 1
+                exchange_later = nullcontext() if last or self.model is detector else self.model.no_sync()
+                with exchange_later:
+                    losses = self._learn(part, 1 / self.accumulation)
+                total = {name: total.get(name, 0) + loss for name, loss in losses.items()}
+        return total
 
     def _check_and_log(self, losses: Mapping[str, Tensor], data_time: float, data: Sequence[Mapping[str, Any]]) -> None:
         mine = torch.stack([loss.detach().float() for loss in losses.values()])

@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from meinst_d2.checkpoint import CheckpointInfo, MEInstCheckpointer
+from meinst_d2.config import precision_of
 from meinst_d2.data.loader import TrainLoader, build_train_loader
 from meinst_d2.engine.optimizer import build_optimizer
-from meinst_d2.engine.step import PRECISIONS, TrainStep
+from meinst_d2.engine.step import TrainStep
 from meinst_d2.evaluation import build_evaluator
 
 
@@ -29,8 +30,14 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
-        precision = PRECISIONS[cfg.SOLVER.AMP.PRECISION] if cfg.SOLVER.AMP.ENABLED else None
-        self._trainer = TrainStep(distribute(model), loader, optimizer, seed=cfg.SEED, precision=precision)
+        self._trainer = TrainStep(
+            distribute(model),
+            loader,
+            optimizer,
+            seed=cfg.SEED,
+            scale_loss=precision_of(cfg) == "float16",
+            accumulation=cfg.SOLVER.GRADIENT_ACCUMULATION,
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = MEInstCheckpointer(
             model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), meinst=CheckpointInfo.from_config(cfg)

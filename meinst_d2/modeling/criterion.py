@@ -6,7 +6,8 @@ batch, S mask side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +67,20 @@ class MEInstCriterion(nn.Module):
         self.mask_loss = mask_loss or MaskLoss()
         self.weights = weights
         self.reduce_mean = reduce_mean
+        self._counts: Tensor | None = None
+
+    @contextmanager
+    def normalized_by(self, counts: Tensor) -> Iterator[None]:
+        """Within the block, take these counts for those of the batch: that is then a part of a larger one.
+
+        Args:
+            counts: (2,), the number of positives and the sum of their centerness, each per part.
+        """
+        self._counts = counts
+        try:
+            yield
+        finally:
+            self._counts = None
 
     def forward(
         self,
@@ -88,7 +103,9 @@ class MEInstCriterion(nn.Module):
         """
         centerness = positives.centerness  # (P,)
         centerness_sum = centerness.sum()
-        counts = self.reduce_mean(torch.stack((torch.full_like(centerness_sum, len(positives)), centerness_sum)))
+        counts = self._counts
+        if counts is None:
+            counts = self.reduce_mean(torch.stack((torch.full_like(centerness_sum, len(positives)), centerness_sum)))
         num_positives, total_centerness = counts[0].clamp(min=1), counts[1].clamp(min=1e-6)
         at = (positives.image_idx, positives.location_idx)
 

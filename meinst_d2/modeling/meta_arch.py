@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, ProposalNetwork, build_backbone, build_proposal_generator
 from detectron2.structures import ImageList
 from torch import Tensor
 
+from meinst_d2.config import precision_of
 from meinst_d2.modeling.backbone import complete_pyramid
 from meinst_d2.modeling.inference import PasteBox, postprocess
+from meinst_d2.precision import Precision, autocast
 
 
 @META_ARCH_REGISTRY.register()
@@ -18,14 +23,26 @@ class MEInstDetector(ProposalNetwork):
     """A one-stage instance segmentation model. Inputs and outputs are those of Detectron2's GeneralizedRCNN."""
 
     @configurable
-    def __init__(self, *, mask_paste_box: PasteBox = "predicted", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        mask_paste_box: PasteBox = "predicted",
+        precision: Precision = "float32",
+        channels_last: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """
         Args:
             mask_paste_box: see :func:`~meinst_d2.modeling.inference.postprocess`.
+            precision: "float32", "float16" or "bfloat16", what convolutions compute in.
+            channels_last: keep images and feature maps with channels last in memory.
             kwargs: ``backbone``, ``proposal_generator``, ``pixel_mean`` and ``pixel_std`` of ProposalNetwork.
         """
         super().__init__(**kwargs)
         self.mask_paste_box = mask_paste_box
+        self.precision: Precision = precision
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self.memory_format)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -37,6 +54,8 @@ class MEInstDetector(ProposalNetwork):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "mask_paste_box": meinst.MASK_PASTE_BOX,
+            "precision": precision_of(cfg),
+            "channels_last": meinst.CHANNELS_LAST,
         }
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
@@ -48,17 +67,39 @@ class MEInstDetector(ProposalNetwork):
         Returns:
             In training the losses by name; in evaluation one ``{"instances": Instances}`` per image.
         """
+        image_list = self.preprocess_image(batched_inputs)
+        with autocast(self.device, self.precision):
+            features = self.backbone(image_list.tensor)
+            if self.training:
+                return self.proposal_generator(image_list, features, [x["instances"] for x in batched_inputs])[1]
+            detections, _ = self.proposal_generator(image_list, features)
+        return [
+            {"instances": postprocess(r, x.get("height", h), x.get("width", w), self.mask_paste_box)}
+            for r, x, (h, w) in zip(detections, batched_inputs, image_list.image_sizes, strict=True)
+        ]
+
+    @contextmanager
+    def as_parts_of(self, batched_inputs: list[dict[str, Any]], num_parts: int) -> Iterator[None]:
+        """Within the block, the losses of the parts of a batch are normalised so that their mean is that of the whole.
+
+        Args:
+            batched_inputs: the whole batch of this process.
+            num_parts: how many parts it is given in.
+        """
+        criterion = self.proposal_generator.criterion
+        sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
+        counts = self.proposal_generator.count_positives(sizes, [x["instances"] for x in batched_inputs])
+        counts = criterion.reduce_mean(counts.to(self.device)) / num_parts
+        with criterion.normalized_by(counts):
+            yield
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Move images to the device, normalise them and pad them to one size."""
         images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
         image_list = ImageList.from_tensors(
             [(x - self.pixel_mean) / self.pixel_std for x in images],
             self.backbone.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
         )
-        features = self.backbone(image_list.tensor)
-        if self.training:
-            return self.proposal_generator(image_list, features, [x["instances"] for x in batched_inputs])[1]
-        detections, _ = self.proposal_generator(image_list, features)
-        return [
-            {"instances": postprocess(r, x.get("height", h), x.get("width", w), self.mask_paste_box)}
-            for r, x, (h, w) in zip(detections, batched_inputs, image_list.image_sizes, strict=True)
-        ]
+        image_list.tensor = image_list.tensor.to(memory_format=self.memory_format)
+        return image_list

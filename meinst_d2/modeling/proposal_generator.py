@@ -28,6 +28,7 @@ from meinst_d2.modeling.criterion import LossWeights, MEInstCriterion
 from meinst_d2.modeling.head import HeadOutput, MEInstHead
 from meinst_d2.modeling.inference import InferenceRule, detect
 from meinst_d2.modeling.targets import mask_templates
+from meinst_d2.precision import without_autocast
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -135,11 +136,29 @@ class MEInstFCOS(nn.Module):
         if self.training:
             if gt_instances is None:
                 raise ValueError("training needs the ground truth: every input must have 'instances'")
-            return [], self.losses(output, gt_instances)
+            with without_autocast(images.tensor.device):
+                return [], self.losses(output, gt_instances)
         strides = self.assignment_rule.strides
         locations = level_locations(output.level_shapes, strides, images.tensor.device)
-        instances = detect(output, locations, strides, images.image_sizes, self.inference_rule, self.mask_encoder)
-        return instances, {}
+        with without_autocast(images.tensor.device):
+            detections = detect(output, locations, strides, images.image_sizes, self.inference_rule, self.mask_encoder)
+        return detections, {}
+
+    def count_positives(self, image_sizes: Sequence[tuple[int, int]], gt_instances: Sequence[Instances]) -> Tensor:
+        """How many positive locations N images have, and the sum of their centerness: (2,), on the CPU.
+
+        Args:
+            image_sizes: (height, width) of each image; no location outside is positive.
+            gt_instances: of each image.
+        """
+        strides = self.assignment_rule.strides
+        counts = torch.zeros(2)
+        for (height, width), instances in zip(image_sizes, gt_instances, strict=True):
+            shapes = [(-(-height // stride), -(-width // stride)) for stride in strides]
+            boxes = instances.gt_boxes.tensor.cpu()
+            positives = assign_batch([boxes], shapes, level_locations(shapes, strides), self.assignment_rule)
+            counts += torch.stack((torch.tensor(float(len(positives))), positives.centerness.sum()))
+        return counts
 
     def losses(self, output: HeadOutput, gt_instances: Sequence[Instances]) -> dict[str, Tensor]:
         """Losses of predictions for N images against their instances."""

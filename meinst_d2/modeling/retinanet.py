@@ -17,7 +17,7 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
-from meinst_d2.config import check_choices
+from meinst_d2.config import check_choices, precision_of
 from meinst_d2.encoding import MaskEncoder
 from meinst_d2.modeling.build import (
     NOT_FITTED,
@@ -30,6 +30,7 @@ from meinst_d2.modeling.head import TowerConfig, reset_predictor
 from meinst_d2.modeling.inference import PasteBox, postprocess
 from meinst_d2.modeling.mask_loss import MaskLoss, MaskTargets
 from meinst_d2.modeling.targets import mask_templates
+from meinst_d2.precision import Precision, autocast
 
 
 class MEInstRetinaNetHead(RetinaNetHead):
@@ -57,9 +58,10 @@ class MEInstRetinaNetHead(RetinaNetHead):
         reset_predictor(self.mask_pred)
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Class logits, box deltas and mask coefficients of each level, (N, A * K | 4 | D, H, W)."""
+        """Class logits, box deltas and mask coefficients of each level, float32 (N, A * K | 4 | D, H, W)."""
         logits, deltas = super().forward(features)
-        return logits, deltas, [self.mask_pred(self.mask_tower(feature)).float() for feature in features]
+        coeffs = [self.mask_pred(self.mask_tower(feature)) for feature in features]
+        return tuple([x.float() for x in per_level] for per_level in (logits, deltas, coeffs))
 
 
 @META_ARCH_REGISTRY.register()
@@ -74,6 +76,7 @@ class MEInstRetinaNet(RetinaNet):
         mask_loss: MaskLoss,
         mask_weight: float = 1.0,
         mask_paste_box: PasteBox = "predicted",
+        precision: Precision = "float32",
         **kwargs: Any,
     ) -> None:
         """
@@ -82,6 +85,7 @@ class MEInstRetinaNet(RetinaNet):
             mask_loss: of the coefficients.
             mask_weight: its factor.
             mask_paste_box: see :func:`~meinst_d2.modeling.inference.postprocess`.
+            precision: "float32", "float16" or "bfloat16", what convolutions compute in.
             kwargs: of Detectron2's RetinaNet.
         """
         super().__init__(**kwargs)
@@ -89,6 +93,7 @@ class MEInstRetinaNet(RetinaNet):
         self.mask_loss = mask_loss
         self.mask_weight = mask_weight
         self.mask_paste_box: PasteBox = mask_paste_box
+        self.precision: Precision = precision
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -110,18 +115,20 @@ class MEInstRetinaNet(RetinaNet):
             "mask_loss": build_mask_loss(cfg),
             "mask_weight": meinst.LOSS_WEIGHT_MASK,
             "mask_paste_box": meinst.MASK_PASTE_BOX,
+            "precision": precision_of(cfg),
         }
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """As :class:`~meinst_d2.modeling.meta_arch.MEInstDetector`."""
         if self.mask_encoder is not None and not self.mask_encoder.is_fitted:
             raise RuntimeError(NOT_FITTED)
-        if self.training:
-            return super().forward(batched_inputs)
-        images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        features = [features[name] for name in self.head_in_features]
-        detections = self.forward_inference(images, features, self.head(features))
+        with autocast(self.device, self.precision):
+            if self.training:
+                return super().forward(batched_inputs)
+            images = self.preprocess_image(batched_inputs)
+            features = self.backbone(images.tensor)
+            features = [features[name] for name in self.head_in_features]
+            detections = self.forward_inference(images, features, self.head(features))
         return [
             {"instances": postprocess(r, x.get("height", h), x.get("width", w), self.mask_paste_box)}
             for r, x, (h, w) in zip(detections, batched_inputs, images.image_sizes, strict=True)

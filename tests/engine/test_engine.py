@@ -14,7 +14,7 @@ from meinst_d2.data.shapes import generate
 from meinst_d2.engine import Trainer, settle_seed
 from meinst_d2.engine.optimizer import build_optimizer
 from meinst_d2.engine.step import TrainStep
-from tests.models import image_with, tiny_cfg, tiny_model, write_components
+from tests.models import assert_same_gradients, image_with, tiny_cfg, tiny_model, write_components
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,9 +76,7 @@ def test_the_same_seed_trains_the_same_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_mixed_precision_trains_on_the_cpu(tmp_path: Path, precision: str) -> None:
     full = run_cfg(tmp_path / "full", "SOLVER.MAX_ITER", 1)
-    mixed = run_cfg(
-        tmp_path / "mixed", "SOLVER.MAX_ITER", 1, "SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", precision
-    )
+    mixed = run_cfg(tmp_path / "mixed", "SOLVER.MAX_ITER", 1, "MODEL.MEINST.PRECISION", precision)
     states = [train(cfg).storage.latest()["total_loss"][0] for cfg in (full, mixed)]
     assert states[1] == pytest.approx(states[0], rel=0.05) and states[0] != states[1]
 
@@ -147,3 +145,36 @@ def test_optimizers_and_their_groups() -> None:
     decays = {group["weight_decay"] for group in adamw.param_groups}
     assert decays == {0.0, 1e-4}  # norms have none
     assert sum(len(g["params"]) for g in adamw.param_groups) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_a_batch_in_parts_has_the_losses_and_gradients_of_the_whole() -> None:
+    model = tiny_model("MODEL.MEINST.SIGMOID_CLAMP", (0.01, 0.01))
+    boxes = [
+        [[10.0, 8.0, 50.0, 48.0]],
+        [],
+        [[4.0, 4.0, 90.0, 60.0], [50.0, 20.0, 70.0, 60.0]],
+        [[0.0, 0.0, 30.0, 30.0]],
+    ]
+    batch = [image_with(per_image) for per_image in boxes]
+
+    def learn(accumulation: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        step = TrainStep(model, [batch], optimizer, seed=0, accumulation=accumulation)
+        with EventStorage(0) as storage:
+            step.run_step()
+            losses = {name: value for name, (value, _) in storage.latest().items() if "loss" in name}
+        return losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    whole_losses, whole = learn(1)
+    for accumulation in (2, 4):
+        losses, gradients = learn(accumulation)
+        for name, value in whole_losses.items():
+            assert losses[name] == pytest.approx(value, rel=1e-5), name
+        assert_same_gradients(gradients, whole)
+
+
+def test_the_reference_world_size_scales_batch_and_learning_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = tiny_cfg("SOLVER.REFERENCE_WORLD_SIZE", 8, "SOLVER.IMS_PER_BATCH", 16, "SOLVER.BASE_LR", 0.01)
+    scaled = Trainer.auto_scale_workers(cfg, 1)
+    assert (2, pytest.approx(0.00125)) == (scaled.SOLVER.IMS_PER_BATCH, scaled.SOLVER.BASE_LR)
+    assert scaled.SOLVER.MAX_ITER == 8 * cfg.SOLVER.MAX_ITER
