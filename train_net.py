@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
@@ -49,8 +50,13 @@ def main(args: argparse.Namespace) -> Any:
     return trainer.train()
 
 
-if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
+def run(argv: Sequence[str] | None = None) -> None:
+    """Check what can be checked, then start the processes.
+
+    Args:
+        argv: the command line, by default this process's. A script that registers datasets of its own calls this.
+    """
+    args = default_argument_parser().parse_args(argv)
     try:
         if not args.config_file.endswith(".py"):
             processes = max(args.num_gpus, 1) * args.num_machines
@@ -58,3 +64,7 @@ if __name__ == "__main__":
     except (PreflightError, KeyError, FileNotFoundError) as error:
         sys.exit(f"train_net.py: {error}")
     launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
+
+
+if __name__ == "__main__":
+    run()
