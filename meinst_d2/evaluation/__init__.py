@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
 
 from meinst_d2.prerequisites import require_detectron2
 
@@ -12,7 +14,7 @@ from detectron2.config import CfgNode  # noqa: E402
 from detectron2.data import MetadataCatalog  # noqa: E402
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator  # noqa: E402
 
-__all__ = ["build_evaluator"]
+__all__ = ["build_evaluator", "without_nan"]
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -28,3 +30,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     if MetadataCatalog.get(dataset_name).get("evaluator_type") == "lvis":
         return LVISEvaluator(dataset_name, tasks, output_dir=folder, max_dets_per_image=limit)
     return COCOEvaluator(dataset_name, tasks, output_dir=folder, max_dets_per_image=limit if limit > 100 else 100)
+
+
+def without_nan(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics for JSON: Detectron2 gives NaN for a class or a size without objects, JSON has null."""
+    return {name: None if math.isnan(value) else value for name, value in metrics.items()}

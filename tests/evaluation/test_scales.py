@@ -1,0 +1,133 @@
+"""One model at several test scales."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+
+from meinst_d2.checkpoint import MEInstCheckpointer
+from meinst_d2.data.datasets import register_shapes
+from meinst_d2.data.shape_images import ShapesConfig
+from meinst_d2.data.shapes import generate
+from meinst_d2.engine import Trainer
+from meinst_d2.evaluation.scales import ScaleResult, config_at_scale, evaluate_at_scale
+from tests.conftest import ROOT
+from tests.models import tiny_cfg, tiny_model
+from tests.tools import load_tool
+
+NUM_IMAGES = 4
+# An untrained head that is sure of itself, and little to compute.
+SMALL = ("MODEL.MEINST.PRIOR_PROB", 0.3, "TEST.DETECTIONS_PER_IMAGE", 10, "MODEL.MEINST.MASK_SIZE", 14)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated shapes of 96 x 128 pixels, and a tiny model."""
+    folder = tmp_path_factory.mktemp("scales")
+    generate(folder, {"train": 1, "val": NUM_IMAGES}, ShapesConfig(height=96, width=128, max_objects=4, max_side=60))
+    register_shapes(folder)
+    MEInstCheckpointer(tiny_model(*SMALL), str(folder)).save("model")
+    return folder
+
+
+class Recorder(torch.nn.Module):
+    """Finds nothing, and remembers what it saw. The first calls take long."""
+
+    def __init__(self, slow_calls: int = 0) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, ...]] = []
+        self.slow_calls = slow_calls
+
+    def forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        assert not torch.is_grad_enabled()
+        self.seen += [tuple(x["image"].shape[1:]) for x in inputs]
+        time.sleep(0.3 if len(self.seen) <= self.slow_calls else 0.01)
+        nothing = {"scores": torch.zeros(0), "pred_classes": torch.zeros(0, dtype=torch.int64)}
+        empty = Instances((96, 128), pred_boxes=Boxes(torch.zeros(0, 4)), **nothing)
+        return [{"instances": empty} for _ in inputs]
+
+
+def at(folder: Path, scale: int, max_size: int | None = None) -> CfgNode:
+    return config_at_scale(tiny_cfg("MODEL.MASK_ON", False), scale, str(folder / "x"), max_size)
+
+
+def test_only_the_size_of_the_input_changes_and_the_long_side_is_capped(folder: Path) -> None:
+    cfg = tiny_cfg()
+    before = cfg.dump()
+    changed = config_at_scale(cfg, 400, "there", 500)
+    assert (changed.INPUT.MIN_SIZE_TEST, changed.INPUT.MAX_SIZE_TEST, changed.OUTPUT_DIR) == (400, 500, "there")
+    assert cfg.dump() == before and config_at_scale(cfg, 400, "there").INPUT.MAX_SIZE_TEST == 1333
+    model = Recorder()
+    for scale, max_size in ((48, None), (192, None), (192, 160)):
+        evaluate_at_scale(at(folder, scale, max_size), model, "shapes_val", limit=1, warm_up=0)
+    assert model.seen == [(48, 64), (192, 256), (120, 160)]
+
+
+def test_the_clock_starts_after_the_warm_up(folder: Path) -> None:
+    model = Recorder(slow_calls=2)
+    result = evaluate_at_scale(at(folder, 48), model, "shapes_val", warm_up=2)
+    assert len(model.seen) == 2 + NUM_IMAGES == 2 + result.num_images
+    assert NUM_IMAGES * 0.01 <= result.model_seconds < 0.3 and result.loading_seconds > 0
+
+
+def test_images_per_second_are_the_models_alone() -> None:
+    assert ScaleResult(800, {}, 30, model_seconds=1.5, loading_seconds=100).images_per_second == 20
+
+
+def test_the_command_finds_at_the_trained_scale_what_train_net_finds(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = ["MODEL.WEIGHTS", str(folder / "model.pth"), *map(str, SMALL)]
+    start = ["--config-file", str(ROOT / "configs/quick/tiny.yaml"), "--scales", "64,96"]
+    load_tool("evaluate_scales").main([*start, "--output", str(folder / "out"), *weights])
+    written = json.loads((folder / "out/scales.json").read_text())
+    small, trained = written["scales"]
+    assert (written["dataset"], written["max_size"], trained["scale"], trained["images"]) == ("shapes_val", 1333, 96, 4)
+    cfg = tiny_cfg("OUTPUT_DIR", str(folder / "direct"), *SMALL)
+    model = build_model(cfg).eval()
+    MEInstCheckpointer(model).load(str(folder / "model.pth"))
+    expected = Trainer.test(cfg, model)
+    for task in ("bbox", "segm"):
+        assert {k: v for k, v in trained[task].items() if v is not None} == {
+            k: pytest.approx(v) for k, v in expected[task].items() if v == v
+        }
+    results = [folder / "out" / scale / "inference/coco_instances_results.json" for scale in ("64", "96")]
+    assert results[0].read_text() != results[1].read_text()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (row,) = [row for row in rows if row[:1] == ["96"]]
+    assert [float(x) for x in row[1:7]] == [
+        pytest.approx(trained[task][k], abs=0.051) for task in ("bbox", "segm") for k in ("AP", "AP50", "AP75")
+    ]
+    assert float(row[7]) == pytest.approx(trained["images_per_second"], abs=0.051)
+    assert small["images_per_second"] == pytest.approx(1 / small["model_seconds_per_image"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "MODEL.WEIGHTS is empty"),
+        (["MODEL.WEIGHTS", "gone.pth"], "MODEL.WEIGHTS gone.pth does not exist"),
+        (["--dataset", "shapes_test"], "the dataset 'shapes_test' is not registered"),
+    ],
+)
+def test_what_is_wrong_is_a_sentence(
+    folder: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detectron2.modeling.build_model", None)
+    start = ["--config-file", str(ROOT / "configs/quick/tiny.yaml"), "--output", str(folder / "wrong")]
+    with pytest.raises(SystemExit) as error:
+        load_tool("evaluate_scales").main([*start, *arguments, "MODEL.MASK_ON", "False"])
+    assert message in str(error.value) and not (folder / "wrong").exists()
+
+
+@pytest.mark.parametrize("scales", ["", "400,", "0", "400 600", "a"])
+def test_scales_that_are_none(scales: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_tool("evaluate_scales").parse_args(["--config-file", "c.yaml", "--scales", scales])
+    assert "is not a list of pixels such as 400,600,800" in capsys.readouterr().err
