@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from detectron2.structures import Boxes, Instances
 
 import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2 import add_meinst_config
-from meinst_d2.encoding import PixelMoments, fit_pca, save_components
+from meinst_d2.encoding import FittedEncoder, PCABasis, PixelMoments, fit_pca, save_components
 from tests.conftest import ROOT, blob_masks
 
 
@@ -41,9 +42,7 @@ def published_model(deform_conv: str = "none") -> torch.nn.Module:
 
 def write_components(path: Path, dim: int = 8, mask_size: int = 28, **provenance: Any) -> Path:
     """Components of random ellipses."""
-    moments = PixelMoments(mask_size)
-    moments.update(blob_masks(np.random.default_rng(0), 300, mask_size))
-    save_components(path, [fit_pca(moments).truncated(dim)], provenance)
+    save_components(path, [blob_basis(mask_size).truncated(dim)], provenance)
     return path
 
 
@@ -57,11 +56,23 @@ def tiny_model(*overrides: Any, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
     model = build_model(tiny_cfg(*overrides))
     encoder = model.proposal_generator.mask_encoder
-    if encoder is not None:
-        moments = PixelMoments(encoder.mask_size)
-        moments.update(blob_masks(np.random.default_rng(0), 300, encoder.mask_size))
-        encoder.load_bases([fit_pca(moments).truncated(encoder.dim)])
+    if isinstance(encoder, FittedEncoder):
+        fit_to_blobs(encoder)
     return model
+
+
+@functools.cache
+def blob_basis(mask_size: int) -> PCABasis:
+    """Every component of random ellipses."""
+    moments = PixelMoments(mask_size)
+    moments.update(blob_masks(np.random.default_rng(0), 300, mask_size))
+    return fit_pca(moments)
+
+
+def fit_to_blobs(encoder: FittedEncoder) -> None:
+    """Give an encoder components of random ellipses, the same to every class."""
+    count = len(encoder.means) if encoder.class_specific else 1
+    encoder.load_bases([blob_basis(encoder.mask_size).truncated(encoder.dim)] * count)
 
 
 def image_with(

@@ -24,7 +24,9 @@ def test_it_builds_on_the_meta_device(name: Path) -> None:
     with torch.device("meta"):
         model = build_model(cfg)
     assert type(model).__name__ == cfg.MODEL.META_ARCHITECTURE
-    assert getattr(model, "proposal_generator", model).mask_encoder.dim == cfg.MODEL.MEINST.DIM_MASK
+    encoder = getattr(model, "proposal_generator", model).mask_encoder
+    dim = 28**2 if cfg.MODEL.MEINST.MASK_REPRESENTATION == "none" else cfg.MODEL.MEINST.DIM_MASK
+    assert (encoder.dim == dim) if cfg.MODEL.MASK_ON else encoder is None
 
 
 @pytest.mark.parametrize("name", FULL_SIZE, ids=str)

@@ -1,13 +1,14 @@
 """One model at several test scales."""
 
 import json
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
@@ -16,6 +17,7 @@ from meinst_d2.data.datasets import register_shapes
 from meinst_d2.data.shape_images import ShapesConfig
 from meinst_d2.data.shapes import generate
 from meinst_d2.engine import Trainer
+from meinst_d2.evaluation import scales
 from meinst_d2.evaluation.scales import ScaleResult, config_at_scale, evaluate_at_scale
 from tests.conftest import ROOT
 from tests.models import tiny_cfg, tiny_model
@@ -37,17 +39,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Recorder(torch.nn.Module):
-    """Finds nothing, and remembers what it saw. The first calls take long."""
+    """Finds nothing, and remembers what it saw. A call takes a second of its own clock, the first calls a hundred."""
 
     def __init__(self, slow_calls: int = 0) -> None:
         super().__init__()
         self.seen: list[tuple[int, ...]] = []
         self.slow_calls = slow_calls
+        self.now = 0.0
 
     def forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         assert not torch.is_grad_enabled()
         self.seen += [tuple(x["image"].shape[1:]) for x in inputs]
-        time.sleep(0.3 if len(self.seen) <= self.slow_calls else 0.01)
+        self.now += 100 if len(self.seen) <= self.slow_calls else 1
         nothing = {"scores": torch.zeros(0), "pred_classes": torch.zeros(0, dtype=torch.int64)}
         empty = Instances((96, 128), pred_boxes=Boxes(torch.zeros(0, 4)), **nothing)
         return [{"instances": empty} for _ in inputs]
@@ -69,11 +72,30 @@ def test_only_the_size_of_the_input_changes_and_the_long_side_is_capped(folder: 
     assert model.seen == [(48, 64), (192, 256), (120, 160)]
 
 
-def test_the_clock_starts_after_the_warm_up(folder: Path) -> None:
+def test_the_clock_starts_after_the_warm_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Recorder(slow_calls=2)
+    monkeypatch.setattr(scales, "time", SimpleNamespace(perf_counter=lambda: model.now))
     result = evaluate_at_scale(at(folder, 48), model, "shapes_val", warm_up=2)
-    assert len(model.seen) == 2 + NUM_IMAGES == 2 + result.num_images
-    assert NUM_IMAGES * 0.01 <= result.model_seconds < 0.3 and result.loading_seconds > 0
+    assert len(model.seen) == 2 + NUM_IMAGES
+    assert (result.num_images, result.model_seconds, result.loading_seconds) == (NUM_IMAGES, NUM_IMAGES, 0)
+
+
+def test_waiting_for_the_loader_is_counted_apart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Recorder()
+
+    def slow_loader(cfg: CfgNode, name: str) -> Any:
+        class Slow(list):
+            def __iter__(self) -> Any:
+                for batch in list.__iter__(self):
+                    model.now += 10
+                    yield batch
+
+        return Slow(build_detection_test_loader(cfg, name))
+
+    monkeypatch.setattr(scales, "time", SimpleNamespace(perf_counter=lambda: model.now))
+    monkeypatch.setattr(scales, "build_detection_test_loader", slow_loader)
+    result = evaluate_at_scale(at(folder, 48), model, "shapes_val", limit=3, warm_up=1)
+    assert (result.num_images, result.model_seconds, result.loading_seconds) == (3, 3, 30)
 
 
 def test_images_per_second_are_the_models_alone() -> None:
@@ -113,7 +135,10 @@ def test_the_command_finds_at_the_trained_scale_what_train_net_finds(
     [
         ([], "MODEL.WEIGHTS is empty"),
         (["MODEL.WEIGHTS", "gone.pth"], "MODEL.WEIGHTS gone.pth does not exist"),
-        (["--dataset", "shapes_test"], "the dataset 'shapes_test' is not registered"),
+        (
+            ["--dataset", "shapes_test", "MODEL.WEIGHTS", "http://x/y.pth"],
+            "the dataset 'shapes_test' is not registered",
+        ),
     ],
 )
 def test_what_is_wrong_is_a_sentence(
@@ -126,8 +151,8 @@ def test_what_is_wrong_is_a_sentence(
     assert message in str(error.value) and not (folder / "wrong").exists()
 
 
-@pytest.mark.parametrize("scales", ["", "400,", "0", "400 600", "a"])
-def test_scales_that_are_none(scales: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("text", ["", "400,", "0", "400 600", "a"])
+def test_scales_that_are_none(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        load_tool("evaluate_scales").parse_args(["--config-file", "c.yaml", "--scales", scales])
+        load_tool("evaluate_scales").parse_args(["--config-file", "c.yaml", "--scales", text])
     assert "is not a list of pixels such as 400,600,800" in capsys.readouterr().err
