@@ -11,6 +11,7 @@ CORE := tests/encoding tests/fcos tests/layers tests/modeling/test_head.py tests
 dry_run := $(findstring n,$(firstword -$(MAKEFLAGS)))
 ensure = $(if $(dry_run),,$(if $(shell PYTHON="$(PYTHON)" tools/install.sh "$(VENV)" $(1) >&2 && echo ok),,$(error $(shell cat .install-error))))
 run := $(VENV)/bin/python
+parallel := -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-core demo test test-core lint types check clean
@@ -29,10 +30,10 @@ demo: install  ## generate shapes, fit components, train a small model on the CP
 	$(run) tools/demo_shapes.py
 
 test: install  ## every test
-	$(run) -m pytest
+	$(run) -m pytest $(parallel)
 
 test-core: install-core  ## the tests that need neither Detectron2 nor a compiler
-	$(run) -m pytest $(CORE)
+	$(run) -m pytest $(parallel) $(CORE)
 
 lint: install-core  ## ruff, format included
 	$(run) -m ruff check .

@@ -30,5 +30,7 @@ setup(
         "threadpoolctl",
         "tqdm",
     ],
-    extras_require={"dev": ["pytest", "hypothesis", "ruff", "mypy", "scikit-learn", "timm", "types-tqdm"]},
+    extras_require={
+        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "scikit-learn", "timm", "types-tqdm"]
+    },
 )

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch: tests run side by side, one a core
+
+import numpy as np  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 
