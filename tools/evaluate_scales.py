@@ -99,7 +99,7 @@ def summary(args: argparse.Namespace, cfg: Any, results: Sequence[Any]) -> dict[
     """What the JSON file holds."""
     import torch
 
-    from meinst_d2.evaluation import without_nan
+    from meinst_d2.evaluation.evaluator import without_nan
 
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
     return {

@@ -123,7 +123,7 @@ def print_table(results: Sequence[Any], threshold: float) -> None:
 
 def summary(args: argparse.Namespace, cfg: Any, results: Sequence[Any]) -> dict[str, Any]:
     """What the JSON file holds."""
-    from meinst_d2.evaluation import without_nan
+    from meinst_d2.evaluation.evaluator import without_nan
 
     return {
         "config": args.config_file,

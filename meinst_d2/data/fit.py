@@ -38,7 +38,7 @@ def count_moments(
         workers: processes.
         title: of the progress bar.
     """
-    parts = _run_shards(_moments_of_shard, annotations, workers, title, mask_size)
+    parts = run_shards(_moments_of_shard, annotations, workers, title, mask_size, chunk=CHUNK)
     moments, skipped = parts[0]
     for other, reasons in parts[1:]:
         moments.merge(other)
@@ -90,7 +90,9 @@ def measure_reconstruction(
             without the randomness.
         workers: processes.
     """
-    parts = _run_shards(_measure_shard, annotations, workers, "measuring    ", tuple(bases), tuple(dims), magnitude)
+    parts = run_shards(
+        _measure_shard, annotations, workers, "measuring    ", tuple(bases), tuple(dims), magnitude, chunk=CHUNK
+    )
     iou, counts, num_masks = (sum(values[1:], start=values[0]) for values in zip(*parts, strict=True))
     foreground = counts[:, 0] / counts[:, 1]
     background = counts[:, 2] / counts[:, 3]
@@ -156,27 +158,41 @@ def reconstruct(masks: BoolArray, basis: PCABasis, dims: Sequence[int], magnitud
         yield coeffs[:, :dim] @ components[:dim] + mean >= threshold
 
 
-# What the forked workers see of the parent: annotations are shared, not pickled.
+# What the forked workers see of the parent: annotations and arguments are shared, not pickled.
 _shared: dict[str, Any] = {}
 
 
-def _run_shards(
-    function: Callable[..., T], annotations: Sequence[InstanceAnnotation], workers: int, title: str, *args: Any
+def run_shards(
+    function: Callable[..., T],
+    annotations: Sequence[InstanceAnnotation],
+    workers: int,
+    title: str,
+    *args: Any,
+    chunk: int,
 ) -> list[T]:
-    """Call ``function(chunks, *args)`` once per worker, each on every workers-th chunk, with a progress bar."""
-    num_chunks = -(-len(annotations) // CHUNK)
+    """Call ``function(chunks, *args)`` once per worker, each on every workers-th chunk, with a progress bar.
+
+    Args:
+        function: takes an iterator over chunks of annotations, and ``args``.
+        annotations: of the dataset.
+        workers: processes; with one, this process does the work.
+        title: of the bar.
+        args: what ``function`` needs besides.
+        chunk: annotations at a time.
+    """
+    num_chunks = -(-len(annotations) // chunk)
     workers = max(1, min(workers, num_chunks))
     with tqdm(total=len(annotations), desc=title, unit=" masks", unit_scale=True, dynamic_ncols=True) as bar:
         if workers == 1:
-            return [function(_chunks(annotations, range(num_chunks), bar.update), *args)]
+            return [function(_chunks(annotations, range(num_chunks), chunk, bar.update), *args)]
         context = multiprocessing.get_context("fork")
         counter = context.Value("q", 0)
-        _shared.update(annotations=annotations, counter=counter)
+        _shared.update(annotations=annotations, args=args, counter=counter)
         gc.freeze()  # the collector would touch, and so copy, every shared page in every worker
         try:
             with ProcessPoolExecutor(workers, mp_context=context) as pool:
                 futures = [
-                    pool.submit(_call_in_worker, function, range(first, num_chunks, workers), args)
+                    pool.submit(_call_in_worker, function, range(first, num_chunks, workers), chunk)
                     for first in range(workers)
                 ]
                 pending = set(futures)
@@ -189,7 +205,7 @@ def _run_shards(
             _shared.clear()
 
 
-def _call_in_worker(function: Callable[..., T], chunks: range, args: tuple[Any, ...]) -> T:
+def _call_in_worker(function: Callable[..., T], chunks: range, chunk: int) -> T:
     counter = _shared["counter"]
 
     def count(done: int) -> None:
@@ -197,13 +213,13 @@ def _call_in_worker(function: Callable[..., T], chunks: range, args: tuple[Any, 
             counter.value += done
 
     with threadpool_limits(1):  # one process per core already
-        return function(_chunks(_shared["annotations"], chunks, count), *args)
+        return function(_chunks(_shared["annotations"], chunks, chunk, count), *_shared["args"])
 
 
 def _chunks(
-    annotations: Sequence[InstanceAnnotation], chunks: range, count: Callable[[int], object]
+    annotations: Sequence[InstanceAnnotation], chunks: range, chunk: int, count: Callable[[int], object]
 ) -> Iterator[Sequence[InstanceAnnotation]]:
-    for chunk in chunks:
-        part = annotations[chunk * CHUNK : (chunk + 1) * CHUNK]
+    for number in chunks:
+        part = annotations[number * chunk : (number + 1) * chunk]
         yield part
         count(len(part))

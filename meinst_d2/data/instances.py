@@ -44,6 +44,7 @@ class InstanceAnnotation:
         image_size: (height, width).
         category: the contiguous number of its class, or -1.
         iscrowd: whether it marks a crowd.
+        area: of the object in pixels, where the dataset says it.
     """
 
     segmentation: Any
@@ -51,6 +52,7 @@ class InstanceAnnotation:
     image_size: tuple[int, int]
     category: int
     iscrowd: bool
+    area: float | None = None
 
 
 @dataclass
@@ -107,6 +109,7 @@ def _from_coco(
         sizes.get(annotation.get("image_id"), (0, 0)),
         classes.get(annotation.get("category_id"), -1),
         bool(annotation.get("iscrowd", 0)),
+        annotation.get("area"),
     )
 
 

@@ -80,9 +80,23 @@ def crop_bitmask(mask: npt.NDArray[Any], box: Sequence[float] | FloatArray, mask
     Returns:
         (S, S).
     """
+    return resample_bitmask(mask, box, mask_size, mask_size)
+
+
+def resample_bitmask(mask: npt.NDArray[Any], box: Sequence[float] | FloatArray, height: int, width: int) -> BoolArray:
+    """What :func:`crop_bitmask` does, for templates that need not be square.
+
+    Args:
+        mask: (H, W) of zeros and ones.
+        box: ``xyxy`` in pixels of the mask.
+        height, width: of the template.
+
+    Returns:
+        (height, width).
+    """
     x0, y0, x1, y1 = (float(v) for v in box)
-    rows, row_slice = _sampling_weights(y0, y1, mask.shape[0], mask_size)
-    columns, column_slice = _sampling_weights(x0, x1, mask.shape[1], mask_size)
+    rows, row_slice = _sampling_weights(y0, y1, mask.shape[0], height)
+    columns, column_slice = _sampling_weights(x0, x1, mask.shape[1], width)
     coverage = rows @ mask[row_slice, column_slice].astype(np.float64) @ columns.T
     return coverage >= 0.5 - 1e-9  # exactly one half counts, whatever the rounding
 

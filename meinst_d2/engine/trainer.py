@@ -18,7 +18,7 @@ from meinst_d2.config import precision_of
 from meinst_d2.data.loader import TrainLoader, build_train_loader
 from meinst_d2.engine.optimizer import build_optimizer
 from meinst_d2.engine.step import TrainStep
-from meinst_d2.evaluation import build_evaluator
+from meinst_d2.evaluation.evaluator import build_evaluator
 
 
 class Trainer(DefaultTrainer):

@@ -1,37 +1,19 @@
-"""Evaluation with Detectron2's evaluators."""
+"""Evaluation with Detectron2's evaluators, and measurements of the encodings, which need no Detectron2."""
 
-from __future__ import annotations
-
-import math
-import os
-from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from meinst_d2.prerequisites import require_detectron2
 
-require_detectron2()
+__all__ = ["build_evaluator"]
 
-from detectron2.config import CfgNode  # noqa: E402
-from detectron2.data import MetadataCatalog  # noqa: E402
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator  # noqa: E402
-
-__all__ = ["build_evaluator", "without_nan"]
+if TYPE_CHECKING:
+    from meinst_d2.evaluation.evaluator import build_evaluator
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-    """Box and mask AP on a dataset: LVIS's for LVIS, COCO's for every other.
+def __getattr__(name: str) -> Any:
+    if name == "build_evaluator":
+        require_detectron2()
+        from meinst_d2.evaluation.evaluator import build_evaluator
 
-    Results go to ``OUTPUT_DIR/inference``, with a folder per dataset where there are several.
-    """
-    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
-    if len(cfg.DATASETS.TEST) > 1:
-        folder = os.path.join(folder, dataset_name)
-    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-    limit = cfg.TEST.DETECTIONS_PER_IMAGE
-    if MetadataCatalog.get(dataset_name).get("evaluator_type") == "lvis":
-        return LVISEvaluator(dataset_name, tasks, output_dir=folder, max_dets_per_image=limit)
-    return COCOEvaluator(dataset_name, tasks, output_dir=folder, max_dets_per_image=limit if limit > 100 else 100)
-
-
-def without_nan(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Metrics for JSON: Detectron2 gives NaN for a class or a size without objects, JSON has null."""
-    return {name: None if math.isnan(value) else value for name, value in metrics.items()}
+        return build_evaluator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
