@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "build_evaluator":
+    if name in __all__:
         require_detectron2()
-        from meinst_d2.evaluation.evaluator import build_evaluator
+        from meinst_d2.evaluation import evaluator
 
-        return build_evaluator
+        return getattr(evaluator, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
