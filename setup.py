@@ -1,12 +1,26 @@
 """Package metadata. Detectron2 is a prerequisite on no package index; README.md says how to install it."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "meinst_d2/__init__.py").read_text(), re.MULTILINE)[1]
+
+
+class BuildWithConfigs(build_py):
+    """Put the configs into the package, where model_zoo finds them once it is installed."""
+
+    def run(self) -> None:
+        super().run()
+        if not getattr(self, "editable_mode", False):  # a checkout has them
+            target = Path(self.build_lib) / "meinst_d2/model_zoo/configs"
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(ROOT / "configs", target, ignore=shutil.ignore_patterns("__pycache__"))
+
 
 setup(
     name="meinst_d2",
@@ -16,6 +30,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["meinst_d2", "meinst_d2.*"]),
+    cmdclass={"build_py": BuildWithConfigs},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.4",
@@ -31,6 +46,18 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "scikit-learn", "timm", "types-tqdm"]
+        "dev": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "safetensors",
+            "scikit-learn",
+            "timm",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
+        "safetensors": ["safetensors"],
     },
 )

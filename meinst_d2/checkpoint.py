@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-import pickle
+from collections.abc import Collection, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from meinst_d2 import __version__
 from meinst_d2.files import atomic_path
+from meinst_d2.fine_tuning import Layer, changed_layers, leave_out
 from meinst_d2.prerequisites import require_detectron2
+from meinst_d2.weights import load_array_pickle, load_safetensors, load_tensor_file, require_weights_by_name
 
 require_detectron2()
 
@@ -20,6 +22,9 @@ from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
 from detectron2.config import CfgNode  # noqa: E402
 from detectron2.data import MetadataCatalog  # noqa: E402
 
+from meinst_d2.download import fetch  # noqa: E402
+
+GENERATOR_PREFIX = "proposal_generator."
 PUBLISHED_NAMES = {
     "MEInst_head.ctrness.": "head.centerness.",
     "MEInst_head.": "head.",
@@ -28,7 +33,7 @@ PUBLISHED_NAMES = {
 """Prefixes below ``proposal_generator.`` in published checkpoints, and ours; the first match counts."""
 
 
-def rename_published_keys(state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def rename_published_keys(state_dict: MutableMapping[str, Tensor], prefix: str, *_: Any) -> None:
     """A state-dict pre-hook: give published weights our names, in place.
 
     Args:
@@ -42,74 +47,63 @@ def rename_published_keys(state_dict: dict[str, Tensor], prefix: str, *_: Any) -
                 break
 
 
-ALLOWED_GLOBALS = {
-    ("_codecs", "encode"),
-    ("collections", "OrderedDict"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy._core.numeric", "_frombuffer"),
-}
-"""What pickles of numpy arrays and plain containers ask for; NumPy 2 renamed numpy.core."""
+def settle_names(state_dict: MutableMapping[str, Any]) -> None:
+    """Give a detector's weights the names that this project's detectors have, in place.
 
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED_GLOBALS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module, name)
-
-
-def load_array_pickle(path: str | os.PathLike[str]) -> Any:
-    """Read a .pkl of numpy arrays and plain containers (ImageNet and Detectron2 model-zoo weights), and nothing else.
-
-    Raises:
-        ValueError: the file is no pickle, or needs more than arrays, which could run code.
+    Published names become ours, the prefix of a distributed model goes, and so do the pixel statistics that older
+    versions of Detectron2 stored: the config has them.
     """
-    with open(path, "rb") as file:
-        try:
-            return _ArrayUnpickler(file, encoding="latin1").load()
-        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, KeyError) as error:
-            raise ValueError(
-                f"{path} is refused: a .pkl of weights may hold numpy arrays and plain containers only ({error})"
-            ) from error
-
-
-def load_tensor_file(path: str | os.PathLike[str], mmap: bool = False) -> Any:
-    """Read a .pth of tensors and plain containers, on the CPU, and nothing else.
-
-    Args:
-        path: the file.
-        mmap: map the tensors instead of reading them.
-
-    Raises:
-        ValueError: the file is truncated, or needs more than tensors, which could run code.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except FileNotFoundError:
-        raise
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} is refused: a checkpoint may hold tensors and plain containers only, and must be whole ({reason})"
-        ) from error
+    if state_dict and all(key.startswith("module.") for key in state_dict):
+        for key in list(state_dict):
+            state_dict[key.removeprefix("module.")] = state_dict.pop(key)
+    rename_published_keys(state_dict, GENERATOR_PREFIX)
+    for key in ("pixel_mean", "pixel_std"):
+        state_dict.pop(key, None)
 
 
 class MEInstCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, reading safely and writing atomically.
 
-    A checkpoint appears under its name only once it is complete; ``last_checkpoint`` changes after that.
+    A checkpoint appears under its name only once it is complete; ``last_checkpoint`` changes after that. Weights whose
+    shapes do not fit the proposal generator are an error.
+
+    Attributes:
+        may_start_anew: layers that keep what the model was initialised with where the weights do not fit them.
     """
 
+    def __init__(self, model: nn.Module, save_dir: str = "", **kwargs: Any) -> None:
+        """
+        Args:
+            model: what to load into and save.
+            save_dir: where to save.
+            kwargs: of DetectionCheckpointer.
+        """
+        super().__init__(model, save_dir, **kwargs)
+        self.may_start_anew: Collection[Layer] = ()
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if "://" in path:
+            url, _, query = path.partition("?")  # Detectron2's own queries say how to match names
+            path = fetch(url) + ("?" + query if query else "")
+        return super().load(path, *args, **kwargs)
+
     def _load_file(self, filename: str) -> Any:
-        if not filename.endswith(".pkl"):
-            return super()._load_file(filename)
-        data = load_array_pickle(filename)
+        suffix = os.path.splitext(filename)[1]
+        if suffix == ".safetensors":
+            return load_safetensors(filename)
+        if suffix == ".pkl":
+            content = load_array_pickle(filename)
+            require_weights_by_name(content, filename)
+            return self._from_array_pickle(content)
+        if suffix == ".pyth":
+            content = self._torch_load(filename)
+            if "model_state" not in content:
+                return content if "model" in content else {"model": content}
+            weights = {k: v for k, v in content["model_state"].items() if not k.endswith("num_batches_tracked")}
+            return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+        return super()._load_file(filename)  # which reads through _torch_load
+
+    def _from_array_pickle(self, data: dict[str, Any]) -> dict[str, Any]:
         if "model" in data and "__author__" in data:
             self.logger.info(f"Reading a file from '{data['__author__']}'")
             return data
@@ -118,7 +112,24 @@ class MEInstCheckpointer(DetectionCheckpointer):
         return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
     def _torch_load(self, f: str) -> Any:
-        return load_tensor_file(f)
+        content = load_tensor_file(f)
+        require_weights_by_name(content, f)
+        return content
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        left_out: dict[Layer, str] = {}
+        if not checkpoint.get("matching_heuristics", False):
+            state = checkpoint["model"]
+            self._convert_ndarray_to_tensor(state)
+            settle_names(state)
+            ours = self.checkpointables["meinst"].content if "meinst" in self.checkpointables else {}
+            changed = changed_layers(info_of(checkpoint), ours)
+            left_out = leave_out(state, self.model.state_dict(), self.may_start_anew, changed)
+        incompatible = super()._load_model(checkpoint)
+        for layer, reason in left_out.items():
+            self.logger.warning(f"The {layer.name} starts anew: {reason}.")
+            incompatible.missing_keys[:] = [x for x in incompatible.missing_keys if not x.startswith(layer.prefixes)]
+        return incompatible
 
     def save(self, name: str, **kwargs: Any) -> None:
         if not self.save_dir or not self.save_to_disk:
@@ -133,6 +144,12 @@ class MEInstCheckpointer(DetectionCheckpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with atomic_path(os.path.join(self.save_dir, "last_checkpoint")) as temporary:
             temporary.write_text(last_filename_basename)
+
+
+def info_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint of ours says about itself; empty for others."""
+    about = checkpoint.get("meinst")
+    return about if isinstance(about, dict) else {}
 
 
 @dataclass

@@ -14,6 +14,7 @@ from detectron2.structures import Boxes, Instances
 
 import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2 import add_meinst_config
+from meinst_d2.checkpoint import MEInstCheckpointer
 from meinst_d2.encoding import FittedEncoder, PCABasis, PixelMoments, fit_pca, save_components
 from tests.conftest import ROOT, blob_masks
 
@@ -25,6 +26,14 @@ def load_cfg(config_file: str | Path, *overrides: Any) -> CfgNode:
     cfg.merge_from_file(str(ROOT / "configs" / config_file))
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", *overrides])
     return cfg
+
+
+def build_from(config_file: Path, *overrides: Any) -> torch.nn.Module:
+    """The model of any config, with its weights, on the CPU."""
+    cfg = load_cfg(config_file, *overrides)
+    model = build_model(cfg)
+    MEInstCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return model
 
 
 def published_model(deform_conv: str = "none") -> torch.nn.Module:

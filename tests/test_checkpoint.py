@@ -1,4 +1,6 @@
+import json
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,32 +10,48 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import DefaultPredictor
 
-from meinst_d2.checkpoint import MEInstCheckpointer, load_array_pickle, load_tensor_file
-from tests.models import published_model, tiny_cfg, tiny_model, write_components
+from meinst_d2.checkpoint import MEInstCheckpointer
+from meinst_d2.model_check import build_on_meta
+from meinst_d2.weights import save_safetensors
+from tests.models import load_cfg, published_model, tiny_cfg, tiny_model, write_components
 from tests.parity_cases import FOLDER, published_weights
+from tests.test_weights import DANGEROUS_NAMES, write_canary
+from tests.web import serve
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "dcnv1": {"DEFORM_CONV": "last"},
+    "dcnv2": {"DEFORM_CONV": "last", "DEFORM_MODULATED": True},
+    "dcnv2_all": {"DEFORM_CONV": "all", "DEFORM_MODULATED": True},
+    "dim20": {"DIM_MASK": 20},
+    "gcn": {"MASK_PREDICTOR": "large_kernel"},
+    "share1_nonorm_noscale": {"NUM_SHARE_CONVS": 1, "NORM": "none", "USE_SCALE": False},
+}
 
 
-class Canary:
-    """Makes a file when it is unpickled."""
+def test_every_key_list_is_tried() -> None:
+    assert set(LAYOUTS) == {path.stem for path in (FOLDER / "keys").glob("*.tsv")}
 
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.marker,)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_published_weights_of_every_layout_load_through_the_checkpointer(
+    tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [row.split("\t") for row in (FOLDER / f"keys/{layout}.tsv").read_text().splitlines()]
+    # One stored number per tensor; a model without memory takes them all.
+    torch.save({key: torch.ones(1).expand(json.loads(shape)) for key, shape in rows}, tmp_path / "theirs.pth")
+    overrides = [x for key, value in LAYOUTS[layout].items() for x in (f"MODEL.MEINST.{key}", value)]
+    model = build_on_meta(load_cfg("MEInst_R_50_1x_none.yaml", *overrides))
+    with caplog.at_level("INFO"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*which is a no-op.*")
+        MEInstCheckpointer(model).load(str(tmp_path / "theirs.pth"))
+    assert "Loading from" in caplog.text
+    assert "not found" not in caplog.text and "not used" not in caplog.text and "Skip loading" not in caplog.text
 
 
 @pytest.mark.parametrize(("layout", "deform"), [("none", "none"), ("dcnv1", "last")])
-def test_the_state_dict_has_the_published_tensors(layout: str, deform: str) -> None:
-    rows = [row.split("\t") for row in (FOLDER / f"keys/{layout}.tsv").read_text().splitlines()]
-    renamed = {
-        key.replace("MEInst_head.ctrness", "head.centerness")
-        .replace("MEInst_head", "head")
-        .replace("mask_encoding", "mask_encoder"): shape
-        for key, shape in rows
-    }
-    model = published_model(deform)
-    assert {key: str(list(value.shape)) for key, value in model.state_dict().items()} == renamed
+def test_the_published_models_have_the_published_numbers_of_parameters(layout: str, deform: str) -> None:
+    model = build_on_meta(load_cfg("MEInst_R_50_1x_none.yaml", "MODEL.MEINST.DEFORM_CONV", deform))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert trainable == {"none": 34_522_518, "dcnv1": 34_646_220}[layout]
 
@@ -96,36 +114,66 @@ def test_saving_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_0.pth"]
 
 
-def test_a_checkpoint_with_code_is_refused_and_never_run(tmp_path: Path) -> None:
-    marker = tmp_path / "marker"
-    torch.save({"model": Canary(marker)}, tmp_path / "evil.pth")
-    with (tmp_path / "evil.pkl").open("wb") as file:
-        pickle.dump({"model": Canary(marker)}, file)
-    model = tiny_model()
-    for name in ("evil.pth", "evil.pkl"):
-        with pytest.raises(ValueError, match=f"{name} is refused"):
-            MEInstCheckpointer(model).load(str(tmp_path / name))
-    assert not marker.exists()
+@pytest.mark.parametrize("query", ["", "?matching_heuristics=True"])
+@pytest.mark.parametrize("name", DANGEROUS_NAMES)
+def test_a_checkpoint_with_code_is_refused_and_never_run(tmp_path: Path, name: str, query: str) -> None:
+    write_canary(tmp_path / name, tmp_path / "marker")
+    with pytest.raises(ValueError, match=f"{name} is refused"):
+        MEInstCheckpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / name) + query)
+    assert not (tmp_path / "marker").exists()
 
 
-def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "model.pth"
-    torch.save({"model": {"a": torch.zeros(1000)}}, path)
-    path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(ValueError, match="must be whole"):
-        load_tensor_file(path)
-    (tmp_path / "m.pkl").write_bytes(b"\x80\x04")
-    with pytest.raises(ValueError, match="is refused"):
-        load_array_pickle(tmp_path / "m.pkl")
+def test_code_from_the_web_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serve(tmp_path) as url:
+        for name in ("w.pth", "w.pkl", "w.pyth"):
+            write_canary(tmp_path / name, tmp_path / "marker")
+            with pytest.raises(ValueError, match=f"{name} is refused"):
+                MEInstCheckpointer(torch.nn.Linear(1, 1)).load(f"{url}/{name}")
+    assert not (tmp_path / "marker").exists()
 
 
-@pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_pickles_of_arrays_are_read(tmp_path: Path, protocol: int) -> None:
-    content = {"model": {"a": np.arange(6.0).reshape(2, 3), "b": np.float32(3)}, "__author__": "me"}
-    (tmp_path / "w.pkl").write_bytes(pickle.dumps(content, protocol))
-    loaded = load_array_pickle(tmp_path / "w.pkl")
-    np.testing.assert_array_equal(loaded["model"]["a"], content["model"]["a"])
-    assert loaded["model"]["b"] == 3
+def test_weights_load_from_the_web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    source, model = torch.nn.Linear(3, 4), torch.nn.Linear(3, 4)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    with serve(tmp_path) as url:
+        MEInstCheckpointer(model).load(f"{url}/w.pth")
+        with pytest.raises(OSError, match="absent.pth could not be downloaded"):
+            MEInstCheckpointer(model).load(f"{url}/absent.pth")
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.pyth", "w.safetensors", "w", "resnet50_lpf.pth", "dla34.pth"])
+def test_the_suffix_says_how_to_read_and_other_parts_of_the_name_nothing(tmp_path: Path, name: str) -> None:
+    source, model = torch.nn.Linear(3, 4), torch.nn.Linear(3, 4)
+    if name.endswith(".safetensors"):
+        save_safetensors(tmp_path / name, source.state_dict(), {})
+    else:
+        torch.save({"model": source.state_dict()}, tmp_path / name)
+    MEInstCheckpointer(model).load(str(tmp_path / name))
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_pycls_weights_are_matched_by_name(tmp_path: Path) -> None:
+    source, model = tiny_model(seed=1), tiny_model(seed=2)
+    state = {name: value for name, value in source.backbone.bottom_up.state_dict().items()}
+    torch.save({"model_state": state | {"stem.num_batches_tracked": torch.zeros(1)}}, tmp_path / "w.pyth")
+    MEInstCheckpointer(model).load(str(tmp_path / "w.pyth"))
+    assert torch.equal(model.backbone.bottom_up.stem.conv1.weight, source.backbone.bottom_up.stem.conv1.weight)
+
+
+@pytest.mark.parametrize("content", [[1], {"model": [1]}])
+@pytest.mark.parametrize("name", ["w.pth", "w.pyth", "w.pkl"])
+def test_what_is_no_state_dict_is_named(tmp_path: Path, name: str, content: Any) -> None:
+    if name.endswith(".pkl"):
+        (tmp_path / name).write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} holds a list instead of weights by name"):
+        MEInstCheckpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("kind", ["zoo", "caffe2", "blobs"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,18 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from meinst_d2.checkpoint import load_tensor_file, rename_published_keys
+from meinst_d2.checkpoint import GENERATOR_PREFIX, info_of, settle_names
 from meinst_d2.config import check_choices
 from meinst_d2.data.datasets import class_names, require_dataset
 from meinst_d2.encoding import MASK_ENCODER_REGISTRY, Components, SigmoidClamp, load_components
 from meinst_d2.engine.trainer import COMPONENTS_DIFFER
 from meinst_d2.files import require_writable
+from meinst_d2.weights import read_checkpoint
 
-GENERATOR_PREFIX = "proposal_generator."
+ANEW = (
+    "to start the mask predictor anew, name components that fit in MODEL.MEINST.COMPONENTS and train with "
+    "MODEL.MEINST.COMPONENTS_CONFLICT file"
+)
 
 
 class PreflightError(ValueError):
@@ -101,26 +104,68 @@ def _check_dataset(cfg: CfgNode, name: str) -> None:
 def _check_weights_and_components(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
     path, resuming = _starting_weights(cfg, resume)
     content, remote = _read_weights(path)
+    settle_names(content.get("model", {}))
     meinst = cfg.MODEL.MEINST
-    if not cfg.MODEL.MASK_ON or not _needs_components(meinst):
+    starting = not (resuming or eval_only)
+    anew = starting and meinst.COMPONENTS_CONFLICT == "file"  # the mask predictor may start anew
+    if not starting:
+        _check_num_classes(path, content, meinst.NUM_CLASSES)
+    if not cfg.MODEL.MASK_ON:
+        return
+    if not anew:
+        _check_mask_predictor(path, content, meinst)
+    if not _needs_components(meinst):
         return
     SigmoidClamp(*meinst.SIGMOID_CLAMP)
-    carried = _carried_components(content)
-    if carried is not None:
-        _check_num_dictionaries(path, meinst, len(carried) if carried.ndim == 3 else 1)
-        _compare(path, meinst, *_dim_and_size(carried), **content.get("meinst", {}))
     from_file = _components_of_file(meinst)
     if from_file is not None:
         basis = from_file.basis
         _compare(meinst.COMPONENTS, meinst, basis.dim, basis.mask_size, from_file.sigmoid, from_file.whiten)
         _check_num_dictionaries(meinst.COMPONENTS, meinst, len(from_file.bases))
+    carried = _carried_components(content)
+    if carried is not None and not (anew and from_file is not None):
+        _check_carried(path, content, carried, meinst)
     if from_file is None and carried is None and not remote:
         raise ValueError(_missing_components(cfg))
-    if from_file is not None and carried is not None and not (resuming or eval_only):
+    if from_file is not None and carried is not None and starting and meinst.COMPONENTS_CONFLICT == "stop":
         components = torch.stack([torch.as_tensor(basis.components) for basis in from_file.bases])
-        same = torch.allclose(components, carried.reshape(components.shape), rtol=1e-5, atol=1e-6)
-        if not same and meinst.COMPONENTS_CONFLICT == "stop":
+        if not torch.allclose(components, carried.reshape(components.shape), rtol=1e-5, atol=1e-6):
             raise ValueError(COMPONENTS_DIFFER)
+
+
+def _check_num_classes(path: str, content: dict[str, Any], wanted: int) -> None:
+    bias = content.get("model", {}).get(GENERATOR_PREFIX + "head.cls_logits.bias")
+    if bias is not None and len(bias) != wanted:
+        raise ValueError(
+            f"{path} has {len(bias)} classes, the config asks for MODEL.MEINST.NUM_CLASSES = {wanted}: set "
+            f"MODEL.MEINST.NUM_CLASSES {len(bias)}, or first train on the new classes (the class layer starts anew)"
+        )
+
+
+def _check_mask_predictor(path: str, content: dict[str, Any], meinst: CfgNode) -> None:
+    state = content.get("model", {})
+    names = [GENERATOR_PREFIX + f"head.mask_pred.{name}" for name in ("bias", "conv_l1.conv.bias")]
+    carried = next((len(state[name]) for name in names if name in state), None)
+    pixels = meinst.MASK_REPRESENTATION == "none"
+    wanted = meinst.MASK_SIZE**2 if pixels else meinst.DIM_MASK
+    if carried is not None and carried != wanted and (pixels or not _needs_components(meinst)):
+        raise ValueError(
+            f"{path} predicts {carried} values per mask, the config asks for {wanted}: change "
+            f"MODEL.MEINST.{'MASK_SIZE' if pixels else 'DIM_MASK'} or MODEL.MEINST.MASK_REPRESENTATION, or {ANEW}"
+        )
+
+
+def _check_carried(path: str, content: dict[str, Any], carried: torch.Tensor, meinst: CfgNode) -> None:
+    about = info_of(content)
+    try:
+        if about.get("encoder", meinst.ENCODER) != meinst.ENCODER:
+            raise ValueError(
+                f"{path} was trained with MODEL.MEINST.ENCODER {about['encoder']}, the config asks for {meinst.ENCODER}"
+            )
+        _check_num_dictionaries(path, meinst, len(carried) if carried.ndim == 3 else 1)
+        _compare(path, meinst, *_dim_and_size(carried), about.get("sigmoid"), about.get("whiten"))
+    except ValueError as error:
+        raise ValueError(f"{error}; or {ANEW}") from error
 
 
 def _starting_weights(cfg: CfgNode, resume: bool) -> tuple[str, bool]:
@@ -139,16 +184,12 @@ def _read_weights(path: str) -> tuple[dict[str, Any], bool]:
         raise FileNotFoundError(f"MODEL.WEIGHTS {path} does not exist: give a file, a URL or '' for random weights")
     if not path or path.endswith(".pkl"):
         return {}, False
-    content = load_tensor_file(path, mmap=zipfile.is_zipfile(path))
-    if not isinstance(content, dict):
-        raise ValueError(f"MODEL.WEIGHTS {path} holds a {type(content).__name__} instead of weights by name")
-    return content, False
+    return read_checkpoint(path, mmap=True), False
 
 
 def _carried_components(content: dict[str, Any]) -> torch.Tensor | None:
     """The (..., D, S*S) components of a checkpoint, or None where it has none or they were never fitted."""
-    state = dict(content.get("model", content))
-    rename_published_keys(state, GENERATOR_PREFIX)
+    state = content.get("model", {})
     components = next((state[key] for key in state if key.endswith("mask_encoder.components")), None)
     return components.float() if components is not None and bool(components.any()) else None
 
@@ -187,7 +228,6 @@ def _compare(
     mask_size: int,
     sigmoid: bool | None = None,
     whiten: bool | None = None,
-    **_: Any,
 ) -> None:
     """Raise a ValueError if components do not fit the config; None means not recorded."""
     for name, value, key, wanted, option in (

@@ -19,6 +19,7 @@ from meinst_d2.data.loader import TrainLoader, build_train_loader
 from meinst_d2.engine.optimizer import build_optimizer
 from meinst_d2.engine.step import TrainStep
 from meinst_d2.evaluation.evaluator import build_evaluator
+from meinst_d2.fine_tuning import CLASS_LAYER, MASK_LAYER
 
 
 class Trainer(DefaultTrainer):
@@ -50,8 +51,12 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; then the loader continues where the checkpoint stopped.
 
-        Of two sets of mask components the one that ``MODEL.MEINST.COMPONENTS_CONFLICT`` names is kept.
+        Of two sets of mask components the one that ``MODEL.MEINST.COMPONENTS_CONFLICT`` names is kept. Where training
+        starts from weights of other classes, the class layer starts anew.
         """
+        conflict = self.cfg.MODEL.MEINST.COMPONENTS_CONFLICT
+        if not (resume and self.checkpointer.has_checkpoint()):
+            self.checkpointer.may_start_anew = (CLASS_LAYER, MASK_LAYER) if conflict == "file" else (CLASS_LAYER,)
         model = self.checkpointer.model
         generator = getattr(model, "proposal_generator", model)
         encoder = getattr(generator, "mask_encoder", None)
@@ -61,7 +66,7 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume)
         self.data_loader.seek(self.start_iter)
         if from_file is not None and self.start_iter == 0:
-            _settle_components(generator, from_file, self.cfg.MODEL.MEINST.COMPONENTS_CONFLICT)
+            _settle_components(generator, from_file, conflict)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

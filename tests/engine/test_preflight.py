@@ -11,6 +11,7 @@ from meinst_d2.checkpoint import CheckpointInfo, MEInstCheckpointer
 from meinst_d2.data.datasets import register_shapes
 from meinst_d2.data.shapes import generate
 from meinst_d2.engine import PreflightError, check_before_start
+from meinst_d2.weights import save_safetensors
 from tests.models import published_model, tiny_cfg, tiny_model, write_components
 from tests.parity_cases import published_weights
 
@@ -101,6 +102,47 @@ def test_weights_and_file_with_different_components(files: Path) -> None:
     check(files, *both, eval_only=True)
 
 
+def test_weights_of_other_classes_can_be_trained_but_not_evaluated(files: Path) -> None:
+    other = (*weights(files, "ours.pth"), "MODEL.MEINST.NUM_CLASSES", 3, "DATASETS.TEST", ())
+    with pytest.raises(PreflightError, match="^.*ours.pth has 6 classes, .*NUM_CLASSES = 3: set .*6, or first train"):
+        check(files, *other, eval_only=True)
+    with pytest.raises(PreflightError) as error:
+        check(files, *other)
+    assert str(error.value).startswith("the dataset 'shapes_train' has 6 classes") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("DIM_MASK", 6), ("MASK_SIZE", 14)])
+def test_weights_of_another_encoding_need_the_config_to_say_so(files: Path, key: str, value: int) -> None:
+    fitting = write_components(files / "fitting.npz", **{key.split("_")[0].lower().replace("mask", "mask_size"): value})
+    other = (*weights(files, "ours.pth"), f"MODEL.MEINST.{key}", value, *components(files, fitting.name))
+    with pytest.raises(PreflightError, match="or to start the mask predictor anew, name components .*CONFLICT file"):
+        check(files, *other)
+    check(files, *other, "MODEL.MEINST.COMPONENTS_CONFLICT", "file")
+    for kwargs in ({"eval_only": True}, {}):
+        with pytest.raises(PreflightError, match="the components in .*ours.pth have [DS] = "):
+            check(files, *other, "MODEL.MEINST.COMPONENTS_CONFLICT", "file" if kwargs else "weights", **kwargs)
+
+
+def test_weights_of_another_encoder_or_representation(files: Path) -> None:
+    ours = weights(files, "ours.pth")
+    with pytest.raises(PreflightError, match="trained with MODEL.MEINST.ENCODER PCAEncoder, the config"):
+        check(files, *ours, "MODEL.MEINST.ENCODER", "ClassPCAEncoder")
+    pixels = (*ours, "MODEL.MEINST.MASK_REPRESENTATION", "none")
+    with pytest.raises(
+        PreflightError, match="predicts 8 values per mask, the config asks for 784: change .*, or to start"
+    ):
+        check(files, *pixels)
+    check(files, *pixels, "MODEL.MEINST.COMPONENTS_CONFLICT", "file")
+
+
+def test_safetensors_are_looked_into(files: Path) -> None:
+    content = torch.load(files / "ours.pth", weights_only=True)
+    save_safetensors(files / "ours.safetensors", content["model"], content["meinst"])
+    check(files, *weights(files, "ours.safetensors"), eval_only=True)
+    with pytest.raises(PreflightError, match="ours.safetensors have D = 8"):
+        check(files, *weights(files, "ours.safetensors"), "MODEL.MEINST.DIM_MASK", 9)
+
+
 def test_a_resumed_run_starts_from_its_last_checkpoint(files: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/last_checkpoint").write_text("model_final.pth")
@@ -113,7 +155,7 @@ def test_a_resumed_run_starts_from_its_last_checkpoint(files: Path, tmp_path: Pa
 def test_published_weights_carry_their_components(tmp_path: Path) -> None:
     torch.save(published_weights("none", 0), tmp_path / "theirs.pth", _use_new_zipfile_serialization=False)
     overrides = ("MODEL.MEINST.DIM_MASK", 60, "MODEL.MEINST.COMPONENTS", "", *weights(tmp_path, "theirs.pth"))
-    check(tmp_path, *overrides, eval_only=True)
+    check(tmp_path, *overrides, "MODEL.MEINST.NUM_CLASSES", 80, "DATASETS.TEST", (), eval_only=True)
     assert published_model() is not None
 
 

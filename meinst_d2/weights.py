@@ -1,0 +1,145 @@
+"""Files of weights: reading without running code from them, by suffix, and writing."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ALLOWED_GLOBALS = {
+    ("_codecs", "encode"),
+    ("collections", "OrderedDict"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
+}
+"""What pickles of numpy arrays and plain containers ask for; NumPy 2 renamed numpy.core."""
+
+BROKEN = (pickle.UnpicklingError, AttributeError, EOFError, ImportError, IndexError, KeyError, TypeError, ValueError)
+"""What an unpickler raises on a file that is cut off or never was a pickle."""
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ALLOWED_GLOBALS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def load_array_pickle(path: str | os.PathLike[str]) -> Any:
+    """Read a .pkl of numpy arrays and plain containers (ImageNet and Detectron2 model-zoo weights), and nothing else.
+
+    Raises:
+        ValueError: the file is no pickle, or needs more than arrays, which could run code.
+    """
+    with open(path, "rb") as file:
+        try:
+            return _ArrayUnpickler(file, encoding="latin1").load()
+        except BROKEN as error:
+            raise ValueError(
+                f"{path} is refused: a .pkl of weights may hold numpy arrays and plain containers only ({error})"
+            ) from error
+
+
+def load_tensor_file(path: str | os.PathLike[str], mmap: bool = False) -> Any:
+    """Read a .pth of tensors and plain containers, on the CPU, and nothing else.
+
+    Args:
+        path: the file.
+        mmap: map the tensors instead of reading them.
+
+    Raises:
+        ValueError: the file is truncated, or needs more than tensors, which could run code.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except FileNotFoundError:
+        raise
+    except (*BROKEN, RuntimeError, OSError, struct.error) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} is refused: a checkpoint may hold tensors and plain containers only, and must be whole ({reason})"
+        ) from error
+
+
+def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a .safetensors file, on the CPU.
+
+    Returns:
+        ``model``, and ``meinst`` where :func:`save_safetensors` wrote it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is not whole, or the package safetensors is missing.
+    """
+    safetensors = _require_safetensors(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+            about = (file.metadata() or {}).get("meinst")
+        return {"model": state} | ({} if about is None else {"meinst": json.loads(about)})
+    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is refused: it is no whole .safetensors file ({error})") from error
+
+
+def save_safetensors(path: str | os.PathLike[str], state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write weights by name, and what JSON can hold beside them."""
+    _require_safetensors(path)
+    from safetensors.torch import save_file
+
+    metadata = {"format": "pt", "meinst": json.dumps(dict(about))}
+    save_file({name: value.contiguous() for name, value in state.items()}, path, metadata)
+
+
+def _require_safetensors(path: str | os.PathLike[str]) -> Any:
+    try:
+        import safetensors
+    except ImportError as error:
+        raise ValueError(f"{path} needs the package safetensors: run pip install safetensors") from error
+    return safetensors
+
+
+def read_checkpoint(path: str | os.PathLike[str], mmap: bool = False) -> dict[str, Any]:
+    """Read a file of weights as its suffix asks: .pkl, .safetensors, or anything else as a .pth.
+
+    Args:
+        path: the file.
+        mmap: map the tensors of a .pth instead of reading them, where its format allows.
+
+    Returns:
+        ``model``, the weights by name, and whatever else the file holds. A bare state dict becomes ``model``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file could run code, is not whole, or holds no weights by name.
+    """
+    suffix = os.path.splitext(path)[1]
+    if suffix == ".safetensors":
+        return load_safetensors(path)
+    if suffix == ".pkl":
+        content = load_array_pickle(path)
+    else:
+        content = load_tensor_file(path, mmap=mmap and zipfile.is_zipfile(path))
+    require_weights_by_name(content, path)
+    return content if "model" in content else {"model": content}
+
+
+def require_weights_by_name(content: Any, path: str | os.PathLike[str]) -> None:
+    """Raise a ValueError if what was read is no state dict, bare or under "model"."""
+    found = content.get("model", content) if isinstance(content, dict) else content
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__} instead of weights by name")
