@@ -22,6 +22,7 @@ class Case:
     """One .npz."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         with np.load(path, allow_pickle=False) as file:
             self.arrays = {name: file[name] for name in file.files if name != "meta"}
             self.meta: dict[str, Any] = json.loads(str(file["meta"]))
@@ -49,12 +50,18 @@ class Case:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The state dict under the published names."""
-        return published_weights(self.meta["layout"], self.meta["seed"])
+        settings = dict(zip(self.meta["config"]["opts"][0::2], self.meta["config"]["opts"][1::2], strict=True))
+        components = FOLDER / "components_60.npz"
+        if not settings.get("MODEL.MEInst.SIGMOID", True):
+            components = self.path.parents[1] / "components_sigmoidFalse_60.npz"
+        return published_weights(self.meta["layout"], self.meta["seed"], components)
 
 
-def published_weights(layout: str, seed: int) -> dict[str, torch.Tensor]:
+def published_weights(
+    layout: str, seed: int, components_file: Path = FOLDER / "components_60.npz"
+) -> dict[str, torch.Tensor]:
     """Weights that make every part of the model matter, with the fitted components."""
-    with np.load(FOLDER / "components_60.npz", allow_pickle=False) as file:
+    with np.load(components_file, allow_pickle=False) as file:
         components = {
             "components": file["components_c"][0],
             "means": file["mean_c"][0],

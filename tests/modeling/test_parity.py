@@ -1,20 +1,27 @@
-"""The published implementation as the oracle: losses, gradients, detections one by one, pasted masks."""
+"""The published implementation as the oracle: losses, gradients, detections one by one, pasted masks.
 
+Config and weights come through the importer, as they do for the owner of a published checkpoint.
+"""
+
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.models import published_model
+from meinst_d2.importer import import_checkpoint
+from tests.models import build_from
 from tests.parity_cases import FOLDER, Case
+from tests.published_configs import write_published_config
 
-DEFORM = {"none": "none", "dcnv1": "last"}
+SHARED = Path(os.environ.get("MEINST_TEST_DATA", FOLDER.parents[2] / "shared/data")).parent / "parity/cases"
+REAL = ("none_s0", "dcnv1_s0", "gcn_s0", "lom_s0", "nosigmoid_s0")
 
 
 def cases() -> list[Path]:
-    shared = FOLDER.parents[2] / "shared/parity/cases"
-    return [FOLDER / "none_s0.npz", FOLDER / "dcnv1_s0.npz", shared / "none_s0.npz", shared / "dcnv1_s0.npz"]
+    return [*sorted(FOLDER.glob("*_s0.npz")), *(SHARED / f"{name}.npz" for name in REAL)]
 
 
 @pytest.fixture(scope="module", params=cases(), ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -26,10 +33,13 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture(scope="module")
 def model(case: Case) -> torch.nn.Module:
-    built = published_model(DEFORM[case.meta["layout"]])
-    result = built.load_state_dict(case.weights())
-    assert not result.missing_keys and not result.unexpected_keys
-    return built
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        torch.save(case.weights(), folder / "theirs.pth")
+        config = write_published_config(folder, case.meta["config"]["yaml"], case.meta["config"]["opts"])
+        import_checkpoint(config, folder / "theirs.pth", folder / "ours")
+        overrides = ("MODEL.MEINST.SIGMOID_CLAMP", (0.01, 0.01), "MODEL.WEIGHTS", str(folder / "ours/model.pth"))
+        return build_from(folder / "ours/config.yaml", *overrides)
 
 
 def test_losses_and_gradients(case: Case, model: torch.nn.Module) -> None:
