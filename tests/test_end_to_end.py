@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.models import build_from, image_with
 
 CONFIG = ("--config-file", str(ROOT / "configs/quick/tiny.yaml"))
 # An untrained head that is sure of itself, so that there is something to evaluate.
@@ -17,7 +18,7 @@ OVERRIDES = ("MODEL.MEINST.COMPONENTS", "components.npz", "MODEL.MEINST.PRIOR_PR
 
 
 def run(folder: Path, script: str, *arguments: str, fails: bool = False) -> str:
-    environment = os.environ | {"DETECTRON2_DATASETS": "data"}
+    environment = os.environ | {"DETECTRON2_DATASETS": "data", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / script), *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert (done.returncode != 0) == fails, done.stdout[-3000:] + done.stderr[-3000:]
@@ -56,6 +57,30 @@ def test_evaluating_the_checkpoint_gives_the_same_table(workspace: Path, trained
     weights = ("MODEL.WEIGHTS", "run/model_final.pth", "MODEL.MEINST.COMPONENTS", "")
     again = run(workspace, "train_net.py", *CONFIG, "--eval-only", "OUTPUT_DIR", "evaluated", *weights)
     assert metrics_table(again) == metrics_table(trained)
+
+
+def test_a_published_file_predicts_the_same_in_another_process(workspace: Path, trained: str) -> None:
+    printed = run(workspace, "tools/publish_model.py", "run", "--name", "tiny", "--output", "published").splitlines()
+    (file,) = (workspace / "published").iterdir()
+    assert printed[-2] == f"wrote published/{file.name}"
+    assert printed[-1].startswith("| tiny | shapes_train | 20 | ") and file.name in printed[-1]
+
+    model = build_from(ROOT / "configs/quick/tiny.yaml", "MODEL.WEIGHTS", str(workspace / "run/model_final.pth")).eval()
+    image = {"image": image_with([])["image"], "height": 128, "width": 192}
+    with torch.no_grad():
+        expected = model([image])[0]["instances"]
+    assert len(expected) > 0
+    torch.save(image, workspace / "image.pt")
+    (workspace / "predict.py").write_text(
+        "import sys, torch; from meinst_d2 import model_zoo\n"
+        "with torch.no_grad(): found = model_zoo.get(sys.argv[1])([torch.load('image.pt')])[0]['instances']\n"
+        "torch.save({**found.get_fields(), 'pred_boxes': found.pred_boxes.tensor}, 'found.pt')\n"
+    )
+    run(workspace, str(workspace / "predict.py"), f"published/{file.name}")
+    found = torch.load(workspace / "found.pt")
+    torch.testing.assert_close(found.pop("pred_boxes"), expected.pred_boxes.tensor, rtol=0, atol=1e-4)
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected.get(name), rtol=0, atol=1e-5)
 
 
 def test_two_processes_train_without_a_gpu(workspace: Path) -> None:

@@ -1,0 +1,143 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from meinst_d2 import model_zoo
+from meinst_d2.model_zoo import zoo
+from meinst_d2.model_zoo.entries import ENTRIES, Entry
+from meinst_d2.publish import publish_run
+from tests.conftest import ROOT
+from tests.models import tiny_cfg, tiny_model, write_components
+from tests.test_publish import write_run
+from tests.web import serve
+
+PUBLISHED = ["MEInst_R_50_1x_none", "MEInst_R_50_1x", "MEInst_R_50_3x", "MEInst_R_50_3x_512"]
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return tmp_path / "web"
+
+
+def publish(folder: Path, output: Path) -> Path:
+    return publish_run(write_run(folder), output, "tiny")[0]
+
+
+def same_weights(model: torch.nn.Module, expected: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["MEInst_R_50_3x", "MEInst_R_50_3x.yaml", "quick/tiny"])
+def test_configs_by_name(name: str) -> None:
+    cfg = model_zoo.get_config(name)
+    assert cfg.MODEL.META_ARCHITECTURE == "MEInstDetector"
+    assert f"output/{Path(name).stem}" == cfg.OUTPUT_DIR
+
+
+def test_every_config_has_a_name() -> None:
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        name = path.relative_to(ROOT / "configs").with_suffix("").as_posix()
+        assert Path(model_zoo.get_config_file(name)).resolve() == path
+
+
+def test_an_installed_package_has_the_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pip builds a wheel from."""
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    built = tmp_path / "meinst_d2/model_zoo/configs"
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        assert (built / path.relative_to(ROOT / "configs")).read_text() == path.read_text()
+    monkeypatch.setattr(zoo, "CONFIG_FOLDERS", (built, tmp_path / "nowhere"))
+    assert model_zoo.get_config_file("MEInst_R_50_1x") == str(built / "MEInst_R_50_1x.yaml")
+
+
+def test_unknown_names_are_met_with_known_ones() -> None:
+    with pytest.raises(ValueError, match="no config MEInst_R50_1x: did you mean .*MEInst_R_50_1x"):
+        model_zoo.get_config("MEInst_R50_1x")
+    with pytest.raises(ValueError, match="there is no trained model for quick/tiny: train it"):
+        model_zoo.get_checkpoint_url("quick/tiny")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_checkpoints_are_linked_and_not_shipped(name: str) -> None:
+    entry = ENTRIES[name]
+    assert entry.source.startswith("https://github.com/aim-uofa/AdelaiDet/") and "non-commercial" in entry.licence
+    message = rf"the checkpoint of {name} has to be downloaded by hand from https://github.com/aim-uofa/AdelaiDet\S+ "
+    for call in (model_zoo.get_checkpoint_url, lambda name: model_zoo.get(name, trained=True)):
+        with pytest.raises(ValueError, match=message + r"\(licensed .*non-commercial use\): give its path as"):
+            call(name)
+    assert name in (ROOT / "MODEL_ZOO.md").read_text()
+
+
+def test_a_name_gives_a_model_to_train() -> None:
+    torch.manual_seed(0)
+    model = model_zoo.get("quick/tiny", device="cpu")
+    assert model.training and not model.proposal_generator.mask_encoder.is_fitted
+
+
+def test_trained_weights_by_name_come_from_their_url(
+    web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = publish(tmp_path, web)
+    with serve(web) as url:
+        entry = Entry(f"{url}/{path.name}", "https://example.org", "Apache-2.0")
+        monkeypatch.setitem(ENTRIES, "quick/tiny", entry)
+        assert entry.url == model_zoo.get_config("quick/tiny", trained=True).MODEL.WEIGHTS
+        assert same_weights(model_zoo.get("quick/tiny", trained=True), tiny_model().state_dict())
+
+
+def test_a_published_file_is_a_model_by_path_and_by_url(web: Path, tmp_path: Path) -> None:
+    path = publish(tmp_path, web)
+    expected = tiny_model().state_dict()
+    with serve(web) as url:
+        for source in (path, str(path), f"{url}/{path.name}"):
+            model = model_zoo.get(source)
+            assert not model.training and same_weights(model, expected)
+            assert model_zoo.get_info(source)["class_names"][0] == "ring"
+    assert not same_weights(model_zoo.get(path, trained=False), expected)
+
+
+def damage(path: Path) -> Path:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return path
+
+
+def test_a_damaged_file_is_refused(web: Path, tmp_path: Path) -> None:
+    path = damage(publish(tmp_path, web))
+    with pytest.raises(ValueError, match="should have a sha256 that begins with .*: the file is damaged"):
+        model_zoo.get(path)
+    with serve(web) as url, pytest.raises(ValueError, match="the download was deleted, try again"):
+        model_zoo.get(f"{url}/{path.name}")
+    assert path.is_file() and not list((tmp_path / "cache").rglob("*.pth"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": torch.zeros(1)}, "carries no config: publish it with tools/publish_model.py, or load it through"),
+        ({"model": {}, "meinst": {"config": "A: ["}}, "the config does not fit this version"),
+        ({"model": {}, "meinst": {"config": "MODEL: {NEW: 1}"}}, "the config does not fit this version .*NEW"),
+        ({"model": {}, "meinst": {"config": "VERSION: !!python/object/apply:os.getcwd []"}}, "the config does not fit"),
+    ],
+)
+def test_files_that_are_no_models(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=message):
+        model_zoo.get(tmp_path / "w.pth")
+
+
+def test_a_file_makes_no_other_file_be_opened(tmp_path: Path) -> None:
+    components = write_components(tmp_path / "c.npz", dim=8)
+    cfg = tiny_cfg("MODEL.MEINST.COMPONENTS", str(components), "MODEL.WEIGHTS", "/etc/passwd")
+    torch.save({"model": tiny_model().state_dict(), "meinst": {"config": cfg.dump()}}, tmp_path / "w.pth")
+    assert not model_zoo.get(tmp_path / "w.pth", trained=False).proposal_generator.mask_encoder.is_fitted
+    with pytest.raises(FileNotFoundError, match="nowhere.pth"):
+        model_zoo.get("nowhere.pth")
