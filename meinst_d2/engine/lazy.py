@@ -17,6 +17,7 @@ from torch import nn
 from meinst_d2.checkpoint import MEInstCheckpointer
 from meinst_d2.engine.step import TrainStep
 from meinst_d2.engine.trainer import distribute
+from meinst_d2.fine_tuning import CLASS_LAYER
 
 
 def run_lazy(args: argparse.Namespace) -> Any:
@@ -77,8 +78,10 @@ def train(cfg: DictConfig, model: nn.Module, *, resume: bool) -> Any:
             else None,
         ]
     )
+    resumes = resume and checkpointer.has_checkpoint()
+    checkpointer.may_start_anew = () if resumes else (CLASS_LAYER,)
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    start = trainer.iter + 1 if resumes else 0
     loader.seek(start)
     trainer.train(start, cfg.train.max_iter)
     return results

@@ -43,6 +43,7 @@ DROPPED = {
     "INPUT.RANDOM_FLIP": "INPUT.HFLIP_TRAIN decides",
     "INPUT.IS_ROTATE": "images are not rotated in training",
     "INPUT.CROP.CROP_INSTANCE": "crops are Detectron2's",
+    "SOLVER.AMP.ENABLED": "it would round predictions too; to train with it, set MODEL.MEINST.PRECISION",
 }
 """Keys that MEInst would seem to read, and why they are not kept."""
 

@@ -93,6 +93,8 @@ NO_EFFECT = {
 """Keys that change nothing, and why."""
 
 FIXED: dict[str, Any] = {
+    "PRECISION": "float32",
+    "CHANNELS_LAST": False,
     "ENCODER": "PCAEncoder",
     "MASK_LOSS_TYPE": "l2",
     "MASK_LOSS_WEIGHTS": "uniform",

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model
+from omegaconf import DictConfig
 from torch import nn
 
 import meinst_d2.modeling  # noqa: F401  registers the model
@@ -29,7 +30,7 @@ def get_config_file(name: str) -> str:
     """The path of a config of this project.
 
     Args:
-        name: below ``configs/``, with or without .yaml: "MEInst_R_50_3x", "demo/shapes.yaml".
+        name: below ``configs/``: "MEInst_R_50_3x", "demo/shapes.yaml", "lazy/meinst_r50.py"; .yaml can be left out.
 
     Raises:
         ValueError: there is none; the sentence names the nearest.
@@ -38,24 +39,31 @@ def get_config_file(name: str) -> str:
     folder = next((folder for folder in CONFIG_FOLDERS if folder.is_dir()), None)
     if folder is None:
         raise ValueError(f"there are no configs at {' or '.join(map(str, CONFIG_FOLDERS))}: install meinst_d2 again")
-    known = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
+    files = [path for suffix in ("yaml", "py") for path in folder.rglob(f"*.{suffix}")]
+    known = {path.relative_to(folder).as_posix().removesuffix(".yaml"): path for path in files}
     if name not in known:
         near = difflib.get_close_matches(name, known, 3, 0.3)
         raise ValueError(f"there is no config {name}" + (f": did you mean {' or '.join(near)}?" if near else ""))
     return str(known[name])
 
 
-def get_config(name: str, trained: bool = False) -> CfgNode:
-    """A config of this project by name.
+def get_config(name: str, trained: bool = False) -> CfgNode | DictConfig:
+    """A config of this project by name, a LazyConfig where it is a .py.
 
     Args:
         name: see :func:`get_config_file`.
         trained: set ``MODEL.WEIGHTS`` to the trained model, as :func:`get_checkpoint_url` has it; otherwise they are
             those that training starts from.
     """
+    file = get_config_file(name)
+    if file.endswith(".py"):
+        cfg = LazyConfig.load(file)
+        if trained:
+            cfg.train.init_checkpoint = get_checkpoint_url(name)
+        return cfg
     cfg = get_cfg()
     add_meinst_config(cfg)
-    cfg.merge_from_file(get_config_file(name), allow_unsafe=False)
+    cfg.merge_from_file(file, allow_unsafe=False)
     if trained:
         cfg.MODEL.WEIGHTS = get_checkpoint_url(name)
     return cfg
@@ -100,8 +108,12 @@ def get(source: str | os.PathLike[str], trained: bool | None = None, device: str
         path = _local(source)
         return _from_content(path, read_checkpoint(path), trained is not False, device)
     cfg = get_config(source, bool(trained))
-    model = _build(cfg, device)
-    MEInstCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    if isinstance(cfg, CfgNode):
+        model, weights = _build(cfg, device), cfg.MODEL.WEIGHTS
+    else:
+        model, weights = instantiate(cfg.model), cfg.train.init_checkpoint
+        model.to(device or (cfg.train.device if torch.cuda.is_available() else "cpu"))
+    MEInstCheckpointer(model).load(weights)
     return model
 
 

@@ -27,6 +27,8 @@ def config_of(translation: TranslatedConfig) -> Any:
 def test_a_short_file_stands_on_their_defaults(tmp_path: Path) -> None:
     cfg = config_of(translated(tmp_path))
     assert dict(cfg.MODEL.MEINST) == {
+        "PRECISION": "float32",
+        "CHANNELS_LAST": False,
         "NUM_CLASSES": 80,
         "IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
         "TOP_LEVELS": 2,
@@ -196,6 +198,7 @@ def test_a_dumped_config_loses_what_other_models_read(tmp_path: Path) -> None:
     cfg.INPUT.HFLIP_TRAIN = False
     cfg.INPUT.IS_ROTATE = False
     cfg.INPUT.CROP.CROP_INSTANCE = True
+    cfg.SOLVER.AMP.ENABLED = True
     cfg.SOMETHING = CfgNode({"ELSE": 1})
     cfg.MODEL.DEVICE = "cpu"
     cfg.INPUT.MIN_SIZE_TEST = 512
@@ -217,6 +220,7 @@ def test_a_dumped_config_loses_what_other_models_read(tmp_path: Path) -> None:
         "INPUT.IS_ROTATE",
         "INPUT.RANDOM_FLIP",
         "INPUT.CROP.CROP_INSTANCE",
+        "SOLVER.AMP.ENABLED",
         "SOMETHING",
     } <= dropped
     kept = {"MODEL.RESNETS", "MODEL.FPN", "MODEL.PIXEL_STD", "SOLVER", "INPUT", "DATASETS", "TEST", "DATALOADER"}

@@ -41,9 +41,21 @@ def test_configs_by_name(name: str) -> None:
 
 
 def test_every_config_has_a_name() -> None:
-    for path in (ROOT / "configs").rglob("*.yaml"):
-        name = path.relative_to(ROOT / "configs").with_suffix("").as_posix()
-        assert Path(model_zoo.get_config_file(name)).resolve() == path
+    for path in (*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "configs").rglob("*.py")):
+        name = path.relative_to(ROOT / "configs").as_posix()
+        assert model_zoo.get_config_file(name) == model_zoo.get_config_file(name.removesuffix(".yaml")) == str(path)
+
+
+def test_a_lazy_config_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert model_zoo.get_config("lazy/meinst_r50.py").model.proposal_generator.head.num_classes == 80
+    torch.save({"model": {}}, tmp_path / "nothing.pth")
+    small = (ROOT / "configs/lazy/meinst_r50.py").read_text() + (
+        f"\ntrain['init_checkpoint'] = '{tmp_path}/nothing.pth'\nmodel.proposal_generator.head.num_classes = 3\n"
+    )
+    (tmp_path / "small.py").write_text(small)
+    monkeypatch.setattr(zoo, "CONFIG_FOLDERS", (tmp_path,))
+    model = model_zoo.get("small.py", device="cpu")
+    assert model.proposal_generator.head.cls_logits.out_channels == 3 and model.training
 
 
 def test_an_installed_package_has_the_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
