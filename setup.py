@@ -55,7 +55,6 @@ setup(
             "safetensors",
             "scikit-learn",
             "timm",
-            "types-PyYAML",
             "types-tqdm",
         ],
         "safetensors": ["safetensors"],

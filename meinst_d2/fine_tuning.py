@@ -44,7 +44,8 @@ def changed_layers(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[La
         saved, ours: the content of a :class:`~meinst_d2.checkpoint.CheckpointInfo`; what one of them lacks is the same.
     """
     changed = {}
-    if None not in (names := (saved.get("class_names"), ours.get("class_names"))) and list(names[0]) != list(names[1]):
+    their_classes, our_classes = saved.get("class_names"), ours.get("class_names")
+    if their_classes is not None and our_classes is not None and list(their_classes) != list(our_classes):
         changed[CLASS_LAYER] = "the weights were trained on other classes"
     for key in ("encoder", "sigmoid", "whiten"):
         if key in saved and key in ours and saved[key] != ours[key]:
