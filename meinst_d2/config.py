@@ -156,7 +156,7 @@ def _add_masks(meinst: CN) -> None:
     # The components that fit_pca.py wrote. Not needed where MODEL.WEIGHTS carries them.
     meinst.COMPONENTS = ""
     # Training that starts from weights whose components differ from the file's: "stop", or take the "file"'s (the mask
-    # predictor starts anew; D and S may differ too) or the "weights"'. On resume and evaluation the weights' always win.
+    # predictor starts anew, and D and S may differ) or the "weights"'. On resume and evaluation the weights' win.
     meinst.COMPONENTS_CONFLICT = "stop"
     # The box that a mask is pasted in where the box leaves the image: "predicted" (whole) or "clipped" (squeezed into
     # the visible part, as the published implementation does).
