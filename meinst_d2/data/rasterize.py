@@ -41,8 +41,8 @@ def rasterize_polygons(instances: Sequence[Polygons], boxes: npt.NDArray[np.floa
         return masks
     lengths = np.array([len(part) // 2 for part in parts])
     owner = np.repeat(np.repeat(np.arange(len(instances)), num_parts), lengths)  # of each point
-    points = np.concatenate(parts).reshape(-1, 2)
-    points = (points - boxes[owner, :2]) * _ratios(boxes, mask_size)[owner]
+    points = np.concatenate(parts).reshape(-1, 2) - boxes[:, :2].astype(np.float64).take(owner, axis=0)
+    points *= _ratios(boxes, mask_size).take(owner, axis=0)
     ends = 2 * np.cumsum(lengths)
     flat = points.reshape(-1)
     rles = mask_util.frPyObjects(

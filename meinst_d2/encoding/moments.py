@@ -8,11 +8,59 @@ processes, or on the machine.
 
 from __future__ import annotations
 
+import functools
+import time
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
+import torch
 
 BLOCK = 8192
 """Masks per matrix product: float32 holds every integer up to 2**24, so counts below that are exact."""
+
+Bits = npt.NDArray[np.uint8]
+Product = Callable[[Bits], npt.NDArray[np.int64]]
+
+
+def float_product(bits: Bits) -> npt.NDArray[np.int64]:
+    """How many rows have both pixels set, through BLAS.
+
+    Args:
+        bits: (M, P) zeros and ones, M at most ``BLOCK``.
+
+    Returns:
+        (P, P).
+    """
+    values = bits.astype(np.float32)
+    counts: npt.NDArray[np.int64] = (values.T @ values).astype(np.int64)
+    return counts
+
+
+def int8_product(bits: Bits) -> npt.NDArray[np.int64]:
+    """The same through torch's 8-bit product with 32-bit sums: several times faster where the processor has one."""
+    values = torch.from_numpy(bits.view(np.int8))
+    counts: npt.NDArray[np.int64] = torch._int_mm(values.T, values).numpy().astype(np.int64)
+    return counts
+
+
+@functools.cache
+def fastest_product() -> Product:
+    """The faster of the two exact products on this machine, found with a few milliseconds of trying.
+
+    Without instructions for 8-bit products torch falls back to plain loops, and its older versions have none.
+    """
+    sample = np.ones((256, 784), np.uint8)
+    seconds: dict[Product, float] = {}
+    for product in (float_product, int8_product):
+        try:
+            for _ in range(2):  # the first call prepares
+                start = time.perf_counter()
+                product(sample)
+                seconds[product] = time.perf_counter() - start
+        except (AttributeError, RuntimeError):
+            seconds.pop(product, None)
+    return min(seconds, key=lambda product: seconds[product])
 
 
 class PixelMoments:
@@ -48,9 +96,11 @@ class PixelMoments:
             raise ValueError(f"expected masks of shape (M, {size}, {size}), got {masks.shape}")
         if masks.dtype != np.bool_ and masks.size and (masks.min() < 0 or masks.max() > 1):
             raise ValueError("masks must hold zeros and ones only")
-        for start in range(0, len(masks), BLOCK):
-            block = masks[start : start + BLOCK].reshape(-1, size * size).astype(np.float32)
-            self.cooccurrence += (block.T @ block).astype(np.int64)
+        bits = np.ascontiguousarray(masks).view(np.uint8).reshape(-1, size * size)
+        product = fastest_product()
+        for start in range(0, len(bits), BLOCK):
+            block = bits[start : start + BLOCK]
+            self.cooccurrence += product(block)
             self.count += len(block)
         self.total = self.cooccurrence.diagonal().copy()
 
@@ -62,25 +112,18 @@ class PixelMoments:
         self.total = self.total + other.total
         self.cooccurrence += other.cooccurrence
 
-    def all_reduce(self, device: str = "cpu") -> None:
-        """Sum the counts over the processes of the default ``torch.distributed`` group, in place.
+    def counts(self) -> npt.NDArray[np.int64]:
+        """(1 + S**4,) everything that was counted, in a form that can be summed over processes."""
+        return np.concatenate(([self.count], self.cooccurrence.ravel()))
 
-        Args:
-            device: where the backend reduces ("cpu" for gloo, "cuda" for nccl). No-op without a group.
-        """
-        import torch
-        import torch.distributed as dist
-
-        if not (dist.is_available() and dist.is_initialized()):
-            return
-        counts = np.concatenate([[self.count], self.total, self.cooccurrence.ravel()]).astype(np.int64)
-        tensor = torch.from_numpy(counts).to(device)
-        dist.all_reduce(tensor)
-        counts = tensor.cpu().numpy()
-        pixels = len(self.total)
-        self.count = int(counts[0])
-        self.total = counts[1 : 1 + pixels].copy()
-        self.cooccurrence = counts[1 + pixels :].reshape(pixels, pixels).copy()
+    @classmethod
+    def from_counts(cls, mask_size: int, counts: npt.NDArray[np.int64]) -> PixelMoments:
+        """The moments whose :meth:`counts` these are, or the sum of several of them."""
+        moments = cls(mask_size)
+        moments.count = int(counts[0])
+        moments.cooccurrence = counts[1:].reshape(moments.cooccurrence.shape).copy()
+        moments.total = moments.cooccurrence.diagonal().copy()
+        return moments
 
     def mean(self) -> npt.NDArray[np.float64]:
         """(S*S,) float64: how often each pixel is set."""
