@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 import meinst_d2
+from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.fit import Reconstruction, count_moments, measure_reconstruction
 from meinst_d2.data.fit_classes import fit_classes
-from meinst_d2.data.instances import InstanceAnnotation, from_dataset_dicts, read_coco_json
+from meinst_d2.data.instances import from_dataset_dicts, read_coco_json
 from meinst_d2.encoding import PCABasis, PixelMoments, SigmoidClamp, fit_pca, save_components
 from meinst_d2.files import atomic_path, require_writable
 
@@ -85,18 +86,16 @@ def default_output(names: Sequence[str], mask_size: int, dim: int, class_specifi
     return Path("output/components") / f"{'+'.join(names)}_{mask_size}_{dim}{suffix}.npz"
 
 
-def read_annotations(args: argparse.Namespace) -> list[InstanceAnnotation]:
+def read_annotations(args: argparse.Namespace) -> Sequence[InstanceAnnotation]:
     """Every annotation of the datasets named on the command line."""
     start = time.perf_counter()
-    annotations: list[InstanceAnnotation] = []
+    annotations: Sequence[InstanceAnnotation]
     if args.coco_json:
-        for file in args.coco_json:
-            annotations += read_coco_json(file)
+        annotations = read_coco_json(*args.coco_json)
     else:
         from meinst_d2.data.datasets import dataset_dicts
 
-        for name in args.dataset:
-            annotations += from_dataset_dicts(dataset_dicts(name))
+        annotations = from_dataset_dicts(record for name in args.dataset for record in dataset_dicts(name))
     if args.limit:
         annotations = annotations[: args.limit]
     print(f"read {len(annotations):,} annotations in {time.perf_counter() - start:.1f} s")

@@ -2,47 +2,61 @@
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
-from meinst_d2.data.instances import InstanceAnnotation, Templates, make_templates
+from meinst_d2.data.annotations import InstanceAnnotation
+from meinst_d2.data.fit_workers import run_shards
+from meinst_d2.data.instances import REASONS, Templates, make_templates
 from meinst_d2.data.rasterize import BoolArray
 from meinst_d2.encoding import PCABasis, PixelMoments
 
 CHUNK = 4096
 """Annotations rasterised at a time: large enough for the matrix products, small enough for the caches."""
 
-T = TypeVar("T")
+IntArray = npt.NDArray[np.int64]
+SumOverRanks = Callable[[IntArray], IntArray]
+"""Adds an array up over the processes of a job that shares the annotations."""
+
+IOU_UNIT = 2.0**-32
+"""IoU is added up in whole units of this, so that a sum does not depend on its order; 2**31 masks fit."""
+
+
+def alone(counts: IntArray) -> IntArray:
+    """The sum over the only process."""
+    return counts
 
 
 def count_moments(
-    annotations: Sequence[InstanceAnnotation], mask_size: int, workers: int = 1, title: str = "counting masks"
+    annotations: Sequence[InstanceAnnotation],
+    mask_size: int,
+    workers: int = 1,
+    title: str = "counting masks",
+    sum_over_ranks: SumOverRanks = alone,
 ) -> tuple[PixelMoments, Counter[str]]:
     """The moments of all usable masks, and how many annotations were skipped, by reason.
 
-    Integer counts, so the result is the same for any number of workers.
+    Integer counts, so the result is the same for any number of workers and of ranks.
 
     Args:
-        annotations: of the dataset.
+        annotations: of the dataset, or this rank's share of them.
         mask_size: S.
         workers: processes.
         title: of the progress bar.
+        sum_over_ranks: adds up over the ranks.
     """
-    parts = run_shards(_moments_of_shard, annotations, workers, title, mask_size, chunk=CHUNK)
-    moments, skipped = parts[0]
-    for other, reasons in parts[1:]:
-        moments.merge(other)
+    moments, skipped = PixelMoments(mask_size), Counter[str]()
+    for part, reasons in run_shards(_moments_of_shard, annotations, workers, title, mask_size, chunk=CHUNK):
+        moments.merge(part)
         skipped.update(reasons)
+    if sum_over_ranks is not alone:
+        counts = sum_over_ranks(np.concatenate(([skipped[reason] for reason in REASONS], moments.counts())))
+        skipped = +Counter(dict(zip(REASONS, counts[: len(REASONS)].tolist(), strict=True)))
+        moments = PixelMoments.from_counts(mask_size, counts[len(REASONS) :])
     return moments, skipped
 
 
@@ -79,25 +93,28 @@ def measure_reconstruction(
     dims: Sequence[int],
     magnitude: float | None,
     workers: int = 1,
+    sum_over_ranks: SumOverRanks = alone,
 ) -> list[Reconstruction]:
     """Encode and decode every usable mask with the first D components, for several D.
 
     Args:
-        annotations: of the dataset; with several bases, with categories that number them.
+        annotations: of the dataset, or this rank's share of them; with several bases, with categories that number
+            them.
         bases: one for all masks or one per class, of at least ``max(dims)`` components.
         dims: the D to measure.
         magnitude: mean logit magnitude of the clamp, or None for components of pixels: what a mask is encoded as,
             without the randomness.
         workers: processes.
+        sum_over_ranks: adds up over the ranks.
     """
     parts = run_shards(
         _measure_shard, annotations, workers, "measuring    ", tuple(bases), tuple(dims), magnitude, chunk=CHUNK
     )
-    iou, counts, num_masks = (sum(values[1:], start=values[0]) for values in zip(*parts, strict=True))
-    foreground = counts[:, 0] / counts[:, 1]
-    background = counts[:, 2] / counts[:, 3]
+    counts = sum_over_ranks(sum(parts, np.zeros((len(dims), 6), np.int64)))  # the columns of _measure_shard
+    iou = counts[:, 1] * IOU_UNIT / counts[:, 0]
+    foreground, background = counts[:, 2] / counts[:, 3], counts[:, 4] / counts[:, 5]
     pooled = (foreground + background) / 2
-    return [Reconstruction(d, float(i / num_masks), float(p)) for d, i, p in zip(dims, iou, pooled, strict=True)]
+    return [Reconstruction(d, float(i), float(p)) for d, i, p in zip(dims, iou, pooled, strict=True)]
 
 
 def _measure_shard(
@@ -105,21 +122,20 @@ def _measure_shard(
     bases: tuple[PCABasis, ...],
     dims: tuple[int, ...],
     magnitude: float | None,
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], int]:
-    iou = np.zeros(len(dims))
-    counts = np.zeros((len(dims), 4), np.int64)  # foreground and background: intersection, union
-    num_masks = 0
+) -> IntArray:
+    """For each D: masks, their IoU in units; intersection and union of foreground, then of background."""
+    counts = np.zeros((len(dims), 6), np.int64)
     for chunk in chunks:
         templates = make_templates(chunk, bases[0].mask_size)
         for basis, masks in _by_basis(chunk, templates, bases):
-            num_masks += len(masks)
             for row, reconstructed in enumerate(reconstruct(masks, basis, dims, magnitude)):
                 both = (masks & reconstructed).sum(axis=1)
                 either = (masks | reconstructed).sum(axis=1)
-                iou[row] += (both / either).sum()
-                pixels = masks.size
-                counts[row] += (both.sum(), either.sum(), pixels - either.sum(), pixels - both.sum())
-    return iou, counts, num_masks
+                iou = np.rint(both / either / IOU_UNIT).astype(np.int64).sum()
+                foreground = both.sum(), either.sum()
+                background = masks.size - either.sum(), masks.size - both.sum()
+                counts[row] += (len(masks), iou, *foreground, *background)
+    return counts
 
 
 def _by_basis(
@@ -156,70 +172,3 @@ def reconstruct(masks: BoolArray, basis: PCABasis, dims: Sequence[int], magnitud
     coeffs = (signal - mean) @ components[: max(dims)].T
     for dim in dims:
         yield coeffs[:, :dim] @ components[:dim] + mean >= threshold
-
-
-# What the forked workers see of the parent: annotations and arguments are shared, not pickled.
-_shared: dict[str, Any] = {}
-
-
-def run_shards(
-    function: Callable[..., T],
-    annotations: Sequence[InstanceAnnotation],
-    workers: int,
-    title: str,
-    *args: Any,
-    chunk: int,
-) -> list[T]:
-    """Call ``function(chunks, *args)`` once per worker, each on every workers-th chunk, with a progress bar.
-
-    Args:
-        function: takes an iterator over chunks of annotations, and ``args``.
-        annotations: of the dataset.
-        workers: processes; with one, this process does the work.
-        title: of the bar.
-        args: what ``function`` needs besides.
-        chunk: annotations at a time.
-    """
-    num_chunks = -(-len(annotations) // chunk)
-    workers = max(1, min(workers, num_chunks))
-    with tqdm(total=len(annotations), desc=title, unit=" masks", unit_scale=True, dynamic_ncols=True) as bar:
-        if workers == 1:
-            return [function(_chunks(annotations, range(num_chunks), chunk, bar.update), *args)]
-        context = multiprocessing.get_context("fork")
-        counter = context.Value("q", 0)
-        _shared.update(annotations=annotations, args=args, counter=counter)
-        gc.freeze()  # the collector would touch, and so copy, every shared page in every worker
-        try:
-            with ProcessPoolExecutor(workers, mp_context=context) as pool:
-                futures = [
-                    pool.submit(_call_in_worker, function, range(first, num_chunks, workers), chunk)
-                    for first in range(workers)
-                ]
-                pending = set(futures)
-                while pending:
-                    pending = wait(pending, timeout=0.2).not_done
-                    bar.update(counter.value - bar.n)
-                return [future.result() for future in futures]
-        finally:
-            gc.unfreeze()
-            _shared.clear()
-
-
-def _call_in_worker(function: Callable[..., T], chunks: range, chunk: int) -> T:
-    counter = _shared["counter"]
-
-    def count(done: int) -> None:
-        with counter.get_lock():
-            counter.value += done
-
-    with threadpool_limits(1):  # one process per core already
-        return function(_chunks(_shared["annotations"], chunks, chunk, count), *_shared["args"])
-
-
-def _chunks(
-    annotations: Sequence[InstanceAnnotation], chunks: range, chunk: int, count: Callable[[int], object]
-) -> Iterator[Sequence[InstanceAnnotation]]:
-    for number in chunks:
-        part = annotations[number * chunk : (number + 1) * chunk]
-        yield part
-        count(len(part))

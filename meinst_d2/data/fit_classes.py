@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from meinst_d2.data.fit import count_moments
-from meinst_d2.data.instances import InstanceAnnotation
+from meinst_d2.data.annotations import InstanceAnnotation, Selection
+from meinst_d2.data.fit import SumOverRanks, alone, count_moments
 from meinst_d2.encoding import PCABasis, PixelMoments, SigmoidClamp, fit_pca
 
 
@@ -39,31 +40,37 @@ def fit_classes(
     min_masks: int,
     clamp: SigmoidClamp | None = SigmoidClamp(),
     workers: int = 1,
+    sum_over_ranks: SumOverRanks = alone,
 ) -> ClassFit:
     """Fit one dictionary per class, class after class, so that the counts of only two are in memory.
 
     Args:
-        annotations: of the dataset, with categories in [0, K); others count for the dictionary of all masks only.
+        annotations: of the dataset, or this rank's share of them, with categories in [0, K); others count for the
+            dictionary of all masks only.
         num_classes: K.
         mask_size: S.
         dim: D.
         min_masks: classes with fewer usable masks share the dictionary of all masks.
         clamp: of the logits, or None to take the pixels themselves.
         workers: processes.
+        sum_over_ranks: adds up over the ranks.
 
     Raises:
         ValueError: all masks together determine fewer than D components.
     """
-    of_class: dict[int, list[InstanceAnnotation]] = {category: [] for category in range(num_classes)}
-    others: list[InstanceAnnotation] = []
-    for annotation in annotations:
-        of_class.get(annotation.category, others).append(annotation)
-    total, skipped = count_moments(others, mask_size, workers, title="no class") if others else _nothing(mask_size)
+    of_class: dict[int, array[int]] = {category: array("q") for category in range(num_classes)}
+    others = array("q")
+    for i, annotation in enumerate(annotations):
+        of_class.get(annotation.category, others).append(i)
+
+    def count(members: array[int], title: str) -> tuple[PixelMoments, Counter[str]]:
+        return count_moments(Selection(annotations, members), mask_size, workers, title, sum_over_ranks)
+
+    total, skipped = count(others, "no class")
     bases: list[PCABasis | None] = []
     counts = []
     for category, members in of_class.items():
-        title = f"class {category + 1}/{num_classes}"
-        moments, reasons = count_moments(members, mask_size, workers, title=title) if members else _nothing(mask_size)
+        moments, reasons = count(members, f"class {category + 1}/{num_classes}")
         total.merge(moments)
         skipped.update(reasons)
         counts.append(moments.count)
@@ -71,13 +78,9 @@ def fit_classes(
         bases.append(basis.truncated(dim) if basis is not None and basis.dim >= dim else None)
     if total.count <= dim:
         raise ValueError(
-            f"{total.count} of {len(annotations)} annotations have a usable mask, {dim} components need at least "
-            f"{dim + 1}: give more annotations or a smaller --dim"
+            f"{total.count} of {total.count + skipped.total()} annotations have a usable mask, {dim} components need "
+            f"at least {dim + 1}: give more annotations or a smaller --dim"
         )
     of_all = fit_pca(total, clamp).truncated(dim)
     shared = [category for category, basis in enumerate(bases) if basis is None]
     return ClassFit([basis or of_all for basis in bases], counts, shared, total, skipped)
-
-
-def _nothing(mask_size: int) -> tuple[PixelMoments, Counter[str]]:
-    return PixelMoments(mask_size), Counter()

@@ -5,17 +5,20 @@ Everything that may be wrong with an annotation is found here, under a name, so 
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from meinst_d2.data.annotations import AnnotationTable, InstanceAnnotation
 from meinst_d2.data.rasterize import BoolArray, crop_bitmask, decode_rle, rasterize_polygons
 
 CROWD = "crowd region"
@@ -25,6 +28,7 @@ NO_BOX = "box without area"
 BAD_RLE = "RLE that does not fit its image"
 MALFORMED = "segmentation of an unknown kind"
 EMPTY = "mask without a pixel in its box"
+REASONS = (CROWD, NO_MASK, FEW_POINTS, NO_BOX, BAD_RLE, MALFORMED, EMPTY)
 
 
 class UnusableInstance(ValueError):
@@ -33,27 +37,6 @@ class UnusableInstance(ValueError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-
-
-@dataclass(frozen=True)
-class InstanceAnnotation:
-    """One annotation as the dataset has it, not yet checked.
-
-    Attributes:
-        segmentation: polygons, an RLE dict or an (H, W) bit mask.
-        box: ``xyxy`` in pixels.
-        image_size: (height, width).
-        category: the contiguous number of its class, or -1.
-        iscrowd: whether it marks a crowd.
-        area: of the object in pixels, where the dataset says it.
-    """
-
-    segmentation: Any
-    box: tuple[float, float, float, float]
-    image_size: tuple[int, int]
-    category: int
-    iscrowd: bool
-    area: float | None = None
 
 
 @dataclass
@@ -71,17 +54,37 @@ class Templates:
     skipped: Counter[str] = field(default_factory=Counter)
 
 
-def read_coco_json(path: str | os.PathLike[str]) -> list[InstanceAnnotation]:
-    """Every annotation of a COCO instances file, in file order.
+def read_coco_json(*paths: str | os.PathLike[str]) -> AnnotationTable:
+    """Every annotation of COCO instances files, in file order.
 
     Categories are numbered by rising id, as Detectron2 numbers them; an annotation of none of them has -1.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no COCO instances JSON.
+        ValueError: a file is no COCO instances JSON.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no annotation file {path}")
+    table = AnnotationTable()
+    for path in paths:
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"there is no annotation file {path}")
+        with _without_collector():
+            _append_coco(table, path)
+    return table
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep Python from searching millions of new objects for cycles, which takes as long as parsing them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _append_coco(table: AnnotationTable, path: str | os.PathLike[str]) -> None:
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
@@ -97,28 +100,32 @@ def read_coco_json(path: str | os.PathLike[str]) -> list[InstanceAnnotation]:
         ) from error
     if not isinstance(annotations, list):
         raise ValueError(f"{path}: 'annotations' is a {type(annotations).__name__} instead of a list")
-    return [_from_coco(annotation, sizes, classes) for annotation in annotations]
+    for i, annotation in enumerate(annotations):
+        annotations[i] = None  # what was parsed goes as the table grows
+        table.append(_from_coco(annotation, sizes, classes))
 
 
 def _from_coco(
     annotation: Mapping[str, Any], sizes: Mapping[Any, tuple[int, int]], classes: Mapping[Any, int]
 ) -> InstanceAnnotation:
-    x, y, width, height = np.array(annotation.get("bbox") or (0, 0, 0, 0), np.float32)
+    box = np.array(annotation.get("bbox") or (0, 0, 0, 0), np.float32)
+    box[2:] += box[:2]  # rounded as Detectron2 rounds it
+    area = annotation.get("area")
     return InstanceAnnotation(
         annotation.get("segmentation"),
-        (x, y, x + width, y + height),  # rounded as Detectron2 rounds them
+        box.tolist(),
         sizes.get(annotation.get("image_id"), (0, 0)),
         classes.get(annotation.get("category_id"), -1),
         bool(annotation.get("iscrowd", 0)),
-        annotation.get("area"),
+        area if isinstance(area, (int, float)) else None,
     )
 
 
-def from_dataset_dicts(dataset_dicts: Iterable[Mapping[str, Any]]) -> list[InstanceAnnotation]:
+def from_dataset_dicts(dataset_dicts: Iterable[Mapping[str, Any]]) -> AnnotationTable:
     """Every annotation of a dataset in Detectron2's format, in order."""
     from detectron2.structures import BoxMode
 
-    return [
+    return AnnotationTable(
         InstanceAnnotation(
             annotation.get("segmentation"),
             tuple(BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)),
@@ -128,7 +135,7 @@ def from_dataset_dicts(dataset_dicts: Iterable[Mapping[str, Any]]) -> list[Insta
         )
         for record in dataset_dicts
         for annotation in record.get("annotations", ())
-    ]
+    )
 
 
 def make_templates(annotations: Sequence[InstanceAnnotation], mask_size: int) -> Templates:
@@ -180,7 +187,7 @@ def usable_polygons(segmentation: Sequence[Any]) -> list[npt.NDArray[np.float64]
         raise UnusableInstance(NO_MASK)
     try:
         parts = [np.asarray(part, np.float64) for part in segmentation]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UnusableInstance(MALFORMED) from error
     # The sum of squares is finite where all coordinates are, and costs a third of looking at each.
     if any(part.ndim != 1 or not math.isfinite(part.dot(part)) for part in parts):

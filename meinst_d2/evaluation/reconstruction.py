@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from meinst_d2.data.fit import run_shards
+from meinst_d2.data.fit_workers import run_shards
 from meinst_d2.data.instances import EMPTY, InstanceAnnotation, make_templates
 from meinst_d2.data.rasterize import BoolArray
 from meinst_d2.encoding import MaskEncoder
