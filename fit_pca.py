@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 import meinst_d2
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.fit import Reconstruction, count_moments, measure_reconstruction
 from meinst_d2.data.fit_classes import fit_classes
+from meinst_d2.data.fit_distributed import Ranks, join_ranks, ranks_of_this_machine
 from meinst_d2.data.instances import from_dataset_dicts, read_coco_json
 from meinst_d2.encoding import PCABasis, PixelMoments, SigmoidClamp, fit_pca, save_components
 from meinst_d2.files import atomic_path, require_writable
@@ -28,6 +30,7 @@ EXAMPLES = """examples:
   fit_pca.py --coco-json annotations/train.json --dim 40 --output output/components/mine.npz
   fit_pca.py --coco-json train.json --eval-json val.json --workers 8
   fit_pca.py --dataset coco_2017_train --class-specific
+  torchrun --nproc-per-node 4 fit_pca.py --coco-json part1.json part2.json part3.json part4.json
 """
 
 
@@ -63,10 +66,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--output", type=Path, metavar="FILE", help="the .npz (default output/components/DATASET_S_D.npz)"
     )
     parser.add_argument("--eval-json", metavar="FILE", help="measure on this COCO file instead of the fitted masks")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    cores = max(1, (os.cpu_count() or 1) // ranks_of_this_machine())
+    parser.add_argument("--workers", type=int, default=cores, help="processes (default: one per core)")
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N annotations only")
+    parser.add_argument(
+        "--backend", choices=("gloo", "nccl"), default="gloo", help="how ranks of torchrun add up (default gloo)"
+    )
+    parser.add_argument(
+        "--rank-timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="longest wait for another rank of torchrun (default 300)",
+    )
     args = parser.parse_args(argv)
-    for name in ("dim", "mask_size", "workers", "limit", "min_masks"):
+    for name in ("dim", "mask_size", "workers", "limit", "min_masks", "rank_timeout"):
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
@@ -86,12 +100,13 @@ def default_output(names: Sequence[str], mask_size: int, dim: int, class_specifi
     return Path("output/components") / f"{'+'.join(names)}_{mask_size}_{dim}{suffix}.npz"
 
 
-def read_annotations(args: argparse.Namespace) -> Sequence[InstanceAnnotation]:
-    """Every annotation of the datasets named on the command line."""
+def read_annotations(args: argparse.Namespace, ranks: Ranks) -> Sequence[InstanceAnnotation]:
+    """This rank's share of the annotations of the datasets named on the command line."""
     start = time.perf_counter()
     annotations: Sequence[InstanceAnnotation]
+    by_file = bool(args.coco_json) and len(args.coco_json) >= ranks.size and not args.limit
     if args.coco_json:
-        annotations = read_coco_json(*args.coco_json)
+        annotations = read_coco_json(*(ranks.share(args.coco_json) if by_file else args.coco_json))
     else:
         from meinst_d2.data.datasets import dataset_dicts
 
@@ -99,7 +114,7 @@ def read_annotations(args: argparse.Namespace) -> Sequence[InstanceAnnotation]:
     if args.limit:
         annotations = annotations[: args.limit]
     print(f"read {len(annotations):,} annotations in {time.perf_counter() - start:.1f} s")
-    return annotations
+    return annotations if by_file else ranks.share_annotations(annotations)
 
 
 def read_class_names(args: argparse.Namespace) -> list[str]:
@@ -191,28 +206,35 @@ def provenance(args: argparse.Namespace, num_masks: int, skipped: Counter[str]) 
 
 
 def fit_agnostic(
-    args: argparse.Namespace, annotations: Sequence[InstanceAnnotation], clamp: SigmoidClamp | None
+    args: argparse.Namespace, annotations: Sequence[InstanceAnnotation], clamp: SigmoidClamp | None, ranks: Ranks
 ) -> tuple[PixelMoments, Counter[str], PCABasis, list[PCABasis]]:
     """Counts, what was skipped, every component of all masks, and the one dictionary to write."""
-    moments, skipped = count_moments(annotations, args.mask_size, args.workers)
+    moments, skipped = count_moments(annotations, args.mask_size, args.workers, sum_over_ranks=ranks.sum)
     if moments.count <= args.dim:
         report_skipped(skipped)
         raise ValueError(
-            f"{moments.count} of {len(annotations)} annotations have a usable mask, {args.dim} components need "
-            f"at least {args.dim + 1}: give more annotations or a smaller --dim"
+            f"{moments.count} of {moments.count + skipped.total()} annotations have a usable mask, "
+            f"{args.dim} components need at least {args.dim + 1}: give more annotations or a smaller --dim"
         )
     every = fit_pca(moments, clamp)
     return moments, skipped, every, [every.truncated(args.dim)]
 
 
 def fit_class_specific(
-    args: argparse.Namespace, annotations: Sequence[InstanceAnnotation], clamp: SigmoidClamp | None
+    args: argparse.Namespace, annotations: Sequence[InstanceAnnotation], clamp: SigmoidClamp | None, ranks: Ranks
 ) -> tuple[PixelMoments, Counter[str], PCABasis, list[PCABasis]]:
     """The same with one dictionary per class to write."""
     names = args.class_names
     min_masks = args.min_masks or 10 * args.dim
     found = fit_classes(
-        annotations, len(names), args.mask_size, args.dim, min_masks=min_masks, clamp=clamp, workers=args.workers
+        annotations,
+        len(names),
+        args.mask_size,
+        args.dim,
+        min_masks=min_masks,
+        clamp=clamp,
+        workers=args.workers,
+        sum_over_ranks=ranks.sum,
     )
     if found.shared:
         few = ", ".join(f"{names[i]} ({found.counts[i]})" for i in found.shared)
@@ -223,38 +245,44 @@ def fit_class_specific(
     return found.moments, found.skipped, fit_pca(found.moments, clamp), found.bases
 
 
-def fit(args: argparse.Namespace) -> None:
+def fit(args: argparse.Namespace, ranks: Ranks) -> None:
     """Read, count, fit, write, measure, draw."""
-    require_writable(args.output)
+    if ranks.is_first:
+        require_writable(args.output)
     if args.class_specific:
         args.class_names = read_class_names(args)
     clamp = None if args.no_sigmoid else args.clamp
-    annotations = read_annotations(args)
-    measured = read_coco_json(args.eval_json) if args.eval_json else annotations
+    annotations = read_annotations(args, ranks)
+    measured = ranks.share_annotations(read_coco_json(args.eval_json)) if args.eval_json else annotations
 
     start = time.perf_counter()
     fit_bases = fit_class_specific if args.class_specific else fit_agnostic
-    moments, skipped, every, bases = fit_bases(args, annotations, clamp)
+    moments, skipped, every, bases = fit_bases(args, annotations, clamp, ranks)
     report_skipped(skipped)
     print(f"fitted {args.dim} components to {moments.count:,} masks in {time.perf_counter() - start:.1f} s")
-    save_components(args.output, bases, provenance(args, moments.count, skipped))
-    print(f"wrote {args.output}")
+    if ranks.is_first:
+        save_components(args.output, bases, provenance(args, moments.count, skipped))
+        print(f"wrote {args.output}")
 
     longest = args.dim if args.class_specific else every.dim
     dims = sorted({dim for dim in (*TABLE_DIMS, args.dim) if dim <= longest})
     if not args.class_specific:
         bases = [every.truncated(dims[-1])]
-    rows = measure_reconstruction(measured, bases, dims, clamp and clamp.logit_moments()[0], args.workers)
-    print_table(every, rows, args.eval_json or "the fitted masks")
-    picture = args.output.with_suffix(".png")
-    draw(picture, every, rows)
-    print(f"\nwrote {picture}")
+    magnitude = clamp and clamp.logit_moments()[0]
+    rows = measure_reconstruction(measured, bases, dims, magnitude, args.workers, ranks.sum)
+    if ranks.is_first:
+        print_table(every, rows, args.eval_json or "the fitted masks")
+        picture = args.output.with_suffix(".png")
+        draw(picture, every, rows)
+        print(f"\nwrote {picture}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     try:
-        fit(args)
+        # One thread each: the same bits on any number of cores.
+        with threadpool_limits(1), join_ranks(args.rank_timeout, args.backend) as ranks:
+            fit(args, ranks)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"fit_pca.py: {error}")
 
