@@ -1,12 +1,12 @@
 """Which location answers for which instance (FCOS with centre sampling).
 
-Symbols: L levels, R locations of an image over all levels, M instances of an image, C candidate (location, instance)
-pairs. A location is positive for an instance when it lies strictly inside the centre region of its box and when the
-farthest side of the box is at a distance that its level is responsible for. Of several instances, the one with the
-smallest box wins, then the first.
+Symbols: N images, L levels, R locations of an image over all levels, M instances of the batch, one image after another,
+C candidate (location, instance) pairs, P positive locations of the batch. A location is positive for an instance when
+it lies strictly inside the centre region of its box and when the farthest side of the box is at a distance that its
+level is responsible for. Of several instances, the one with the smallest box wins, then the first.
 
-Only the cells that can be positive are looked at, so the cost follows the number of instances and of their cells, not
-R * M.
+Only the cells that can be positive are looked at, all images at once, so the cost follows the number of instances and
+of their cells: nothing here has R entries.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ import torch
 from torch import Tensor
 
 from meinst_d2.fcos.boxes import box_area, xyxy_to_ltrb
-
-BACKGROUND = -1
 
 
 @dataclass(frozen=True)
@@ -56,83 +54,9 @@ class AssignmentRule:
         return torch.tensor(list(zip((-1.0, *self.size_bounds), (*self.size_bounds, math.inf), strict=True)))
 
 
-@torch.no_grad()
-def assign_locations(gt_boxes: Tensor, level_shapes: Sequence[tuple[int, int]], rule: AssignmentRule) -> Tensor:
-    """Assign the locations of one image.
-
-    Args:
-        gt_boxes: (M, 4) ``xyxy`` in input pixels; M may be 0.
-        level_shapes: (height, width) of each level.
-        rule: what makes a location positive.
-
-    Returns:
-        (R,) int64, the index of the instance each location answers for, or ``BACKGROUND``; levels one after another,
-        rows first.
-    """
-    num_locations = sum(height * width for height, width in level_shapes)
-    matched_gt_idx = torch.full((num_locations,), BACKGROUND, dtype=torch.int64, device=gt_boxes.device)
-    if len(gt_boxes) == 0:
-        return matched_gt_idx
-    location_idx, gt_idx = _candidates(gt_boxes.float(), level_shapes, rule)  # (C,), (C,)
-    by_area = box_area(gt_boxes.float()).argsort(stable=True)  # (M,)
-    rank = torch.empty_like(by_area)
-    rank[by_area] = torch.arange(len(by_area), device=rank.device)
-    best = torch.full_like(matched_gt_idx, len(by_area))
-    best.scatter_reduce_(0, location_idx, rank[gt_idx], "amin")
-    positive = best < len(by_area)
-    matched_gt_idx[positive] = by_area[best[positive]]
-    return matched_gt_idx
-
-
-def _candidates(boxes: Tensor, level_shapes: Sequence[tuple[int, int]], rule: AssignmentRule) -> tuple[Tensor, Tensor]:
-    """The (location, instance) pairs that satisfy the rule: two (C,) int64 tensors."""
-    device = boxes.device
-    strides = torch.tensor(rule.strides, device=device)  # (L,)
-    shapes = torch.tensor(list(level_shapes), device=device)  # (L, 2) height, width
-    first_location = torch.cat((shapes.new_zeros(1), shapes.prod(dim=1).cumsum(0)[:-1]))  # (L,)
-    ranges = rule.size_ranges().to(device)  # (L, 2)
-
-    regions = _center_regions(boxes, strides, rule.center_radius)  # (M, L, 4)
-    # First and one-past-last cell of each region, one cell wider than needed: the exact test comes below.
-    corners = (regions - (strides // 2)[:, None]) / strides[:, None]
-    first = corners[..., :2].floor().long().clamp(min=0)  # (M, L, 2) column, row
-    last = torch.minimum(corners[..., 2:].ceil().long() + 1, shapes.flip(1))
-    sizes = (last - first).clamp(min=0)  # (M, L, 2)
-    # The farthest side is between half of the longer side and all of it away; a pixel of slack covers rounding.
-    longer = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True)  # (M, 1)
-    sizes[(longer + 1 < ranges[:, 0]) | (longer / 2 - 1 > ranges[:, 1])] = 0
-
-    pair_gt, pair_level = (sizes.prod(dim=2) > 0).nonzero(as_tuple=True)  # (Q,) pairs of instance and level
-    pair_first, pair_sizes = first[pair_gt, pair_level], sizes[pair_gt, pair_level]  # (Q, 2)
-    counts = pair_sizes.prod(dim=1)
-    pair = torch.arange(len(counts), device=device).repeat_interleave(counts)  # (C,)
-    nth = torch.arange(len(pair), device=device) - (counts.cumsum(0) - counts)[pair]
-    column = pair_first[pair, 0] + nth % pair_sizes[pair, 0]
-    row = pair_first[pair, 1] + nth // pair_sizes[pair, 0]
-    gt_idx, level = pair_gt[pair], pair_level[pair]
-
-    locations = (torch.stack((column, row), dim=1) * strides[level, None] + (strides[level, None] // 2)).float()
-    inside = xyxy_to_ltrb(locations, regions[gt_idx, level]).amin(dim=1) > 0
-    farthest = xyxy_to_ltrb(locations, boxes[gt_idx]).amax(dim=1)
-    keep = inside & (farthest >= ranges[level, 0]) & (farthest <= ranges[level, 1])
-    location_idx = first_location[level] + row * shapes[level, 1] + column
-    return location_idx[keep], gt_idx[keep]
-
-
-def _center_regions(boxes: Tensor, strides: Tensor, radius: float | None) -> Tensor:
-    """(M, L, 4) boxes that a location must be strictly inside of."""
-    if radius is None:
-        return boxes[:, None].expand(-1, len(strides), -1)
-    centers = (boxes[:, :2] + boxes[:, 2:]) / 2  # (M, 2)
-    reach = (strides * radius)[None, :, None]  # (1, L, 1)
-    low = torch.maximum(centers[:, None] - reach, boxes[:, None, :2])
-    high = torch.minimum(centers[:, None] + reach, boxes[:, None, 2:])
-    return torch.cat((low, high), dim=2)
-
-
 @dataclass(frozen=True)
 class Positives:
-    """The positive locations of a batch, ordered by image, then location. P of them.
+    """The positive locations of a batch, ordered by image, then location.
 
     Attributes:
         image_idx: (P,) int64.
@@ -165,32 +89,91 @@ def _move(tensor: Tensor, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def assign_batch(
-    gt_boxes_per_image: Sequence[Tensor],
-    level_shapes: Sequence[tuple[int, int]],
-    locations_per_level: Sequence[Tensor],
-    rule: AssignmentRule,
+    gt_boxes_per_image: Sequence[Tensor], level_shapes: Sequence[tuple[int, int]], rule: AssignmentRule
 ) -> Positives:
     """Assign a batch and compute the box targets of its positive locations.
 
     Args:
-        gt_boxes_per_image: N tensors (M, 4), ``xyxy`` in input pixels.
+        gt_boxes_per_image: N tensors (M_i, 4), ``xyxy`` in input pixels; M_i may be 0.
         level_shapes: (height, width) of each level.
-        locations_per_level: from :func:`~meinst_d2.fcos.locations.level_locations`, on the boxes' device.
         rule: what makes a location positive.
     """
-    matched_gt_idx = torch.stack(
-        [assign_locations(boxes, level_shapes, rule) for boxes in gt_boxes_per_image]
-    )  # (N, R)
-    image_idx, location_idx = (matched_gt_idx != BACKGROUND).nonzero(as_tuple=True)
-    num_gt = torch.tensor([len(boxes) for boxes in gt_boxes_per_image], device=image_idx.device)
-    gt_idx = matched_gt_idx[image_idx, location_idx] + (num_gt.cumsum(0) - num_gt)[image_idx]
-    strides = torch.cat(
-        [loc.new_full((len(loc),), stride) for loc, stride in zip(locations_per_level, rule.strides, strict=True)]
-    )  # (R,)
-    locations = torch.cat(list(locations_per_level))[location_idx]  # (P, 2)
-    boxes = torch.cat(list(gt_boxes_per_image)).float()[gt_idx]  # (P, 4)
-    ltrb = xyxy_to_ltrb(locations, boxes) / strides[location_idx, None]
-    return Positives(image_idx, location_idx, gt_idx, ltrb, centerness(ltrb))
+    boxes = torch.cat(list(gt_boxes_per_image)).float()  # (M, 4)
+    candidates = _candidates(boxes, level_shapes, rule)
+    num_gt = torch.tensor([len(boxes) for boxes in gt_boxes_per_image], device=boxes.device)
+    image_of_gt = torch.arange(len(num_gt), device=boxes.device).repeat_interleave(num_gt)  # (M,)
+    num_locations = sum(height * width for height, width in level_shapes)
+    cell = image_of_gt[candidates.gt_idx] * num_locations + candidates.location_idx  # (C,)
+    by_area = box_area(boxes).argsort(stable=True)  # (M,)
+    rank = torch.empty_like(by_area)
+    rank[by_area] = torch.arange(len(by_area), device=boxes.device)
+    order = (cell * len(by_area) + rank[candidates.gt_idx]).argsort()  # by cell, then smallest box
+    cell = cell[order]
+    wins = torch.ones_like(cell, dtype=torch.bool)
+    wins[1:] = cell[1:] != cell[:-1]
+    winner = order[wins]  # (P,)
+
+    gt_idx = candidates.gt_idx[winner]
+    ltrb = xyxy_to_ltrb(candidates.xy[winner], boxes[gt_idx]) / candidates.stride[winner, None]
+    return Positives(image_of_gt[gt_idx], candidates.location_idx[winner], gt_idx, ltrb, centerness(ltrb))
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """The (location, instance) pairs of a batch that satisfy a rule, in any order.
+
+    Attributes:
+        gt_idx: (C,) int64.
+        location_idx: (C,) int64, within the image, over all levels.
+        xy: (C, 2) float32, the location in input pixels.
+        stride: (C,) int64, of the location's level.
+    """
+
+    gt_idx: Tensor
+    location_idx: Tensor
+    xy: Tensor
+    stride: Tensor
+
+
+def _candidates(boxes: Tensor, level_shapes: Sequence[tuple[int, int]], rule: AssignmentRule) -> _Candidates:
+    device = boxes.device
+    areas = [height * width for height, width in level_shapes]
+    first_of_level = torch.tensor([sum(areas[:level]) for level in range(len(areas))], device=device)  # (L,)
+    shapes = torch.tensor([(width, height) for height, width in level_shapes], device=device)  # (L, 2)
+    low, high = rule.size_ranges().to(device).unbind(1)  # (L,)
+
+    # The farthest side is between half of the longer side and all of it away; a pixel of slack covers rounding.
+    longer = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True)  # (M, 1)
+    gt_idx, level = ((longer + 1 >= low) & (longer / 2 - 1 <= high)).nonzero(as_tuple=True)  # (Q,) pairs
+    stride = torch.tensor(rule.strides, device=device)[level]  # (Q,)
+    regions = _center_regions(boxes[gt_idx], stride, rule.center_radius)  # (Q, 4)
+    # First and one-past-last cell of each region, one cell wider than needed: the exact test comes below.
+    corners = (regions - (stride // 2)[:, None]) / stride[:, None]
+    first = corners[:, :2].floor().long().clamp(min=0)  # (Q, 2) column, row
+    sizes = (torch.minimum(corners[:, 2:].ceil().long() + 1, shapes[level]) - first).clamp(min=0)  # (Q, 2)
+    counts = sizes.prod(dim=1)
+    pair = torch.arange(len(counts), device=device).repeat_interleave(counts)  # of each cell of each region
+    nth = torch.arange(len(pair), device=device) - (counts.cumsum(0) - counts)[pair]
+    width = sizes[pair, 0]
+    cells = first[pair] + torch.stack((nth % width, nth // width), dim=1)  # column, row
+
+    gt_idx, level, stride = gt_idx[pair], level[pair], stride[pair]
+    xy = (cells * stride[:, None] + (stride // 2)[:, None]).float()
+    farthest = xyxy_to_ltrb(xy, boxes[gt_idx]).amax(dim=1)
+    keep = (farthest >= low[level]) & (farthest <= high[level]) & (xyxy_to_ltrb(xy, regions[pair]).amin(dim=1) > 0)
+    location_idx = first_of_level[level] + cells[:, 1] * shapes[level, 0] + cells[:, 0]
+    return _Candidates(gt_idx[keep], location_idx[keep], xy[keep], stride[keep])
+
+
+def _center_regions(boxes: Tensor, stride: Tensor, radius: float | None) -> Tensor:
+    """(Q, 4) boxes that a location must be strictly inside of, for boxes at levels of these strides."""
+    if radius is None:
+        return boxes
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2  # (Q, 2)
+    reach = (stride * radius)[:, None]
+    return torch.cat(
+        (torch.maximum(centers - reach, boxes[:, :2]), torch.minimum(centers + reach, boxes[:, 2:])), dim=1
+    )
 
 
 def centerness(ltrb: Tensor) -> Tensor:

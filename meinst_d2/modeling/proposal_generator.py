@@ -164,8 +164,7 @@ class MEInstFCOS(nn.Module):
         """Losses of predictions for N images against their instances."""
         device = output.cls_logits[0].device
         boxes = [instances.gt_boxes.tensor.cpu() for instances in gt_instances]
-        locations = level_locations(output.level_shapes, self.assignment_rule.strides)
-        positives = assign_batch(boxes, output.level_shapes, locations, self.assignment_rule)
+        positives = assign_batch(boxes, output.level_shapes, self.assignment_rule)
         classes = torch.cat([instances.gt_classes for instances in gt_instances]).to(device, non_blocking=True)
         masks = None
         if self.mask_encoder is not None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from meinst_d2.fcos.assign import AssignmentRule, assign_batch, assign_locations, centerness
+from meinst_d2.fcos.assign import AssignmentRule, assign_batch, centerness
 from meinst_d2.fcos.boxes import box_area, xyxy_to_ltrb
 from meinst_d2.fcos.locations import level_locations
 
@@ -33,6 +33,14 @@ def dense_assignment(boxes: Tensor, shapes: list[tuple[int, int]], rule: Assignm
         index[best == math.inf] = -1
         matched.append(index)
     return torch.cat(matched)
+
+
+def assign_locations(boxes: Tensor, shapes: list[tuple[int, int]], rule: AssignmentRule) -> Tensor:
+    """(R,) the instance of each location of one image, -1 for none."""
+    positives = assign_batch([boxes], shapes, rule)
+    matched = torch.full((sum(height * width for height, width in shapes),), -1)
+    matched[positives.location_idx] = positives.gt_idx
+    return matched
 
 
 def test_worked_example() -> None:
@@ -96,10 +104,29 @@ def test_equals_the_dense_table(boxes: list[tuple[float, ...]], radius: float | 
     assert torch.equal(assign_locations(xyxy, SHAPES, rule), dense_assignment(xyxy, SHAPES, rule))
 
 
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6), counts=st.lists(st.integers(0, 9), min_size=1, max_size=4))
+def test_a_batch_is_its_images_one_after_another(seed: int, counts: list[int]) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    images = []
+    for count in counts:
+        corners = torch.rand(count, 2, generator=generator) * 280
+        images.append(torch.cat((corners, corners + torch.rand(count, 2, generator=generator) ** 2 * 300), 1))
+    positives = assign_batch(images, SHAPES, RULE)
+    first = 0
+    for i, boxes in enumerate(images):
+        alone, here = assign_batch([boxes], SHAPES, RULE), positives.image_idx == i
+        assert torch.equal(positives.location_idx[here], alone.location_idx)
+        assert torch.equal(positives.gt_idx[here], alone.gt_idx + first)
+        assert torch.equal(positives.ltrb[here], alone.ltrb)
+        first += len(boxes)
+    assert (positives.image_idx.diff() >= 0).all()
+
+
 def test_positives_index_instances_of_the_whole_batch() -> None:
     images = [torch.tensor([[0.0, 0.0, 60.0, 60.0]]), torch.zeros(0, 4), torch.tensor([[100.0, 100.0, 180.0, 150.0]])]
     locations = level_locations(SHAPES, STRIDES)
-    positives = assign_batch(images, SHAPES, locations, RULE)
+    positives = assign_batch(images, SHAPES, RULE)
     assert set(positives.image_idx.tolist()) == {0, 2}
     assert (positives.gt_idx == (positives.image_idx == 2).long()).all()
     boxes = torch.cat(images)[positives.gt_idx]
@@ -112,7 +139,7 @@ def test_positives_index_instances_of_the_whole_batch() -> None:
 
 
 def test_a_batch_without_instances_has_no_positives() -> None:
-    positives = assign_batch([torch.zeros(0, 4)] * 2, SHAPES, level_locations(SHAPES, STRIDES), RULE)
+    positives = assign_batch([torch.zeros(0, 4)] * 2, SHAPES, RULE)
     assert len(positives) == 0 and positives.ltrb.shape == (0, 4)
 
 

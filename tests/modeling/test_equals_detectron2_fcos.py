@@ -55,13 +55,12 @@ def random_instances(seed: int) -> Instances:
 
 def test_labels_boxes_and_centerness() -> None:
     model, rule = detectron2_fcos(), AssignmentRule(STRIDES, (64, 128, 256, 512))
-    locations = level_locations(SHAPES, STRIDES)
     anchors = model.anchor_generator([torch.zeros(1, 1, *shape) for shape in SHAPES])
     total = 0
     for seed in range(30):
         instances = random_instances(seed)
         labels, boxes = model.label_anchors(anchors, [instances])
-        positives = assign_batch([instances.gt_boxes.tensor], SHAPES, locations, rule)
+        positives = assign_batch([instances.gt_boxes.tensor], SHAPES, rule)
         assert torch.equal(positives.location_idx, (labels[0] != 4).nonzero()[:, 0])
         assert torch.equal(instances.gt_classes[positives.gt_idx], labels[0][positives.location_idx])
         assert torch.equal(instances.gt_boxes.tensor[positives.gt_idx], boxes[0][positives.location_idx])

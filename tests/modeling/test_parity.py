@@ -64,7 +64,6 @@ def test_losses_and_gradients(case: Case, model: torch.nn.Module) -> None:
 
 def test_positives_and_their_targets(case: Case, model: torch.nn.Module) -> None:
     from meinst_d2.fcos.assign import assign_batch
-    from meinst_d2.fcos.locations import level_locations
     from meinst_d2.modeling.targets import mask_templates
 
     batch = case.batch()
@@ -74,9 +73,7 @@ def test_positives_and_their_targets(case: Case, model: torch.nn.Module) -> None
     strides = generator.assignment_rule.strides
     shapes = [(-(-height // s), -(-width // s)) for s in strides]
     instances = [x["instances"] for x in batch]
-    positives = assign_batch(
-        [x.gt_boxes.tensor for x in instances], shapes, level_locations(shapes, strides), generator.assignment_rule
-    )
+    positives = assign_batch([x.gt_boxes.tensor for x in instances], shapes, generator.assignment_rule)
     # The case orders by level, image, location; ours by image, location.
     level = torch.bucketize(positives.location_idx, torch.tensor([h * w for h, w in shapes]).cumsum(0), right=True)
     order = torch.from_numpy(np.lexsort((positives.location_idx, positives.image_idx, level)))
