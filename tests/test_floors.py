@@ -17,6 +17,7 @@ FLOORS = {  # the longest matching prefix counts
     "meinst_d2.prerequisites": 0,
     "meinst_d2.encoding": 0,
     "meinst_d2.fcos": 0,
+    "meinst_d2.masks": 0,
     "meinst_d2.layers": 1,
     "meinst_d2.modeling.head": 2,
     "meinst_d2.modeling.criterion": 2,
@@ -39,6 +40,7 @@ FLOORS = {  # the longest matching prefix counts
 THIRD_PARTY = {  # what a room may import at all; others may import anything
     "meinst_d2.encoding": {"torch", "numpy", "fvcore"},
     "meinst_d2.fcos": {"torch", "torchvision"},
+    "meinst_d2.masks": {"torch", "numpy", "pycocotools"},
     "meinst_d2.layers": {"torch", "torchvision", "fvcore"},
     "meinst_d2.modeling.head": {"torch"},
     "meinst_d2.modeling.criterion": {"torch"},

@@ -1,0 +1,104 @@
+"""Pasting: Detectron2's result, by looking at runs instead of pixels."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meinst_d2.masks import paste_masks, runs
+from tests.masks.oracle import assert_thresholded, random_templates, stretch_one_by_one
+
+EDGES = {
+    "inside": [3.2, 4.1, 20.7, 15.5],
+    "leaves on the left and above": [-13.3, -7.9, 9.5, 8.2],
+    "leaves on the right and below": [22.2, 11.1, 55.5, 44.4],
+    "covers the image": [-100.0, -50.0, 130.0, 70.0],
+    "is the image": [0.0, 0.0, 32.0, 24.0],
+    "lies between two pixel centres": [5.6, 7.6, 6.4, 8.4],
+    "covers one pixel centre": [5.4, 7.4, 5.6, 7.6],
+    "is thin": [4.0, 0.3, 4.9, 23.0],
+    "is flat": [0.3, 4.0, 31.0, 4.2],
+    "is outside": [40.0, 30.0, 60.0, 50.0],
+    "has no area": [5.0, 5.0, 5.0, 9.0],
+    "is turned round": [9.0, 9.0, 5.0, 5.0],
+    "is not finite": [float("nan"), 1.0, float("inf"), 9.0],
+    "is huge": [-3e6, -1e30, 5e6, 2e30],
+}
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 28])
+@pytest.mark.parametrize("box", EDGES.values(), ids=EDGES.keys())
+def test_a_box_that(box: list[float], size: int) -> None:
+    templates = random_templates(np.random.default_rng(size), 4, size)
+    boxes = torch.tensor([box] * 4)
+    for height, width in ((24, 32), (1, 1), (1, 40), (40, 1)):
+        ours = paste_masks(templates, boxes, height, width)
+        assert_thresholded(ours, stretch_one_by_one(templates, boxes, height, width))
+
+
+def test_full_and_empty_templates() -> None:
+    boxes = torch.tensor([[2.0, 3.0, 8.0, 7.0], [2.0, 3.0, 8.0, 7.0]])
+    templates = torch.stack((torch.ones(28, 28), torch.zeros(28, 28)))
+    full, empty = paste_masks(templates, boxes, 10, 12)
+    assert full[3:7, 2:8].all() and full.sum() == 24 and not empty.any()
+
+
+def test_several_runs_in_a_line() -> None:
+    """A comb: worked out by hand, one template pixel is two image pixels."""
+    template = torch.tensor([[[1.0, 0, 1, 0]] * 4])
+    (mask,) = paste_masks(template, torch.tensor([[0.0, 0.0, 8.0, 8.0]]), 8, 8)
+    assert mask[4].tolist() == [True, True, False, False, True, True, False, False]
+
+
+def test_pixels_that_are_not_numbers_are_background() -> None:
+    templates = random_templates(np.random.default_rng(0), 1, 6)
+    templates[0, 2] = float("nan")
+    boxes = torch.tensor([[1.3, 2.2, 30.1, 20.7]])
+    assert torch.equal(paste_masks(templates, boxes, 24, 32), paste_masks(templates.nan_to_num(0), boxes, 24, 32))
+
+
+def test_nothing_to_paste() -> None:
+    assert paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), 30, 40).shape == (0, 30, 40)
+
+
+def test_the_result_is_an_ordinary_tensor() -> None:
+    """It outlives the call, can be written to, and none of it is shared with another one."""
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
+    first, second = (paste_masks(torch.ones(1, 3, 3), boxes, 6, 6) for _ in range(2))
+    first |= True
+    assert first.all() and second.sum() == 16
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions(dtype: torch.dtype) -> None:
+    templates = random_templates(np.random.default_rng(3), 5, 28).to(dtype)
+    boxes = torch.tensor([[1.3, 2.2, 30.1, 20.7]]).repeat(5, 1)
+    assert torch.equal(paste_masks(templates, boxes, 24, 32), paste_masks(templates.float(), boxes, 24, 32))
+
+
+def test_threads_and_portions_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    templates = random_templates(rng, 30, 28)
+    boxes = torch.from_numpy(np.sort(rng.uniform(-20, 120, (30, 2, 2)), 1).reshape(30, 4).astype(np.float32))
+    threads = torch.get_num_threads()
+    results = []
+    for count, lines in ((1, 2048), (2, 2048), (1, 1), (2, 100)):
+        monkeypatch.setattr(runs, "LINES_AT_ONCE", lines)
+        torch.set_num_threads(count)
+        results.append(paste_masks(templates, boxes, 90, 100))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+sides = st.integers(1, 90)
+corner = st.floats(-60, 120, width=32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(height=sides, width=sides, box=st.tuples(corner, corner, corner, corner), size=st.integers(1, 12), seed=sides)
+def test_any_box(height: int, width: int, box: tuple[float, ...], size: int, seed: int) -> None:
+    templates = random_templates(np.random.default_rng(seed), 2, size)
+    boxes = torch.tensor([box] * 2)
+    masks = paste_masks(templates, boxes, height, width)
+    assert_thresholded(masks, stretch_one_by_one(templates, boxes, height, width))

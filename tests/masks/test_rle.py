@@ -1,0 +1,105 @@
+"""Encodings: byte for byte those of pycocotools, found without the mask of the whole image."""
+
+import itertools
+import json
+import tracemalloc
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meinst_d2.masks import RLEs, encode_masks, encode_templates, paste_masks
+from tests.masks.oracle import random_templates
+from tests.masks.test_paste import EDGES
+
+
+def encode_whole(masks: np.ndarray) -> list[dict]:
+    return [mask_util.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 28])
+@pytest.mark.parametrize("box", EDGES.values(), ids=EDGES.keys())
+def test_a_box_that(box: list[float], size: int) -> None:
+    templates = random_templates(np.random.default_rng(size), 3, size)
+    templates[0] = 1  # a run over many columns where the box is as high as the image
+    boxes = torch.tensor([box] * 3)
+    for height, width in ((24, 32), (1, 1), (1, 40), (40, 1)):
+        masks = paste_masks(templates, boxes, height, width).numpy()
+        expected = encode_whole(masks)
+        assert encode_templates(templates, boxes, height, width) == expected
+        assert encode_masks(masks, boxes.numpy()) == expected
+
+
+sides = st.integers(1, 60)
+corner = st.floats(-40, 80, width=32) | st.integers(-10, 60).map(float)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    height=sides,
+    width=sides,
+    box=st.tuples(corner, corner, corner, corner),
+    size=st.integers(1, 8),
+    seed=sides,
+    binary=st.booleans(),
+)
+def test_any_box(height: int, width: int, box: tuple[float, ...], size: int, seed: int, binary: bool) -> None:
+    """Binary templates have values of exactly one half, on which painting and encoding must agree."""
+    templates = random_templates(np.random.default_rng(seed), 2, size)
+    if binary:
+        templates = templates.round()
+    boxes = torch.tensor([box] * 2)
+    masks = paste_masks(templates, boxes, height, width).numpy()
+    expected = encode_whole(masks)
+    assert encode_templates(templates, boxes, height, width) == expected
+    assert encode_masks(masks, boxes.numpy()) == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(height=st.integers(1, 8), width=st.integers(1, 8), seed=st.integers(0, 10**6))
+def test_any_mask_even_outside_its_box(height: int, width: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    masks = rng.random((3, height, width)) < rng.random((3, 1, 1))
+    boxes = rng.uniform(-2, 10, (3, 4)).astype(np.float32)
+    assert encode_masks(masks, boxes) == encode_whole(masks)
+
+
+def test_what_there_is_at_the_ends_of_the_image() -> None:
+    """Every mask of 2 x 3 pixels: first and last run empty or not."""
+    masks = np.array(list(itertools.product((False, True), repeat=6))).reshape(-1, 2, 3)
+    assert encode_masks(masks, np.tile(np.float32([0, 0, 3, 2]), (64, 1))) == encode_whole(masks)
+
+
+def test_nothing_to_encode() -> None:
+    assert encode_templates(torch.zeros(0, 28, 28), torch.zeros(0, 4), 30, 40) == []
+    assert encode_masks(np.zeros((0, 30, 40), bool), np.zeros((0, 4), np.float32)) == []
+
+
+def test_a_large_image_needs_little_memory() -> None:
+    """50 objects that fill an image of 12 megapixels: their bit masks would take 600 MB."""
+    templates = random_templates(np.random.default_rng(0), 50, 28)
+    boxes = torch.tensor([[10.0, 10.0, 3990.0, 2990.0]]).repeat(50, 1)
+    tracemalloc.start()
+    rles = encode_templates(templates, boxes, 3000, 4000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(rles) == 50 and peak < 30e6
+
+
+def test_encodings_are_indexed_like_a_tensor() -> None:
+    rles = RLEs({"size": [1, 1], "counts": bytes([65 + i])} for i in range(4))
+
+    def letters(chosen: RLEs) -> bytes:
+        assert isinstance(chosen, RLEs)
+        return b"".join(rle["counts"] for rle in chosen)
+
+    assert rles[1]["counts"] == b"B" and rles[-1]["counts"] == b"D"
+    assert letters(rles[1:3]) == b"BC"
+    assert letters(rles[torch.tensor([True, False, False, True])]) == b"AD"
+    assert letters(rles[torch.tensor([2, 0])]) == b"CA"
+    assert letters(rles[np.array([3])]) == b"D" and letters(rles[[1, 1]]) == b"BB"
+    assert letters(rles[torch.tensor([], dtype=torch.int64)]) == b""
+    assert json.dumps([rle["size"] for rle in rles]) == "[[1, 1], [1, 1], [1, 1], [1, 1]]"
