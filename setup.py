@@ -37,6 +37,7 @@ setup(
         "torchvision>=0.19",
         "numpy",
         "pycocotools>=2.0.6",
+        "faster-coco-eval>=1.8",
         "fvcore>=0.1.5,<0.1.6",
         "iopath>=0.1.7,<0.1.10",
         "matplotlib",

@@ -25,6 +25,7 @@ CHOICES = {
     "MODEL.MEINST.MASK_LOSS_WEIGHTS": ("uniform", "deviation"),
     "MODEL.MEINST.COMPONENTS_CONFLICT": ("stop", "file", "weights"),
     "MODEL.MEINST.MASK_PASTE_BOX": ("predicted", "clipped"),
+    "MODEL.MEINST.MASK_OUTPUT": ("bitmask", "rle", "template"),
     "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
     "MODEL.MEINST.PRECISION": ("float32", "float16", "bfloat16"),
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler"),
@@ -161,3 +162,7 @@ def _add_masks(meinst: CN) -> None:
     # The box that a mask is pasted in where the box leaves the image: "predicted" (whole) or "clipped" (squeezed into
     # the visible part, as the published implementation does).
     meinst.MASK_PASTE_BOX = "predicted"
+    # What predictions have: "bitmask" (Detectron2's pred_masks, the size of the image), "rle" (pred_masks_rle, COCO
+    # encodings of those, in a fraction of the time and memory) or "template" (pred_mask_templates, S x S probabilities,
+    # and pred_mask_boxes, where they go).
+    meinst.MASK_OUTPUT = "bitmask"

@@ -90,13 +90,14 @@ def test_every_key_is_read_somewhere() -> None:
 def test_the_choices_are_those_of_the_code() -> None:
     from meinst_d2.fcos.losses import BOX_LOSS_TYPES, COEFFICIENT_LOSS_TYPES
     from meinst_d2.layers.tower import DEFORM_TYPES, NORM_TYPES
-    from meinst_d2.modeling.inference import PASTE_BOXES
+    from meinst_d2.modeling.inference import MASK_OUTPUTS, PASTE_BOXES
     from meinst_d2.modeling.mask_loss import MASK_LOSS_WEIGHTS, MASK_REPRESENTATIONS
     from meinst_d2.precision import PRECISIONS
 
     assert CHOICES["MODEL.MEINST.NORM"] == NORM_TYPES
     assert CHOICES["MODEL.MEINST.BOX_LOSS_TYPE"] == BOX_LOSS_TYPES
     assert CHOICES["MODEL.MEINST.MASK_PASTE_BOX"] == PASTE_BOXES
+    assert CHOICES["MODEL.MEINST.MASK_OUTPUT"] == MASK_OUTPUTS
     assert CHOICES["MODEL.MEINST.PRECISION"] == PRECISIONS
     assert CHOICES["MODEL.MEINST.DEFORM_CONV"] == DEFORM_TYPES
     assert CHOICES["MODEL.MEINST.MASK_REPRESENTATION"] == MASK_REPRESENTATIONS

@@ -7,7 +7,6 @@ import detectron2.data.transforms as T
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
-from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.solver import WarmupParamScheduler
@@ -17,6 +16,7 @@ from fvcore.common.param_scheduler import MultiStepParamScheduler
 from meinst_d2.data.loader import make_train_loader
 from meinst_d2.data.mapper import MEInstDatasetMapper
 from meinst_d2.encoding import PCAEncoder
+from meinst_d2.evaluation import MEInstCOCOEvaluator
 from meinst_d2.fcos.assign import AssignmentRule
 from meinst_d2.modeling import MEInstDetector, MEInstFCOS
 from meinst_d2.modeling.build import reduce_mean, with_components
@@ -104,5 +104,7 @@ dataloader = dict(
         ),
         num_workers=4,
     ),
-    evaluator=L(COCOEvaluator)(dataset_name="coco_2017_val", tasks=("bbox", "segm"), output_dir="${train.output_dir}"),
+    evaluator=L(MEInstCOCOEvaluator)(
+        dataset_name="coco_2017_val", tasks=("bbox", "segm"), output_dir="${train.output_dir}"
+    ),
 )

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from meinst_d2.prerequisites import require_detectron2
 
-__all__ = ["build_evaluator"]
+__all__ = ["MEInstCOCOEvaluator", "build_evaluator"]
 
 if TYPE_CHECKING:
+    from meinst_d2.evaluation.coco import MEInstCOCOEvaluator
     from meinst_d2.evaluation.evaluator import build_evaluator
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
 from meinst_d2.data.datasets import dataset_dicts
 from meinst_d2.data.instances import from_dataset_dicts, make_templates
 from meinst_d2.encoding import MaskEncoder
+from meinst_d2.evaluation.coco import MEInstCOCOEvaluator
 from meinst_d2.modeling.inference import postprocess
 
 
@@ -27,12 +27,12 @@ def encoding_ceiling(encoder: MaskEncoder, dataset_name: str) -> Mapping[str, An
     Returns:
         Detectron2's results: ``{"bbox": {"AP": ...}, "segm": {"AP": ...}}``.
     """
-    evaluator = COCOEvaluator(dataset_name, ("bbox", "segm"), distributed=False)
+    evaluator = MEInstCOCOEvaluator(dataset_name, distributed=False)
     evaluator.reset()
     encoder = encoder.cpu().eval()
     for record in dataset_dicts(dataset_name):
         detections = _detections(encoder, record)
-        output = postprocess(detections, record["height"], record["width"])
+        output = postprocess(detections, record["height"], record["width"], mask_output="template")
         evaluator.process([record], [{"instances": output}])
     return evaluator.evaluate()
 

@@ -8,13 +8,22 @@ from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator
+from detectron2.evaluation import DatasetEvaluator, LVISEvaluator
+
+from meinst_d2.evaluation.coco import MEInstCOCOEvaluator
+
+COCO_MAX_DETS = 100
+ALL_DETS = 1_000_000
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """Box and mask AP on a dataset: LVIS's for LVIS, COCO's for every other.
 
-    Results go to ``OUTPUT_DIR/inference``, with a folder per dataset where there are several.
+    COCO's AP counts the 100 best detections of an image, or as many as the model gives where those are more. Results
+    go to ``OUTPUT_DIR/inference``, with a folder per dataset where there are several.
+
+    Raises:
+        ValueError: the masks are in a form that LVIS's evaluator does not know.
     """
     folder = os.path.join(cfg.OUTPUT_DIR, "inference")
     if len(cfg.DATASETS.TEST) > 1:
@@ -22,8 +31,14 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
     if MetadataCatalog.get(dataset_name).get("evaluator_type") == "lvis":
+        if cfg.MODEL.MASK_ON and cfg.MODEL.MEINST.MASK_OUTPUT != "bitmask":
+            raise ValueError(
+                f"LVIS is evaluated on bit masks, MODEL.MEINST.MASK_OUTPUT is {cfg.MODEL.MEINST.MASK_OUTPUT!r}: "
+                "set it to bitmask"
+            )
         return LVISEvaluator(dataset_name, tasks, output_dir=folder, max_dets_per_image=limit)
-    return COCOEvaluator(dataset_name, tasks, output_dir=folder, max_dets_per_image=limit if limit > 100 else 100)
+    counted = max(limit, COCO_MAX_DETS) if limit > 0 else ALL_DETS
+    return MEInstCOCOEvaluator(dataset_name, tasks, output_dir=folder, max_dets_per_image=counted)
 
 
 def without_nan(metrics: Mapping[str, float]) -> dict[str, float | None]:

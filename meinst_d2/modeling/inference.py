@@ -19,10 +19,13 @@ from torchvision.ops import batched_nms
 from meinst_d2.encoding.encoder import MaskEncoder
 from meinst_d2.fcos.boxes import ltrb_to_xyxy
 from meinst_d2.fcos.select import select_candidates
+from meinst_d2.masks import RLEs, encode_templates, paste_masks
 from meinst_d2.modeling.head import HeadOutput
 
 PasteBox = Literal["predicted", "clipped"]
+MaskOutput = Literal["bitmask", "rle", "template"]
 PASTE_BOXES: tuple[str, ...] = get_args(PasteBox)
+MASK_OUTPUTS: tuple[str, ...] = get_args(MaskOutput)
 MASK_THRESHOLD = 0.5
 
 
@@ -122,21 +125,29 @@ def _survivors(boxes: Tensor, scores: Tensor, classes: Tensor, rule: InferenceRu
     return scores.topk(cap).indices.sort().values
 
 
-def postprocess(results: Instances, height: int, width: int, paste_box: PasteBox = "predicted") -> Instances:
-    """Bring detections to the size of the output image and paste their masks into it.
+def postprocess(
+    results: Instances,
+    height: int,
+    width: int,
+    paste_box: PasteBox = "predicted",
+    mask_output: MaskOutput = "bitmask",
+) -> Instances:
+    """Bring detections to the size of the output image, and their masks with them.
 
-    A mask is relative to the box that was predicted with it. Where that box leaves the image, "predicted" pastes the
-    mask into the whole box and shows the part inside the image; "clipped" squeezes the mask into the part of the box
+    A mask is relative to the box that was predicted with it. Where that box leaves the image, "predicted" stretches the
+    mask over the whole box and shows the part inside the image; "clipped" squeezes the mask into the part of the box
     that lies in the image, as the published implementation does.
 
     Args:
         results: from :func:`detect`; not modified.
         height, width: of the output image.
         paste_box: "predicted" or "clipped".
+        mask_output: what the masks become. "bitmask": ``pred_masks`` (n, height, width) bool. "rle": their n COCO
+            encodings, ``pred_masks_rle``, made without them. "template": ``pred_mask_templates`` (n, S, S)
+            probabilities, and ``pred_mask_boxes``, where they go: in the output image but not clipped by it.
 
     Returns:
-        The detections whose clipped box is not empty, with clipped ``pred_boxes`` and bool ``pred_masks``
-        (n, height, width).
+        The detections whose clipped box is not empty, with clipped ``pred_boxes``.
     """
     input_height, input_width = results.image_size
     output = Instances((height, width), **results.get_fields())
@@ -148,8 +159,23 @@ def postprocess(results: Instances, height: int, width: int, paste_box: PasteBox
     keep = clipped.nonempty()
     output = output[keep]
     if output.has("pred_masks"):
+        templates = output.pred_masks[:, 0]
+        output.remove("pred_masks")
         boxes = output.pred_boxes if paste_box == "clipped" else predicted[keep]
-        paste = retry_if_cuda_oom(paste_masks_in_image)
-        masks = paste(output.pred_masks[:, 0], boxes, output.image_size, MASK_THRESHOLD)
-        output.pred_masks = masks.to(torch.bool)
+        _set_masks(output, templates, boxes, mask_output)
     return output
+
+
+def _set_masks(output: Instances, templates: Tensor, boxes: Boxes, mask_output: MaskOutput) -> None:
+    if mask_output == "template":
+        output.pred_mask_templates, output.pred_mask_boxes = templates, boxes
+    elif mask_output == "rle":
+        output.pred_masks_rle = RLEs(encode_templates(templates.cpu(), boxes.tensor.cpu(), *output.image_size))
+    else:
+        output.pred_masks = retry_if_cuda_oom(_paste)(templates, boxes.tensor, output.image_size)
+
+
+def _paste(templates: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    if templates.device.type == "cpu":
+        return paste_masks(templates, boxes, *image_size)
+    return paste_masks_in_image(templates, boxes, image_size, MASK_THRESHOLD).to(torch.bool)

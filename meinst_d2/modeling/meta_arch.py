@@ -14,7 +14,7 @@ from torch import Tensor
 
 from meinst_d2.config import precision_of
 from meinst_d2.modeling.backbone import complete_pyramid
-from meinst_d2.modeling.inference import PasteBox, postprocess
+from meinst_d2.modeling.inference import MaskOutput, PasteBox, postprocess
 from meinst_d2.precision import Precision, autocast
 
 
@@ -27,19 +27,21 @@ class MEInstDetector(ProposalNetwork):
         self,
         *,
         mask_paste_box: PasteBox = "predicted",
+        mask_output: MaskOutput = "bitmask",
         precision: Precision = "float32",
         channels_last: bool = False,
         **kwargs: Any,
     ) -> None:
         """
         Args:
-            mask_paste_box: see :func:`~meinst_d2.modeling.inference.postprocess`.
+            mask_paste_box, mask_output: see :func:`~meinst_d2.modeling.inference.postprocess`.
             precision: "float32", "float16" or "bfloat16", what convolutions compute in.
             channels_last: keep images and feature maps with channels last in memory.
             kwargs: ``backbone``, ``proposal_generator``, ``pixel_mean`` and ``pixel_std`` of ProposalNetwork.
         """
         super().__init__(**kwargs)
-        self.mask_paste_box = mask_paste_box
+        self.mask_paste_box: PasteBox = mask_paste_box
+        self.mask_output: MaskOutput = mask_output
         self.precision: Precision = precision
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)
@@ -54,6 +56,7 @@ class MEInstDetector(ProposalNetwork):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "mask_paste_box": meinst.MASK_PASTE_BOX,
+            "mask_output": meinst.MASK_OUTPUT,
             "precision": precision_of(cfg),
             "channels_last": meinst.CHANNELS_LAST,
         }
@@ -74,7 +77,7 @@ class MEInstDetector(ProposalNetwork):
                 return self.proposal_generator(image_list, features, [x["instances"] for x in batched_inputs])[1]
             detections, _ = self.proposal_generator(image_list, features)
         return [
-            {"instances": postprocess(r, x.get("height", h), x.get("width", w), self.mask_paste_box)}
+            {"instances": postprocess(r, x.get("height", h), x.get("width", w), self.mask_paste_box, self.mask_output)}
             for r, x, (h, w) in zip(detections, batched_inputs, image_list.image_sizes, strict=True)
         ]
 

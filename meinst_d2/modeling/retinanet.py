@@ -27,7 +27,7 @@ from meinst_d2.modeling.build import (
     reduce_mean,
 )
 from meinst_d2.modeling.head import TowerConfig, reset_predictor
-from meinst_d2.modeling.inference import PasteBox, postprocess
+from meinst_d2.modeling.inference import MaskOutput, PasteBox, postprocess
 from meinst_d2.modeling.mask_loss import MaskLoss, MaskTargets
 from meinst_d2.modeling.targets import mask_templates
 from meinst_d2.precision import Precision, autocast
@@ -76,6 +76,7 @@ class MEInstRetinaNet(RetinaNet):
         mask_loss: MaskLoss,
         mask_weight: float = 1.0,
         mask_paste_box: PasteBox = "predicted",
+        mask_output: MaskOutput = "bitmask",
         precision: Precision = "float32",
         **kwargs: Any,
     ) -> None:
@@ -84,7 +85,7 @@ class MEInstRetinaNet(RetinaNet):
             mask_encoder: the dictionary, or None for plain RetinaNet.
             mask_loss: of the coefficients.
             mask_weight: its factor.
-            mask_paste_box: see :func:`~meinst_d2.modeling.inference.postprocess`.
+            mask_paste_box, mask_output: see :func:`~meinst_d2.modeling.inference.postprocess`.
             precision: "float32", "float16" or "bfloat16", what convolutions compute in.
             kwargs: of Detectron2's RetinaNet.
         """
@@ -93,6 +94,7 @@ class MEInstRetinaNet(RetinaNet):
         self.mask_loss = mask_loss
         self.mask_weight = mask_weight
         self.mask_paste_box: PasteBox = mask_paste_box
+        self.mask_output: MaskOutput = mask_output
         self.precision: Precision = precision
 
     @classmethod
@@ -115,6 +117,7 @@ class MEInstRetinaNet(RetinaNet):
             "mask_loss": build_mask_loss(cfg),
             "mask_weight": meinst.LOSS_WEIGHT_MASK,
             "mask_paste_box": meinst.MASK_PASTE_BOX,
+            "mask_output": meinst.MASK_OUTPUT,
             "precision": precision_of(cfg),
         }
 
@@ -130,7 +133,7 @@ class MEInstRetinaNet(RetinaNet):
             features = [features[name] for name in self.head_in_features]
             detections = self.forward_inference(images, features, self.head(features))
         return [
-            {"instances": postprocess(r, x.get("height", h), x.get("width", w), self.mask_paste_box)}
+            {"instances": postprocess(r, x.get("height", h), x.get("width", w), self.mask_paste_box, self.mask_output)}
             for r, x, (h, w) in zip(detections, batched_inputs, images.image_sizes, strict=True)
         ]
 

@@ -1,4 +1,5 @@
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.modeling.postprocessing import detector_postprocess
@@ -7,6 +8,7 @@ from torchvision.ops import batched_nms
 
 from meinst_d2.encoding import PCABasis, PCAEncoder
 from meinst_d2.fcos.locations import level_locations
+from meinst_d2.masks import paste_masks
 from meinst_d2.modeling.head import HeadOutput
 from meinst_d2.modeling.inference import InferenceRule, detect, postprocess
 
@@ -127,3 +129,42 @@ def test_detections_are_not_modified() -> None:
     found = detections([[20.0, 0.0, 60.0, 40.0]], torch.ones(1, 28, 28))
     postprocess(found, 80, 80)
     assert found.pred_boxes.tensor.tolist() == [[20, 0, 60, 40]] and found.pred_masks.shape == (1, 1, 28, 28)
+
+
+@pytest.mark.parametrize("paste_box", ["predicted", "clipped"])
+def test_every_kind_of_output_is_the_same_masks(paste_box: str) -> None:
+    torch.manual_seed(0)
+    boxes = [[-8.0, 3.0, 21.5, 50.2], [5.0, 5.0, 5.0, 9.0], [10.2, 11.0, 39.0, 39.5]]  # the second one goes
+    found = detections(boxes, torch.rand(3, 28, 28))
+    masks, rles, templates = (postprocess(found, 80, 100, paste_box, kind) for kind in ("bitmask", "rle", "template"))
+    assert len(masks) == len(rles) == len(templates) == 2
+    assert masks.pred_masks.any((1, 2)).all()
+    assert np.array_equal(mask_util.decode(list(rles.pred_masks_rle)).transpose(2, 0, 1), masks.pred_masks)
+    pasted = paste_masks(templates.pred_mask_templates, templates.pred_mask_boxes.tensor, 80, 100)
+    assert torch.equal(pasted, masks.pred_masks)
+    kinds = {"pred_masks", "pred_masks_rle", "pred_mask_templates", "pred_mask_boxes"}
+    assert kinds & masks.get_fields().keys() == {"pred_masks"}
+    assert kinds & rles.get_fields().keys() == {"pred_masks_rle"}
+    assert kinds & templates.get_fields().keys() == {"pred_mask_templates", "pred_mask_boxes"}
+
+
+def test_encodings_can_be_chosen_from_like_other_fields() -> None:
+    found = detections([[0.0, 0.0, 20.0, 20.0], [10.0, 0.0, 40.0, 20.0]], torch.ones(2, 28, 28))
+    rles = postprocess(found, 40, 40, mask_output="rle")
+    kept = rles[rles.scores < 0.7]
+    assert len(kept) == 1 and mask_util.area(kept.pred_masks_rle[0]) == 600
+    assert len(type(rles).cat([rles, kept])) == 3
+
+
+@pytest.mark.parametrize("kind", ["bitmask", "rle", "template"])
+def test_no_detection_of_any_kind(kind: str) -> None:
+    (first, _) = run(random_output(level=-20.0))
+    done = postprocess(first, 96, 128, mask_output=kind)
+    assert len(done) == 0 and len(done.get_fields()) == (6 if kind == "template" else 5)
+
+
+@pytest.mark.parametrize("kind", ["bitmask", "rle", "template"])
+def test_a_model_without_masks_has_none(kind: str) -> None:
+    (first, _) = run(random_output(dim=None))
+    done = postprocess(first, 96, 128, mask_output=kind)
+    assert set(done.get_fields()) == {"pred_boxes", "scores", "pred_classes", "locations"}
