@@ -156,7 +156,7 @@ class MEInstFCOS(nn.Module):
         for (height, width), instances in zip(image_sizes, gt_instances, strict=True):
             shapes = [(-(-height // stride), -(-width // stride)) for stride in strides]
             boxes = instances.gt_boxes.tensor.cpu()
-            positives = assign_batch([boxes], shapes, level_locations(shapes, strides), self.assignment_rule)
+            positives = assign_batch([boxes], shapes, self.assignment_rule)
             counts += torch.stack((torch.tensor(float(len(positives))), positives.centerness.sum()))
         return counts
 
