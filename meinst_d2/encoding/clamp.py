@@ -7,10 +7,18 @@ Equal bounds mean no randomness.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+
+
+@functools.cache
+def _legendre_nodes() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Nodes and weights; numpy takes longer to find them than a batch of masks takes to encode."""
+    return np.polynomial.legendre.leggauss(64)
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class SigmoidClamp:
         at_low = math.log((1 - self.low) / self.low)
         if not self.is_random:
             return at_low, 0.0
-        nodes, weights = np.polynomial.legendre.leggauss(64)
+        nodes, weights = _legendre_nodes()
         # In the logarithm of v the integrand stays smooth however small ``low`` is.
         log_low, log_high = math.log(self.low), math.log(self.high)
         v = np.exp(0.5 * (log_high - log_low) * nodes + 0.5 * (log_high + log_low))

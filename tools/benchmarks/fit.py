@@ -1,0 +1,294 @@
+"""Fitting components: rasterising, counting, eigendecomposition, processes and memory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.common import ROOT, Goal, Row, Side, alternate
+from benchmarks.source import find_source
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from meinst_d2.data.annotations import AnnotationTable
+    from meinst_d2.encoding import PCABasis
+
+CHUNK = 4096
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    cores = os.cpu_count() or 1
+    parser.add_argument("--masks", type=int, default=100_000, help="of the fit (default 100,000)")
+    parser.add_argument("--mask-size", type=int, default=28, help="S (default 28)")
+    parser.add_argument("--dim", type=int, default=60, help="D (default 60)")
+    parser.add_argument("--workers", type=int, default=cores, help="most processes (default: one per core)")
+    parser.add_argument(
+        "--memory-masks",
+        type=int,
+        nargs=2,
+        default=(10_000, 500_000),
+        metavar=("FEW", "MANY"),
+        help="numbers of masks between which memory must not grow (default 10000 500000)",
+    )
+
+
+def run(args: argparse.Namespace) -> list[Row]:
+    polygons = read_polygons(args.data)
+    rows = [rasterising(polygons, args), against_incremental_pca(polygons, args)]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "many.json"
+        write_json_of(args.data, args.masks, file)
+        rows += end_to_end(file, args)
+        rows.append(memory(args, Path(folder)))
+    return rows
+
+
+def annotation_files(data: Path | None) -> list[Path]:
+    """Every instances file of the source."""
+    return sorted(find_source(data).json_file.parents[2].rglob("instances_*.json"))
+
+
+def read_polygons(data: Path | None) -> AnnotationTable:
+    """The polygon instances of the source."""
+    from meinst_d2.data.annotations import AnnotationTable
+    from meinst_d2.data.instances import read_coco_json
+
+    annotations = read_coco_json(*annotation_files(data))
+    return AnnotationTable(a for a in annotations if isinstance(a.segmentation, list) and not a.iscrowd)
+
+
+def rasterising(polygons: AnnotationTable, args: argparse.Namespace) -> Row:
+    """All polygons in batches, against Detectron2 one by one; both use one core whatever --threads says."""
+    import numpy as np
+    import torch
+    from detectron2.structures import PolygonMasks
+
+    from meinst_d2.data.rasterize import rasterize_polygons
+
+    boxes = np.array([a.box for a in polygons], np.float32)
+    parts = [a.segmentation for a in polygons]
+    theirs, boxes_tensor = PolygonMasks(parts), torch.from_numpy(boxes)
+
+    def ours() -> np.ndarray:
+        starts = range(0, len(parts), CHUNK)
+        return np.concatenate(
+            [rasterize_polygons(parts[i : i + CHUNK], boxes[i : i + CHUNK], args.mask_size) for i in starts]
+        )
+
+    def detectron2() -> np.ndarray:
+        return theirs.crop_and_resize(boxes_tensor, args.mask_size).numpy()
+
+    sides = alternate({"rasterize_polygons": ours, "detectron2 crop_and_resize": detectron2}, args.rounds)
+    differing = int((ours() != detectron2()).sum())
+    row = Row(f"rasterise {len(parts):,} polygon instances", *sides.values())
+    goal = Goal(">= 1.8x, identical bits", row.ratio >= 1.8 and differing == 0)
+    return Row(row.what, row.ours, row.baseline, goal=goal, notes={"bits that differ": differing})
+
+
+def sample_masks(polygons: AnnotationTable, count: int, mask_size: int) -> np.ndarray:
+    """(count, S, S) different masks: objects of the source in boxes moved by up to a tenth of their sides."""
+    import numpy as np
+
+    from meinst_d2.data.rasterize import rasterize_polygons
+
+    rng = np.random.default_rng(0)
+    boxes = np.array([a.box for a in polygons])
+    chosen = rng.integers(0, len(boxes), count)
+    sides = boxes[chosen, 2:] - boxes[chosen, :2]
+    moved = (boxes[chosen] + np.tile(sides, 2) * rng.uniform(-0.1, 0.1, (count, 4))).astype(np.float32)
+    masks = np.empty((count, mask_size, mask_size), bool)
+    parts = [a.segmentation for a in polygons]
+    for i in range(0, count, CHUNK):
+        end = min(i + CHUNK, count)
+        masks[i:end] = rasterize_polygons([parts[k] for k in chosen[i:end]], moved[i:end], mask_size)
+    return masks
+
+
+def fit_masks(masks: np.ndarray) -> PCABasis:
+    """Count and decompose, of the pixels themselves, as IncrementalPCA does."""
+    from meinst_d2.encoding import PixelMoments, fit_pca
+
+    moments = PixelMoments(masks.shape[1])
+    for i in range(0, len(masks), CHUNK):
+        moments.update(masks[i : i + CHUNK])
+    return fit_pca(moments, None)
+
+
+def against_incremental_pca(polygons: AnnotationTable, args: argparse.Namespace) -> Row:
+    """Both sides have the rasterised masks in memory, and the threads that --threads says."""
+    import numpy as np
+    from sklearn.decomposition import IncrementalPCA
+
+    masks = sample_masks(polygons, args.masks, args.mask_size)
+    pixels = masks.reshape(len(masks), -1).astype(np.float32)
+    found: dict[str, Any] = {}
+
+    def ours(count: int) -> None:
+        found["ours"] = fit_masks(masks[:count]).truncated(args.dim)
+
+    def incremental(count: int) -> None:
+        found["theirs"] = IncrementalPCA(n_components=args.dim, batch_size=1024).fit(pixels[:count])
+
+    functions = {"PixelMoments, fit_pca": ours, "scikit-learn IncrementalPCA": incremental}
+    sides = {name: Side(name, []) for name in functions}
+    for number in range(1 + min(args.rounds, 3)):  # the baseline takes half a minute; a small round warms up
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function(args.masks if number else 4 * CHUNK)
+            if number:
+                sides[name].samples.append(1e3 * (time.perf_counter() - start))  # type: ignore[attr-defined]
+    errors = {
+        "ours": reconstruction_error(pixels, found["ours"].components, found["ours"].mean),
+        "IncrementalPCA": reconstruction_error(pixels, found["theirs"].components_, found["theirs"].mean_),
+    }
+    what = f"moments and eigendecomposition of {args.masks:,} masks, S {args.mask_size}, D {args.dim}"
+    row = Row(what, *sides.values())
+    goal = Goal(">= 50x, error <= its", row.ratio >= 50 and errors["ours"] <= errors["IncrementalPCA"])
+    notes = {f"mean squared error, {name}": f"{error:.9f}" for name, error in errors.items()}
+    return Row(what, row.ours, row.baseline, goal=goal, notes=notes)
+
+
+def reconstruction_error(pixels: np.ndarray, components: np.ndarray, mean: np.ndarray) -> float:
+    """Mean squared difference of a pixel from its reconstruction."""
+    total = 0.0
+    for i in range(0, len(pixels), CHUNK):
+        centred = pixels[i : i + CHUNK] - mean
+        total += float(((centred - centred @ components.T @ components) ** 2).sum())
+    return total / pixels.size
+
+
+def write_json_of(data: Path | None, count: int, path: Path) -> None:
+    """A COCO file of ``count`` polygon instances: those of the source, again and again."""
+    texts = []
+    for file in annotation_files(data):
+        for annotation in json.loads(file.read_text())["annotations"]:
+            if isinstance(annotation["segmentation"], list) and not annotation.get("iscrowd"):
+                texts.append(json.dumps({**annotation, "image_id": 1})[1:])
+    with open(path, "w") as out:
+        out.write('{"images": [{"id": 1, "height": 640, "width": 640}], "annotations": [\n')
+        for i in range(count):
+            out.write(f'{"," if i else ""}{{"number": {i}, {texts[i % len(texts)]}\n')
+        out.write("]}")
+
+
+def end_to_end(file: Path, args: argparse.Namespace) -> list[Row]:
+    """From annotations in memory to counts, with each number of processes."""
+    from threadpoolctl import threadpool_limits
+
+    from meinst_d2.data.fit import count_moments
+    from meinst_d2.data.instances import read_coco_json
+
+    start = cpu_seconds()
+    annotations = read_coco_json(file)
+    reading = 1e6 * (cpu_seconds() - start) / len(annotations)
+    numbers = [2**i for i in range(args.workers.bit_length())]
+    microseconds: dict[int, list[float]] = {workers: [] for workers in numbers}
+
+    def count(workers: int) -> None:
+        start = cpu_seconds()
+        quietly(count_moments, annotations, args.mask_size, workers)
+        microseconds[workers].append(1e6 * (cpu_seconds() - start) / len(annotations))
+
+    with threadpool_limits(1):
+        sides = alternate({str(workers): lambda w=workers: count(w) for workers in numbers}, args.rounds)
+    per_mask = {workers: statistics.median(samples) for workers, samples in microseconds.items()}
+    rows = [
+        Row(
+            "rasterise and count, CPU time per mask",
+            Side("count_moments", microseconds[1][-args.rounds :]),
+            unit="us",
+            goal=Goal("<= 45 us", per_mask[1] <= 45),
+            notes={"reading the JSON, CPU time": f"{reading:.1f} us per mask"},
+        )
+    ]
+    for workers in numbers[1:]:
+        row = Row(f"{workers} workers, {len(annotations):,} masks", sides[str(workers)], sides["1"])
+        goal = Goal(f">= {0.8 * workers:g}x", row.ratio >= 0.8 * workers)
+        notes = {"CPU time of all processes": f"{per_mask[workers]:.1f} us per mask, one {per_mask[1]:.1f}"}
+        rows.append(
+            Row(
+                row.what,
+                Side("count_moments", row.ours.samples),
+                Side("1 worker", row.baseline.samples),
+                goal=goal,
+                notes=notes,
+            )
+        )
+    return rows
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that it started and that ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def quietly(function: Callable[..., Any], *args: Any) -> Any:
+    """Call without the progress bar."""
+    from contextlib import redirect_stderr
+
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        return function(*args)
+
+
+PARSE = "import json, sys; import meinst_d2.data.fit; content = json.load(open(sys.argv[1]))"
+FIT = """
+import sys
+from meinst_d2.data.fit import count_moments
+from meinst_d2.data.instances import read_coco_json
+count_moments(read_coco_json(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+"""
+
+
+def memory(args: argparse.Namespace, folder: Path) -> Row:
+    """How much more memory a fit takes than parsing its JSON, for few masks and for many."""
+    beyond, notes = [], {}
+    for count in args.memory_masks:
+        file = folder / "memory.json"
+        write_json_of(args.data, count, file)
+        parsed = peak_memory(PARSE, str(file))
+        fitted = peak_memory(FIT, str(file), str(args.mask_size), str(args.workers))
+        beyond.append(fitted - parsed)
+        notes[f"{count:,} masks"] = f"{parsed:.0f} MB to parse the JSON, {fitted:.0f} MB to parse and fit"
+    growth = beyond[1] - beyond[0]
+    what = f"memory from {args.memory_masks[0]:,} to {args.memory_masks[1]:,} masks, beyond the parsed JSON"
+    side = Side(f"{args.workers} workers", [growth])
+    return Row(what, side, unit="MB", goal=Goal("< 50 MB", growth < 50), notes=notes)
+
+
+def peak_memory(code: str, *arguments: str) -> float:
+    """Most memory of a Python process and its children in MB, pages that they share counted once."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, stderr=subprocess.DEVNULL)
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, sum(map(proportional_memory, [process.pid, *children(process.pid)])))
+        time.sleep(0.02)
+    if process.returncode:
+        raise OSError(f"the process to measure ended with exit code {process.returncode}")
+    return peak
+
+
+def proportional_memory(process: int) -> float:
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:  # it has just ended
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
+
+
+def children(process: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
