@@ -1,14 +1,19 @@
-"""The machinery of the benchmarks: turns, ratios, tables, JSON."""
+"""The benchmarks: turns, ratios, tables, JSON, and that every command compares what is equal."""
 
+import argparse
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks.common import Goal, Row, Side, alternate, print_table, write_json
+from benchmarks.common import Goal, PeakMemory, Row, Side, add_common_arguments, alternate, print_table, write_json
 from benchmarks.source import find_source
+from meinst_d2.data.shape_images import ShapesConfig
+from meinst_d2.data.shapes import generate
 from tests.conftest import ROOT
 
 
@@ -50,3 +55,68 @@ def test_help_does_not_import_torch() -> None:
     code += "finally:\n print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "examples:" in result.stdout and result.stdout.endswith("False\n")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few generated images in the layout of the real ones."""
+    root = tmp_path_factory.mktemp("data")
+    generate(root, {"val": 5}, ShapesConfig(height=96, width=128, min_side=8, max_side=90))
+    (root / "coco").mkdir()
+    (root / "val").rename(root / "coco/val2017")
+    (root / "annotations").rename(root / "coco/annotations")
+    (root / "coco/annotations/instances_val.json").rename(root / "coco/annotations/instances_val2017.json")
+    return root
+
+
+def measure(command: str, data: Path, *options: str) -> list[Row]:
+    module = importlib.import_module(f"benchmarks.{command}")
+    parser = argparse.ArgumentParser()
+    add_common_arguments(parser)
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(["--data", str(data), "--rounds", "1", *options]))
+
+
+@pytest.fixture
+def few_components(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import detections
+
+    monkeypatch.setattr(detections, "DIM", 4)  # a few objects have no more
+
+
+def test_paste(data: Path, few_components: None) -> None:
+    paste, templates, masks = measure("paste", data, "--detections", "7", "--sizes", "50x60")
+    assert paste.what == "paste 7 detections, 50 x 60"
+    assert paste.notes["pixels that differ"] == "0 of 21,000"
+    assert templates.notes["encodings that differ"] == masks.notes["encodings that differ"] == 0
+    with pytest.raises(ValueError, match="--sizes 50: give HEIGHTxWIDTH"):
+        measure("paste", data, "--sizes", "50")
+
+
+def test_eval(data: Path, few_components: None) -> None:
+    for row in measure("eval", data, "--images", "4", "--detections", "12"):
+        assert row.notes["largest difference of a metric"] <= 1e-9
+        assert row.notes["encodings that differ"].startswith("0 of ")
+        assert 10 < row.notes["mask AP"] < 100
+
+
+def test_infer(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import infer
+
+    monkeypatch.setattr(infer, "CONFIG", "quick/tiny.yaml")
+    monkeypatch.setattr(infer, "_memory_row", lambda args: Row("memory", Side("", [0.0])))
+    rows = measure("infer", data, "--short-edge", "96", "--detections", "20", "--no-baselines")
+    assert [row.baseline and row.baseline.name for row in rows] == [
+        "MEInst, MASK_ON False",
+        "MEInst, deformable",
+        "up to the head",
+        None,
+    ]
+    assert rows[1].notes == {"detections of MEInst and MEInst, deformable": "20 and 20"}
+    assert rows[2].what.endswith("20 detections")
+
+
+def test_the_peak_of_memory_is_found_after_it_is_over() -> None:
+    with PeakMemory() as peak:
+        np.ones(25_000_000)
+    assert 190 < peak.megabytes < 300

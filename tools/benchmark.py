@@ -13,9 +13,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 from benchmarks.common import add_common_arguments, machine, print_table, set_threads, write_json  # noqa: E402
 
-COMMANDS = sorted(
-    path.stem for path in (ROOT / "tools/benchmarks").glob("*.py") if path.stem not in ("__init__", "common", "source")
-)
+SHARED = {"__init__", "common", "detections", "source"}
+COMMANDS = sorted({path.stem for path in (ROOT / "tools/benchmarks").glob("*.py")} - SHARED)
 EXAMPLES = """examples:
   tools/benchmark.py paste
   tools/benchmark.py eval --images 20 --threads 1 --json output/benchmark/eval.json

@@ -143,6 +143,46 @@ def alternate(
     return {name: Side(name, values) for name, values in samples.items()}
 
 
+class PeakMemory:
+    """Measures the most memory used within a block, above what was in use before it.
+
+    Resident memory of this process on the CPU (Linux), allocated memory on a GPU.
+
+    Attributes:
+        megabytes: after the block.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+        self.megabytes = 0.0
+
+    def __enter__(self) -> PeakMemory:
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+            self._before = float(torch.cuda.memory_allocated())
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            self._before = _status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.device == "cuda":
+            import torch
+
+            peak = float(torch.cuda.max_memory_allocated())
+        else:
+            peak = _status("VmHWM")
+        self.megabytes = (peak - self._before) / 1e6
+
+
+def _status(name: str) -> float:
+    """Bytes, from the kernel's description of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
 def machine(device: str, threads: int) -> dict[str, Any]:
     """What the figures were measured on."""
     found: dict[str, Any] = {
@@ -194,7 +234,10 @@ def print_table(title: str, rows: Sequence[Row]) -> None:
 
 
 def _spread(samples: Sequence[float], unit: str) -> str:
-    low, middle, high = (f"{value:.3g}" for value in (min(samples), statistics.median(samples), max(samples)))
+    values = [min(samples), statistics.median(samples), max(samples)]
+    if unit == "ms" and values[1] >= 1000:
+        unit, values = "s", [value / 1000 for value in values]
+    low, middle, high = (f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in values)
     return f"{middle}{unit and ' '}{unit}" + (f" ({low} to {high})" if len(samples) > 1 else "")
 
 

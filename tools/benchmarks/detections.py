@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.source import Source
 from meinst_d2.data.instances import make_templates, read_coco_json
-from meinst_d2.encoding import PCAEncoder, PixelMoments, SigmoidClamp, fit_pca
+from meinst_d2.encoding import PixelMoments, SigmoidClamp, fit_pca
 
 MASK_SIZE, DIM = 28, 60
 
@@ -41,12 +41,7 @@ class ObjectPool:
     def __init__(self, source: Source, seed: int = 0) -> None:
         annotations = read_coco_json(source.json_file)
         found = make_templates(annotations, MASK_SIZE)
-        moments = PixelMoments(MASK_SIZE)
-        moments.update(found.masks)
-        encoder = PCAEncoder(dim=DIM, mask_size=MASK_SIZE)
-        encoder.load_basis(fit_pca(moments, SigmoidClamp(0.01, 0.05)).truncated(DIM))
-        with torch.no_grad():
-            self.templates = encoder.eval().decode(encoder.encode(torch.from_numpy(found.masks)))
+        self.templates = _redrawn(found.masks)
         kept = [annotations[i] for i in found.kept.tolist()]
         self.boxes = np.array([a.box for a in kept])
         self.sizes = np.array([a.image_size for a in kept])
@@ -83,3 +78,14 @@ class ObjectPool:
         """Detections of the first images."""
         for record in self.records[:images]:
             yield self.detect(record, count)
+
+
+def _redrawn(masks: np.ndarray) -> torch.Tensor:
+    """(M, S, S) float32 probabilities: the masks encoded with their first components and decoded."""
+    clamp = SigmoidClamp(0.01, 0.05)
+    moments = PixelMoments(MASK_SIZE)
+    moments.update(masks)
+    basis = fit_pca(moments, clamp).truncated(DIM)
+    logits = np.where(masks.reshape(len(masks), -1), 1, -1) * clamp.logit_moments()[0] - basis.mean
+    decoded = torch.from_numpy(logits @ basis.components.T @ basis.components + basis.mean)
+    return decoded.sigmoid().float().reshape(masks.shape)
