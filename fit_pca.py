@@ -19,7 +19,7 @@ import meinst_d2
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.fit import Reconstruction, count_moments, measure_reconstruction
 from meinst_d2.data.fit_classes import fit_classes
-from meinst_d2.data.fit_distributed import Ranks, join_ranks, ranks_of_this_machine
+from meinst_d2.data.fit_distributed import LostRankError, Ranks, join_ranks, ranks_of_this_machine
 from meinst_d2.data.instances import from_dataset_dicts, read_coco_json
 from meinst_d2.encoding import PCABasis, PixelMoments, SigmoidClamp, fit_pca, save_components
 from meinst_d2.files import atomic_path, require_writable
@@ -283,6 +283,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         # One thread each: the same bits on any number of cores.
         with threadpool_limits(1), join_ranks(args.rank_timeout, args.backend) as ranks:
             fit(args, ranks)
+    except LostRankError as error:
+        print(f"fit_pca.py: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # the usual way out makes torch.distributed abort while an exchange is open
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"fit_pca.py: {error}")
 

@@ -99,12 +99,16 @@ def test_it_learns_from_a_batch_and_predicts(name: str) -> None:
         assert instances.pred_masks.shape[1:] == (128, 192) and instances.pred_masks.dtype == torch.bool
 
 
+NOT_OF_THE_HEAD = ("COMPONENTS_CONFLICT", "MASK_PASTE_BOX", "MASK_OUTPUT", "PRECISION")
+"""Keys with tests of their own."""
+
+
 def test_the_models_cover_every_choice() -> None:
     """So that no value of a key goes untrained."""
     from meinst_d2.config import CHOICES
 
     for key, choices in CHOICES.items():
         node, _, leaf = key.removeprefix("MODEL.MEINST.").rpartition(".")
-        if key.startswith("MODEL.MEINST.") and leaf not in ("COMPONENTS_CONFLICT", "MASK_PASTE_BOX"):
+        if key.startswith("MODEL.MEINST.") and leaf not in NOT_OF_THE_HEAD:
             assert {cfg.MODEL.MEINST[leaf] for cfg in MODELS.values()} == set(choices), key
             assert not node

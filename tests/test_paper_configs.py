@@ -145,7 +145,7 @@ DOCUMENT = (ROOT / "docs/paper.md").read_text()
 
 
 def test_the_document_names_every_config_and_only_those_that_exist() -> None:
-    linked = set(re.findall(r"\.\./configs/([\w/]+)\.yaml", DOCUMENT))
+    linked = set(re.findall(r"\.\./configs/((?:paper|options)/\w+)\.yaml", DOCUMENT))
     assert linked == set(BOTH)
     for target in re.findall(r"\]\((?!http)([^)]+)\)", DOCUMENT):
         assert (ROOT / "docs" / target).exists(), target

@@ -106,6 +106,7 @@ FIXED: dict[str, Any] = {
     "LOSS_WEIGHT_CENTERNESS": 1.0,
     "LOSS_WEIGHT_MASK": 1.0,
     "MASK_PASTE_BOX": "clipped",
+    "MASK_OUTPUT": "bitmask",
 }
 """What every published model does, under our keys."""
 

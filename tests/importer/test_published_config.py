@@ -69,6 +69,7 @@ def test_a_short_file_stands_on_their_defaults(tmp_path: Path) -> None:
         "COMPONENTS": "",
         "COMPONENTS_CONFLICT": "stop",
         "MASK_PASTE_BOX": "clipped",
+        "MASK_OUTPUT": "bitmask",
     }
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 100 and cfg.INPUT.RANDOM_FLIP == "horizontal"
     assert cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE == "MEInstDetector"

@@ -48,8 +48,7 @@ class ObjectPool:
         content = source.load()
         images = [a["image_id"] for a in content["annotations"]]
         self.image_ids = np.array([images[i] for i in found.kept.tolist()])
-        classes = {category: i for i, category in enumerate(sorted(c["id"] for c in content["categories"]))}
-        self.classes = np.array([classes[a.category] for a in kept])
+        self.classes = np.array([a.category for a in kept])
         self.records = [{"image_id": x["id"], "height": x["height"], "width": x["width"]} for x in content["images"]]
         self.rng = np.random.default_rng(seed)
 

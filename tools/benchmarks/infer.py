@@ -136,7 +136,7 @@ def _components(cfg: Any) -> Path:
         cx, cy, rx, ry = np.random.default_rng(0).uniform(0.3, 0.7, (4, 2000, 1, 1))
         moments = PixelMoments(size)
         moments.update(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1)
-        save_components(path, fit_pca(moments).truncated(dim), {})
+        save_components(path, [fit_pca(moments).truncated(dim)], {})
     return path
 
 
