@@ -4,7 +4,7 @@ PYTHON ?= python3
 
 # The tests of floors 0 to 2 and of fitting, which need neither Detectron2 nor a compiler.
 CORE := tests/encoding tests/fcos tests/masks tests/layers tests/modeling/test_head.py \
-	tests/modeling/test_criterion.py tests/modeling/test_mask_loss.py tests/data/test_rasterize.py \
+	tests/modeling/test_criterion.py tests/modeling/test_mask_loss.py tests/data/test_rasterize.py tests/data/test_rle.py \
 	tests/data/test_instances.py tests/data/test_annotations.py tests/data/test_fit.py tests/data/test_fit_classes.py \
 	tests/data/test_fit_workers.py tests/data/test_sampler.py tests/data/test_shapes.py tests/test_fit_pca.py \
 	tests/test_fit_distributed.py tests/evaluation/test_rivals.py tests/evaluation/test_mask_metrics.py \

@@ -46,6 +46,7 @@ THIRD_PARTY = {  # what a room may import at all; others may import anything
     "meinst_d2.modeling.criterion": {"torch"},
     "meinst_d2.modeling.mask_loss": {"torch"},
     "meinst_d2.data.rasterize": {"numpy", "pycocotools"},
+    "meinst_d2.data.rle": {"numpy"},
     "meinst_d2.files": set(),
     "meinst_d2.fine_tuning": set(),
     "meinst_d2.weights": {"torch", "safetensors"},

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from meinst_d2.data.annotations import AnnotationTable, InstanceAnnotation
-from meinst_d2.data.rasterize import BoolArray, crop_bitmask, decode_rle, rasterize_polygons
+from meinst_d2.data.rasterize import BoolArray, crop_bitmask, rasterize_polygons
+from meinst_d2.data.rle import crop_rle, decode_rle
 
 CROWD = "crowd region"
 NO_MASK = "no segmentation"
@@ -157,7 +158,7 @@ def make_templates(annotations: Sequence[InstanceAnnotation], mask_size: int) ->
                 polygons.append(usable_polygons(annotation.segmentation))
                 polygon_at.append(i)
             else:
-                masks[i] = crop_bitmask(bitmask_of(annotation.segmentation, annotation.image_size), boxes[i], mask_size)
+                masks[i] = _crop(annotation.segmentation, annotation.image_size, boxes[i], mask_size)
         except UnusableInstance as error:
             skipped[error.reason] += 1
             usable[i] = False
@@ -175,6 +176,16 @@ def _check_usable(annotation: InstanceAnnotation) -> None:
     x0, y0, x1, y1 = annotation.box
     if not (x1 > x0 and y1 > y0):
         raise UnusableInstance(NO_BOX)
+
+
+def _crop(segmentation: Any, image_size: tuple[int, int], box: npt.NDArray[np.float32], mask_size: int) -> BoolArray:
+    """The template of an RLE or of a bit mask."""
+    if not isinstance(segmentation, Mapping):
+        return crop_bitmask(bitmask_of(segmentation, image_size), box, mask_size)
+    try:
+        return crop_rle(segmentation, *image_size, box, mask_size)
+    except (ValueError, TypeError) as error:
+        raise UnusableInstance(BAD_RLE) from error
 
 
 def usable_polygons(segmentation: Sequence[Any]) -> list[npt.NDArray[np.float64]]:

@@ -1,14 +1,14 @@
-"""From an instance's segmentation to its S x S mask template. Needs numpy and pycocotools only.
+"""From polygons and bit masks to S x S mask templates. Needs numpy and pycocotools only.
 
 Fitting the components and training use the same code, so the components describe what the network is taught.
-Polygons give the bits of Detectron2's ``PolygonMasks.crop_and_resize``. Bit masks, and RLEs after decoding, follow the
-rule of ``BitMasks.crop_and_resize``: a template pixel is set where at least half of what it covers is.
+Polygons give the bits of Detectron2's ``PolygonMasks.crop_and_resize``. Bit masks follow the rule of
+``BitMasks.crop_and_resize``: a template pixel is set where at least half of what it covers is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ Polygons = Sequence[npt.NDArray[np.float64]]
 
 SMALLEST_SIDE = 0.1
 """Boxes narrower than this many pixels are scaled as if they had this side."""
+
+HALF = 0.5 - 1e-9
+"""The coverage from which a template pixel is set: exactly one half counts, whatever the rounding."""
 
 
 def rasterize_polygons(instances: Sequence[Polygons], boxes: npt.NDArray[np.float32], mask_size: int) -> BoolArray:
@@ -95,13 +98,13 @@ def resample_bitmask(mask: npt.NDArray[Any], box: Sequence[float] | FloatArray, 
         (height, width).
     """
     x0, y0, x1, y1 = (float(v) for v in box)
-    rows, row_slice = _sampling_weights(y0, y1, mask.shape[0], height)
-    columns, column_slice = _sampling_weights(x0, x1, mask.shape[1], width)
+    rows, row_slice = sampling_weights(y0, y1, mask.shape[0], height)
+    columns, column_slice = sampling_weights(x0, x1, mask.shape[1], width)
     coverage = rows @ mask[row_slice, column_slice].astype(np.float64) @ columns.T
-    return coverage >= 0.5 - 1e-9  # exactly one half counts, whatever the rounding
+    return coverage >= HALF
 
 
-def _sampling_weights(low: float, high: float, length: int, mask_size: int) -> tuple[npt.NDArray[np.float64], slice]:
+def sampling_weights(low: float, high: float, length: int, mask_size: int) -> tuple[npt.NDArray[np.float64], slice]:
     """(S, n) weights of the n pixels in the slice, one row per template pixel, for one axis of ROIAlign."""
     samples_per_bin = math.ceil((high - low) / mask_size)
     if samples_per_bin <= 0:
@@ -114,56 +117,8 @@ def _sampling_weights(low: float, high: float, length: int, mask_size: int) -> t
     upper = np.minimum(lower + 1, length - 1)
     fraction = at - lower
     first, last = int(lower.min()), int(upper.max()) + 1
-    weights = np.zeros((mask_size, last - first))
-    bins = np.arange(len(samples)) // samples_per_bin
-    np.add.at(weights, (bins, lower - first), (1 - fraction) * valid)
-    np.add.at(weights, (bins, upper - first), fraction * valid)
-    return weights / samples_per_bin, slice(first, last)
-
-
-def decode_rle(rle: Mapping[str, Any], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Bit mask of a compressed or uncompressed COCO RLE.
-
-    The runs are checked here, because pycocotools trusts them.
-
-    Returns:
-        (height, width) of zeros and ones.
-
-    Raises:
-        ValueError: the RLE is malformed, or not of this size.
-    """
-    size = rle.get("size")
-    if not isinstance(size, (list, tuple)) or [int(v) for v in size] != [height, width]:
-        raise ValueError(f"an RLE of size {size} in an image of {height} x {width}")
-    counts = rle.get("counts")
-    runs = counts if isinstance(counts, (list, tuple)) else _runs_of_string(counts)
-    if any(not isinstance(run, (int, np.integer)) or run < 0 for run in runs) or sum(runs) != height * width:
-        raise ValueError(f"an RLE whose runs do not add up to {height} x {width} pixels")
-    if isinstance(counts, (list, tuple)):
-        rle = mask_util.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
-    return mask_util.decode(rle)
-
-
-def _runs_of_string(counts: Any) -> list[int]:
-    """The run lengths of COCO's compressed counts: 5 bits a character, each run but the first two a difference."""
-    if isinstance(counts, str):
-        counts = counts.encode("ascii", "replace")
-    if not isinstance(counts, bytes):
-        raise ValueError(f"an RLE with counts of type {type(counts).__name__}")
-    runs: list[int] = []
-    value, shift = 0, 0
-    for character in counts:
-        code = character - 48
-        if not 0 <= code < 64 or shift > 30:
-            raise ValueError("an RLE with counts that are no compressed runs")
-        value |= (code & 31) << shift
-        shift += 5
-        if code & 32:
-            continue
-        if code & 16:
-            value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value, shift = 0, 0
-    if shift:
-        raise ValueError("an RLE with counts that end within a run")
-    return runs
+    length = last - first
+    flat = np.arange(len(samples)) // samples_per_bin * length - first
+    weights = np.bincount(flat + lower, (1 - fraction) * valid, mask_size * length)
+    weights += np.bincount(flat + upper, fraction * valid, mask_size * length)
+    return weights.reshape(mask_size, length) / samples_per_bin, slice(first, last)

@@ -1,8 +1,7 @@
 import numpy as np
-import pycocotools.mask as mask_util
 import pytest
 
-from meinst_d2.data.rasterize import crop_bitmask, decode_rle, rasterize_polygons
+from meinst_d2.data.rasterize import crop_bitmask, rasterize_polygons
 
 
 def rectangle(x0: float, y0: float, x1: float, y1: float) -> np.ndarray:
@@ -67,40 +66,3 @@ def test_boxes_that_leave_the_bit_mask_see_zeros_there() -> None:
     assert template.tolist() == [[False, False, True, True]] * 4
     assert not crop_bitmask(mask, [30, 30, 40, 40], 4).any()
     assert not crop_bitmask(mask, [5, 5, 5, 9], 4).any()
-
-
-@pytest.mark.parametrize("compressed", [True, False])
-def test_rle_round_trip(rng: np.random.Generator, compressed: bool) -> None:
-    for density in (0, 0.03, 0.5, 1):
-        mask = (rng.random((13, 37)) < density).astype(np.uint8)
-        rle = mask_util.encode(np.asfortranarray(mask))
-        if not compressed:
-            flat = np.concatenate(([0], mask.ravel(order="F")))
-            edges = np.concatenate(((np.diff(flat) != 0).nonzero()[0], [mask.size]))
-            rle = {"size": [13, 37], "counts": np.diff(np.concatenate(([0], edges))).tolist()}
-        assert (decode_rle(rle, 13, 37) == mask).all()
-
-
-def test_counts_may_be_text() -> None:
-    rle = mask_util.encode(np.asfortranarray(np.eye(50, dtype=np.uint8)))
-    assert (decode_rle({"size": [50, 50], "counts": rle["counts"].decode()}, 50, 50) == np.eye(50)).all()
-
-
-@pytest.mark.parametrize(
-    ("rle", "message"),
-    [
-        ({"size": [4, 5], "counts": [20]}, r"size \[4, 5\] in an image of 4 x 4"),
-        ({"counts": [16]}, "size None"),
-        ({"size": [4, 4], "counts": [15]}, "do not add up to 4 x 4"),
-        ({"size": [4, 4], "counts": [10, -2, 8]}, "do not add up"),
-        ({"size": [4, 4], "counts": [8.0, 8.0]}, "do not add up"),
-        ({"size": [4, 4], "counts": None}, "counts of type NoneType"),
-        ({"size": [4, 4], "counts": "`"}, "end within a run"),
-        ({"size": [4, 4], "counts": "\x01"}, "no compressed runs"),
-        ({"size": [4, 4], "counts": "ooooooooo0"}, "no compressed runs"),
-        ({"size": [4, 4], "counts": "``0"}, "do not add up"),
-    ],
-)
-def test_malformed_rles_never_reach_pycocotools(rle: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        decode_rle(rle, 4, 4)

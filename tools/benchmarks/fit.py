@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> list[Row]:
     polygons = read_polygons(args.data)
-    rows = [rasterising(polygons, args), against_incremental_pca(polygons, args)]
+    rows = [rasterising(polygons, args), *cropping_rles(polygons, args), against_incremental_pca(polygons, args)]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "many.json"
         write_json_of(args.data, args.masks, file)
@@ -93,6 +93,47 @@ def rasterising(polygons: AnnotationTable, args: argparse.Namespace) -> Row:
     row = Row(f"rasterise {len(parts):,} polygon instances", *sides.values())
     goal = Goal(">= 1.8x, identical bits", row.ratio >= 1.8 and differing == 0)
     return Row(row.what, row.ours, row.baseline, goal=goal, notes={"bits that differ": differing})
+
+
+def cropping_rles(polygons: AnnotationTable, args: argparse.Namespace) -> list[Row]:
+    """RLEs of the same objects, in images of their size and of three times the sides; one core."""
+    import numpy as np
+    import pycocotools.mask as mask_util
+    import torch
+    from detectron2.structures import BitMasks
+    from threadpoolctl import threadpool_limits
+
+    from meinst_d2.data.rle import crop_rle
+
+    rows = []
+    for scale in (1, 3):
+        given = []
+        for annotation in polygons[:: max(1, len(polygons) // 500)]:
+            height, width = (scale * side for side in annotation.image_size)
+            rle = mask_util.merge(
+                mask_util.frPyObjects([scale * part for part in annotation.segmentation], height, width)
+            )
+            given.append((rle, height, width, scale * np.array(annotation.box, np.float32)))
+
+        def ours(given: list[Any] = given) -> np.ndarray:
+            return np.stack([crop_rle(*one, args.mask_size) for one in given])
+
+        def detectron2(given: list[Any] = given) -> np.ndarray:
+            made = []
+            for rle, _, _, box in given:
+                masks = BitMasks(torch.from_numpy(mask_util.decode(rle))[None])
+                made.append(masks.crop_and_resize(torch.from_numpy(box)[None], args.mask_size)[0].numpy())
+            return np.stack(made)
+
+        with threadpool_limits(1):
+            sides = alternate({"crop_rle": ours, "decode, detectron2 crop_and_resize": detectron2}, args.rounds)
+            differing = int((ours() != detectron2()).sum())
+        pixels = sum(height * width for _, height, width, _ in given) / len(given)
+        what = f"template of an RLE, images of {pixels / 1e6:.1f} megapixels"
+        per_mask = [Side(side.name, [sample / len(given) for sample in side.samples]) for side in sides.values()]
+        total = len(given) * args.mask_size**2
+        rows.append(Row(what, *per_mask, notes={"bits that differ": f"{differing} of {total:,}, on the threshold"}))
+    return rows
 
 
 def sample_masks(polygons: AnnotationTable, count: int, mask_size: int) -> np.ndarray:
