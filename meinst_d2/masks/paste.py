@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from threading import Thread
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,25 +25,13 @@ def paste_masks(templates: Tensor, boxes: Tensor, height: int, width: int) -> Te
     canvas = Canvas(len(templates), height, width)
     usable = usable_boxes(boxes.detach().numpy())
     windows = windows_of(usable, height, width)
-    helper = None
-    if torch.get_num_threads() > 1:
-        helper = Thread(target=_make_ready, args=(canvas, windows))  # runs ahead
-        helper.start()
     for runs in find_runs(templates.detach().float().numpy(), usable, windows):
         part = windows.of(runs.masks)
         pixels, ends = _pixels_of(runs, part)
         for mask, y, x, h, w, end in zip(runs.masks, *part.as_lists(), ends.tolist(), strict=True):
-            if helper is None:
-                canvas.make_ready(mask, y, h)
+            canvas.make_ready(mask, y, h)
             canvas.masks[mask, y : y + h, x : x + w] = pixels[end - h * w : end].reshape(h, w)
-    if helper is not None:
-        helper.join()
     return torch.from_numpy(canvas.masks)
-
-
-def _make_ready(canvas: Canvas, windows: Windows) -> None:
-    for mask, (top, height) in enumerate(zip(windows.top.tolist(), windows.height.tolist(), strict=True)):
-        canvas.make_ready(mask, top, height)
 
 
 def _pixels_of(runs: Runs, windows: Windows) -> tuple[BoolArray, IntArray]:

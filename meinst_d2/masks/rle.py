@@ -77,8 +77,8 @@ def _changes(window: BoolArray, top: int, left: int, height: int) -> IntArray:
     # A pixel that is not set comes before the first column and after each, so that runs end with their column.
     padded = np.zeros(1 + columns * (rows + 1), np.bool_)
     padded[1:].reshape(columns, rows + 1)[:, :rows] = window.T
-    column, row = np.divmod((padded[1:] != padded[:-1]).nonzero()[0], rows + 1)
-    positions: IntArray = (left + column) * height + top + row
+    at = (padded[1:] != padded[:-1]).nonzero()[0]
+    positions: IntArray = at + at // (rows + 1) * (height - rows - 1) + (left * height + top)
     return positions
 
 

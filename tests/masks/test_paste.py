@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meinst_d2.masks import paste_masks, runs
+from meinst_d2.masks import canvas, paste_masks, runs
 from tests.masks.oracle import assert_thresholded, random_templates, stretch_one_by_one
 
 EDGES = {
@@ -77,18 +77,26 @@ def test_other_precisions(dtype: torch.dtype) -> None:
     assert torch.equal(paste_masks(templates, boxes, 24, 32), paste_masks(templates.float(), boxes, 24, 32))
 
 
-def test_threads_and_portions_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_portions_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     templates = random_templates(rng, 30, 28)
     boxes = torch.from_numpy(np.sort(rng.uniform(-20, 120, (30, 2, 2)), 1).reshape(30, 4).astype(np.float32))
-    threads = torch.get_num_threads()
     results = []
-    for count, lines in ((1, 2048), (2, 2048), (1, 1), (2, 100)):
+    for lines in (2048, 100, 1):
         monkeypatch.setattr(runs, "LINES_AT_ONCE", lines)
-        torch.set_num_threads(count)
         results.append(paste_masks(templates, boxes, 90, 100))
-    torch.set_num_threads(threads)
-    assert all(torch.equal(results[0], other) for other in results[1:])
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_without_the_kernels_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another system, and on a kernel that does not know how to prepare pages."""
+    templates = random_templates(np.random.default_rng(0), 3, 28)
+    boxes = torch.tensor([[1.3, 2.2, 30.1, 20.7]] * 3)
+    expected = paste_masks(templates, boxes, 24, 32)
+    monkeypatch.setattr(canvas, "_POPULATE_WRITE", 999)
+    assert torch.equal(paste_masks(templates, boxes, 24, 32), expected)
+    monkeypatch.setattr(canvas.sys, "platform", "win32")
+    assert torch.equal(paste_masks(templates, boxes, 24, 32), expected)
 
 
 sides = st.integers(1, 90)
