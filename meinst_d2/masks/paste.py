@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from meinst_d2.masks.canvas import Canvas
-from meinst_d2.masks.runs import BoolArray, IntArray, Runs, Windows, find_runs, usable_boxes, windows_of
+from meinst_d2.masks.runs import (
+    BoolArray,
+    Runs,
+    Windows,
+    alternating_lengths,
+    find_runs,
+    usable_boxes,
+    windows_of,
+)
 
 
 def paste_masks(templates: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
@@ -27,23 +37,19 @@ def paste_masks(templates: Tensor, boxes: Tensor, height: int, width: int) -> Te
     windows = windows_of(usable, height, width)
     for runs in find_runs(templates.detach().float().numpy(), usable, windows):
         part = windows.of(runs.masks)
-        pixels, ends = _pixels_of(runs, part)
-        for mask, y, x, h, w, end in zip(runs.masks, *part.as_lists(), ends.tolist(), strict=True):
+        for mask, y, x, h, w, pixels in zip(runs.masks, *part.as_lists(), _pixels_of(runs, part), strict=True):
             canvas.make_ready(mask, y, h)
-            canvas.masks[mask, y : y + h, x : x + w] = pixels[end - h * w : end].reshape(h, w)
+            canvas.masks[mask, y : y + h, x : x + w] = pixels.reshape(h, w)
     return torch.from_numpy(canvas.masks)
 
 
-def _pixels_of(runs: Runs, windows: Windows) -> tuple[BoolArray, IntArray]:
-    """The pixels of all windows one after another, each row by row, and (N,) where each window ends."""
+def _pixels_of(runs: Runs, windows: Windows) -> Iterator[BoolArray]:
+    """The pixels of each window, row by row."""
+    origin = windows.top * windows.width + windows.left
+    line = runs.line * windows.width.take(runs.mask) - origin.take(runs.mask)
     areas = windows.height * windows.width
-    ends = np.cumsum(areas)
-    origins = ends - areas - windows.top * windows.width - windows.left
-    lines = origins[runs.mask] + runs.line * windows.width[runs.mask]
-    changes = np.empty(2 * len(lines) + 2, np.int64)
-    changes[0], changes[-1] = 0, ends[-1]
-    changes[1:-1:2] = lines + runs.start
-    changes[2:-1:2] = lines + runs.stop
-    states = np.zeros(len(changes) - 1, np.bool_)
+    lengths, begins, ends = alternating_lengths(runs.mask, line + runs.start, line + runs.stop, areas)
+    states = np.zeros(len(lengths), np.bool_)
     states[1::2] = True
-    return np.repeat(states, np.diff(changes)), ends
+    for begin, end in zip(begins, ends, strict=True):
+        yield np.repeat(states[: end - begin], lengths[begin:end])

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pycocotools.mask as mask_util
 from torch import Tensor
 
-from meinst_d2.masks.runs import BoolArray, IntArray, find_runs, usable_boxes, windows_of
+from meinst_d2.masks.runs import BoolArray, IntArray, alternating_lengths, find_runs, usable_boxes, windows_of
 
 
 class RLE(TypedDict):
@@ -94,18 +94,13 @@ def _encode(mask: IntArray, start: IntArray, stop: IntArray, count: int, height:
     apart = (mask[1:] != mask[:-1]) | (start[1:] != stop[:-1])
     first, last = np.append(len(mask) > 0, apart), np.append(apart, len(mask) > 0)
     mask, start, stop = mask[first[: len(mask)]], start[first[: len(mask)]], stop[last[: len(mask)]]
-    # Per mask 0, its changes, and the number of pixels; the differences are the lengths of COCO's runs.
-    owner = np.repeat(mask, 2)
-    changes = np.zeros(len(owner) + 2 * count, np.int64)
-    changes[np.arange(len(owner)) + 2 * owner + 1] = np.stack((start, stop), 1).reshape(-1)
-    ends = np.searchsorted(owner, np.arange(count), side="right") + 2 * np.arange(1, count + 1)
-    changes[ends - 1] = height * width
-    lengths = np.diff(changes).astype(np.uint32)
+    lengths, begins, ends = alternating_lengths(mask, start, stop, np.full(count, height * width))
+    counts = lengths.astype(np.uint32)
     # A last run of no pixels is not written, unless it is the only one.
-    spare = (lengths[ends - 2] == 0) & (np.diff(ends, prepend=0) > 2)
-    begins = [0, *ends[:-1].tolist()]
-    stops = (ends - 1 - spare).tolist()
-    runs = [{"size": [height, width], "counts": lengths[i:j]} for i, j in zip(begins, stops, strict=True)]
+    runs = [
+        {"size": [height, width], "counts": counts[i : j - (j - i > 1 and lengths[j - 1] == 0)]}
+        for i, j in zip(begins, ends, strict=True)
+    ]
     rles: list[RLE] = mask_util.frPyObjects(runs, height, width)
     return rles
 
