@@ -78,7 +78,7 @@ def _rows(templates: Any, boxes: Any, height: int, width: int, rounds: int) -> l
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     notes = {
         "pixels that differ": f"{differing} of {masks.numel():,}",
-        "the kernel's part of ours": f"{statistics.median(pages.samples):.3g} ms, clearing the pages that are written to",
+        "the kernel clears the pages that ours writes to in": f"{statistics.median(pages.samples):.3g} ms",
         "boxes on average": f"{areas.mean() / (height * width):.1%} of the image",
     }
     expected = encode_whole(masks)
