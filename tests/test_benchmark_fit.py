@@ -67,7 +67,9 @@ def test_files_of_any_length_and_their_fit(args: argparse.Namespace, tmp_path: P
     assert len(found) == args.masks > len(polygons)
     assert {a.box for a in found} == {a.box for a in polygons}
     one, two = fit.end_to_end(file, args)
-    assert one.unit == "us" and one.goal is not None and two.what.startswith("2 workers")
+    assert (
+        one.unit == fit.measuring(file, args).unit == "us" and one.goal is not None and two.what.startswith("2 workers")
+    )
 
 
 def test_memory_is_that_of_the_process_and_its_children() -> None:

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "many.json"
         write_json_of(args.data, args.masks, file)
-        rows += end_to_end(file, args)
+        rows += [*end_to_end(file, args), measuring(file, args)]
         rows.append(memory(args, Path(folder)))
     return rows
 
@@ -268,6 +268,28 @@ def end_to_end(file: Path, args: argparse.Namespace) -> list[Row]:
             )
         )
     return rows
+
+
+def measuring(file: Path, args: argparse.Namespace) -> Row:
+    """The second pass of fit_pca.py: every mask encoded and decoded with five numbers of components."""
+    from threadpoolctl import threadpool_limits
+
+    from meinst_d2.data.fit import count_moments, measure_reconstruction
+    from meinst_d2.data.instances import read_coco_json
+    from meinst_d2.encoding import fit_pca
+
+    annotations = read_coco_json(file)
+    samples = []
+    with threadpool_limits(1):
+        moments, _ = quietly(count_moments, annotations, args.mask_size)
+        every = fit_pca(moments, None)
+        dims = sorted({min(dim, every.dim) for dim in (20, 40, 60, 80, 100)})
+        for _ in range(min(args.rounds, 3)):
+            start = cpu_seconds()
+            quietly(measure_reconstruction, annotations, [every], dims, None)
+            samples.append(1e6 * (cpu_seconds() - start) / len(annotations))
+    side = Side("measure_reconstruction", samples)
+    return Row("rasterise and redraw with 5 D, CPU time per mask", side, unit="us")
 
 
 def cpu_seconds() -> float:
