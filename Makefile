@@ -29,7 +29,7 @@ install:  ## make the environment: torch, torchvision, Detectron2, this package
 install-core:
 	@:$(call ensure,core)
 
-demo: install  ## generate shapes, fit components, train a small model on the CPU, evaluate, draw (10 minutes)
+demo: install  ## generate shapes, fit components, train a small model on the CPU, evaluate, draw (5 minutes)
 	$(run) tools/demo_shapes.py
 
 test: install  ## every test
