@@ -18,7 +18,8 @@ OVERRIDES = ("MODEL.MEINST.COMPONENTS", "components.npz", "MODEL.MEINST.PRIOR_PR
 
 
 def run(folder: Path, script: str, *arguments: str, fails: bool = False) -> str:
-    environment = os.environ | {"DETECTRON2_DATASETS": "data", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"DETECTRON2_DATASETS": "data", "PYTHONPATH": path}
     command = [sys.executable, str(ROOT / script), *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert (done.returncode != 0) == fails, done.stdout[-3000:] + done.stderr[-3000:]
