@@ -28,6 +28,7 @@ CHOICES = {
     "MODEL.MEINST.MASK_OUTPUT": ("bitmask", "rle", "template"),
     "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
     "MODEL.MEINST.PRECISION": ("float32", "float16", "bfloat16"),
+    "MODEL.MEINST.CHANNELS_LAST": ("auto", "always", "never"),
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler"),
 }
 """The values of the keys that name one of a few."""
@@ -65,13 +66,20 @@ def precision_of(cfg: CN) -> str:
     return cfg.MODEL.MEINST.PRECISION
 
 
+def channels_last_of(cfg: CN) -> bool:
+    """Whether ``MODEL.MEINST.CHANNELS_LAST`` means so on ``MODEL.DEVICE``."""
+    choice = cfg.MODEL.MEINST.CHANNELS_LAST
+    return choice == "always" or (choice == "auto" and cfg.MODEL.DEVICE == "cpu")
+
+
 def _add_computing(model: CN) -> None:
     meinst = model.MEINST = CN()
     # What convolutions compute in, in training and prediction: "float32", "float16" (training scales the loss) or
     # "bfloat16". Losses, scores and masks are float32 always. SOLVER.AMP.ENABLED means "float16", as in Detectron2.
     meinst.PRECISION = "float32"
-    # Keep images and feature maps with channels last in memory.
-    meinst.CHANNELS_LAST = False
+    # Keep images and feature maps with channels last in memory: "always", "never", or "auto" for CPUs alone, where it
+    # was measured to pay (docs/performance.md). Results are the same but for rounding.
+    meinst.CHANNELS_LAST = "auto"
 
 
 def _add_head(meinst: CN) -> None:

@@ -94,7 +94,7 @@ NO_EFFECT = {
 
 FIXED: dict[str, Any] = {
     "PRECISION": "float32",
-    "CHANNELS_LAST": False,
+    "CHANNELS_LAST": "auto",
     "ENCODER": "PCAEncoder",
     "MASK_LOSS_TYPE": "l2",
     "MASK_LOSS_WEIGHTS": "uniform",

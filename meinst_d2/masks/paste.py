@@ -48,8 +48,11 @@ def _pixels_of(runs: Runs, windows: Windows) -> Iterator[BoolArray]:
     origin = windows.top * windows.width + windows.left
     line = runs.line * windows.width.take(runs.mask) - origin.take(runs.mask)
     areas = windows.height * windows.width
-    lengths, begins, ends = alternating_lengths(runs.mask, line + runs.start, line + runs.stop, areas)
+    lengths, _, ends = alternating_lengths(runs.mask, line + runs.start, line + runs.stop, areas)
+    # A mask has an odd number of lengths; what stands between two masks becomes a set run of no pixels.
+    lengths[ends[:-1]] = 0
     states = np.zeros(len(lengths), np.bool_)
     states[1::2] = True
-    for begin, end in zip(begins, ends, strict=True):
-        yield np.repeat(states[: end - begin], lengths[begin:end])
+    pixels = np.repeat(states, lengths)
+    stops = np.cumsum(areas).tolist()
+    return (pixels[stop - area : stop] for stop, area in zip(stops, areas.tolist(), strict=True))

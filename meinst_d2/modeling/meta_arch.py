@@ -12,7 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, ProposalNetwork, build_backb
 from detectron2.structures import ImageList
 from torch import Tensor
 
-from meinst_d2.config import precision_of
+from meinst_d2.config import channels_last_of, precision_of
 from meinst_d2.modeling.backbone import complete_pyramid
 from meinst_d2.modeling.inference import MaskOutput, PasteBox, postprocess
 from meinst_d2.precision import Precision, autocast
@@ -58,7 +58,7 @@ class MEInstDetector(ProposalNetwork):
             "mask_paste_box": meinst.MASK_PASTE_BOX,
             "mask_output": meinst.MASK_OUTPUT,
             "precision": precision_of(cfg),
-            "channels_last": meinst.CHANNELS_LAST,
+            "channels_last": channels_last_of(cfg),
         }
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:

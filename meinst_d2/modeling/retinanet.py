@@ -17,7 +17,7 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
-from meinst_d2.config import check_choices, precision_of
+from meinst_d2.config import channels_last_of, check_choices, precision_of
 from meinst_d2.encoding import MaskEncoder
 from meinst_d2.modeling.build import (
     NOT_FITTED,
@@ -78,6 +78,7 @@ class MEInstRetinaNet(RetinaNet):
         mask_paste_box: PasteBox = "predicted",
         mask_output: MaskOutput = "bitmask",
         precision: Precision = "float32",
+        channels_last: bool = False,
         **kwargs: Any,
     ) -> None:
         """
@@ -87,6 +88,7 @@ class MEInstRetinaNet(RetinaNet):
             mask_weight: its factor.
             mask_paste_box, mask_output: see :func:`~meinst_d2.modeling.inference.postprocess`.
             precision: "float32", "float16" or "bfloat16", what convolutions compute in.
+            channels_last: keep images and feature maps with channels last in memory.
             kwargs: of Detectron2's RetinaNet.
         """
         super().__init__(**kwargs)
@@ -96,6 +98,8 @@ class MEInstRetinaNet(RetinaNet):
         self.mask_paste_box: PasteBox = mask_paste_box
         self.mask_output: MaskOutput = mask_output
         self.precision: Precision = precision
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self.memory_format)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -119,7 +123,14 @@ class MEInstRetinaNet(RetinaNet):
             "mask_paste_box": meinst.MASK_PASTE_BOX,
             "mask_output": meinst.MASK_OUTPUT,
             "precision": precision_of(cfg),
+            "channels_last": channels_last_of(cfg),
         }
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """As Detectron2's, with the pixels in this model's order."""
+        images = super().preprocess_image(batched_inputs)
+        images.tensor = images.tensor.to(memory_format=self.memory_format)
+        return images
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """As :class:`~meinst_d2.modeling.meta_arch.MEInstDetector`."""

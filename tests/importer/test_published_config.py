@@ -28,7 +28,7 @@ def test_a_short_file_stands_on_their_defaults(tmp_path: Path) -> None:
     cfg = config_of(translated(tmp_path))
     assert dict(cfg.MODEL.MEINST) == {
         "PRECISION": "float32",
-        "CHANNELS_LAST": False,
+        "CHANNELS_LAST": "auto",
         "NUM_CLASSES": 80,
         "IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
         "TOP_LEVELS": 2,

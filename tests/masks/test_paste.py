@@ -93,10 +93,60 @@ def test_without_the_kernels_help(monkeypatch: pytest.MonkeyPatch) -> None:
     templates = random_templates(np.random.default_rng(0), 3, 28)
     boxes = torch.tensor([[1.3, 2.2, 30.1, 20.7]] * 3)
     expected = paste_masks(templates, boxes, 24, 32)
+    monkeypatch.setattr(canvas, "KEEP_AT_MOST", 0)
     monkeypatch.setattr(canvas, "_POPULATE_WRITE", 999)
     assert torch.equal(paste_masks(templates, boxes, 24, 32), expected)
     monkeypatch.setattr(canvas.sys, "platform", "win32")
     assert torch.equal(paste_masks(templates, boxes, 24, 32), expected)
+
+
+@pytest.fixture
+def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> list[canvas.Memory]:
+    kept: list[canvas.Memory] = []
+    monkeypatch.setattr(canvas, "_kept", kept)
+    return kept
+
+
+def test_memory_is_kept_for_the_next_image_and_cleared(nothing_kept: list[canvas.Memory]) -> None:
+    templates, boxes = torch.ones(3, 28, 28), torch.tensor([[1.0, 2.0, 30.0, 20.0]] * 3)
+    first = paste_masks(templates, boxes, 24, 32)
+    address = first.data_ptr()
+    first[:] = True  # a user may paint on it
+    del first
+    assert [memory.ctypes.data for memory in nothing_kept] == [address]
+    second = paste_masks(templates, boxes + 1, 20, 32)
+    assert second.data_ptr() == address and not nothing_kept
+    assert second.sum() == 3 * 29 * 17 and second[0, 3:20, 2:31].all()
+
+
+def test_memory_in_use_is_not_taken(nothing_kept: list[canvas.Memory]) -> None:
+    """Not even where only a part of the masks, or their numbers, are in use."""
+    boxes = torch.tensor([[1.0, 2.0, 30.0, 20.0]] * 3)
+    whole = paste_masks(torch.ones(3, 28, 28), boxes, 24, 32)
+    expected = whole[1:].clone()
+    part = whole[1:]
+    numbers = part.numpy()[0]
+    del whole, part
+    for _ in range(3):
+        assert not paste_masks(torch.zeros(3, 28, 28), boxes, 24, 32).any()
+    assert (numbers == expected[0].numpy()).all()
+
+
+def test_the_larger_of_two_memories_is_kept(nothing_kept: list[canvas.Memory]) -> None:
+    sizes = (100, 3000, 800)
+    masks = [paste_masks(torch.ones(1, 4, 4), torch.tensor([[0.0, 0.0, 9.0, 9.0]]), size, size) for size in sizes]
+    addresses = [mask.data_ptr() for mask in masks]
+    masks.clear()
+    assert [memory.ctypes.data for memory in nothing_kept] == [addresses[1]]
+
+
+def test_a_stack_too_large_to_keep(nothing_kept: list[canvas.Memory], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canvas, "KEEP_AT_MOST", 1000)
+    templates = random_templates(np.random.default_rng(0), 3, 28)
+    boxes = torch.tensor([[1.3, 2.2, 30.1, 20.7]] * 3)
+    for _ in range(2):
+        assert_thresholded(paste_masks(templates, boxes, 24, 32), stretch_one_by_one(templates, boxes, 24, 32))
+    assert not nothing_kept
 
 
 sides = st.integers(1, 90)

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models import image_with, tiny_model
+from meinst_d2.config import channels_last_of
+from tests.models import image_with, tiny_cfg, tiny_model
 
 BATCH = [image_with([[10, 8, 40, 44], [50, 20, 90, 60]], classes=[3, 5]), image_with([])]
 TOLERANCE = {"bfloat16": 0.03, "float16": 0.004}  # relative, of the losses of a small model
@@ -41,7 +42,8 @@ def test_detectron2s_switch_means_float16() -> None:
 
 
 def test_channels_last_changes_the_layout_and_nothing_else() -> None:
-    plain, last = pair("MODEL.MEINST.CHANNELS_LAST", True)
+    (_, plain), (_, last) = (pair("MODEL.MEINST.CHANNELS_LAST", choice) for choice in ("never", "auto"))
+    assert plain.preprocess_image(BATCH).tensor.is_contiguous()
     weight = last.proposal_generator.head.cls_logits.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert last.preprocess_image(BATCH).tensor.is_contiguous(memory_format=torch.channels_last)
@@ -51,3 +53,13 @@ def test_channels_last_changes_the_layout_and_nothing_else() -> None:
     with torch.no_grad():
         before, after = (model.eval()(BATCH)[0]["instances"] for model in (plain, last))
     torch.testing.assert_close(after.pred_boxes.tensor, before.pred_boxes.tensor, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "choice, device, last",
+    [("auto", "cpu", True), ("auto", "cuda", False), ("always", "cuda", True), ("never", "cpu", False)],
+)
+def test_where_channels_come_last(choice: str, device: str, last: bool) -> None:
+    cfg = tiny_cfg("MODEL.MEINST.CHANNELS_LAST", choice)
+    cfg.MODEL.DEVICE = device
+    assert channels_last_of(cfg) is last

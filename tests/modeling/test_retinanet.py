@@ -60,7 +60,7 @@ def test_classes_and_boxes_are_trained_as_detectron2s() -> None:
 
 
 def test_detections_are_detectron2s() -> None:
-    ours = model().eval()
+    ours = model("MODEL.MEINST.CHANNELS_LAST", "never").eval()  # as theirs: bit for bit
     theirs = plain_twin(ours).eval()
     with torch.no_grad():
         for found, expected in zip(ours(BATCH), theirs(BATCH), strict=True):
@@ -160,3 +160,14 @@ def test_without_components_it_stops() -> None:
 def test_two_numbers_of_classes_are_an_error() -> None:
     with pytest.raises(ValueError, match="MODEL.RETINANET.NUM_CLASSES = 7 and MODEL.MEINST.NUM_CLASSES = 6"):
         build_model(tiny_cfg(*RETINANET, "MODEL.RETINANET.NUM_CLASSES", 7))
+
+
+def test_channels_last_changes_the_layout_and_nothing_else() -> None:
+    batch = [image_with([[10, 8, 40, 44], [50, 20, 90, 60]], classes=[3, 5])]
+    plain, last = (model("MODEL.MEINST.CHANNELS_LAST", choice).eval() for choice in ("never", "always"))
+    assert last.preprocess_image(batch).tensor.is_contiguous(memory_format=torch.channels_last)
+    assert last.head.mask_pred.weight.is_contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        before, after = (found(batch)[0]["instances"] for found in (plain, last))
+    torch.testing.assert_close(after.pred_boxes.tensor, before.pred_boxes.tensor, rtol=0, atol=1e-3)
+    torch.testing.assert_close(after.scores, before.scores, rtol=0, atol=1e-5)
