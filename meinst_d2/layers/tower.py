@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from meinst_d2.layers.deform_conv import DeformConv
+from meinst_d2.layers.winograd import TrainingConv2d
 
 NormType = Literal["GN", "none"]
 NORM_TYPES: tuple[str, ...] = get_args(NormType)
@@ -52,7 +53,7 @@ def build_tower(
 
 def plain_conv(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv2d:
     """A 3 x 3 convolution with weights from N(0, 0.01) and a constant bias."""
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    conv = TrainingConv2d(in_channels, out_channels)
     init_conv(conv, bias)
     return conv
 

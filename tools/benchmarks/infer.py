@@ -1,7 +1,8 @@
 """Prediction: our forward pass against Detectron2's detectors, what comes after the head, and the peak of memory.
 
-All models have random weights. Their score thresholds let as many candidates pass as a trained model's do, and our
-boxes have a real object's average size, so that selection, suppression and pasting have their usual work.
+All models have random weights, normalised as trained ones are (see benchmarks/models.py). Their score thresholds let as
+many candidates pass as a trained model's do, and our boxes have a real object's average size, so that selection,
+suppression and pasting have their usual work.
 """
 
 from __future__ import annotations
@@ -13,26 +14,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, Goal, PeakMemory, Row, Side, alternate, set_threads
+from benchmarks.common import Goal, PeakMemory, Row, Side, alternate, set_threads
+from benchmarks.models import DETECTRON2, detectron2_model, our_config, our_model
 from benchmarks.source import find_source
 
-CONFIG = "MEInst_R_50_1x_none.yaml"
-OURS, WITHOUT_MASKS, DEFORMABLE = "MEInst", "MEInst, MASK_ON False", "MEInst, deformable"
-BASELINES = {
-    "Mask R-CNN": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
-    "RetinaNet": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
-    "FCOS": "COCO-Detection/fcos_R_50_FPN_1x.py",
+OURS, WITHOUT_MASKS, COMPILED = "MEInst", "MEInst, MASK_ON False", "MEInst, torch.compile"
+VARIANTS: dict[str, tuple[Any, ...]] = {
+    WITHOUT_MASKS: ("MODEL.MASK_ON", False),
+    "MEInst, deformable": ("MODEL.MEINST.DEFORM_CONV", "last"),
+    "MEInst, bfloat16": ("MODEL.MEINST.PRECISION", "bfloat16"),
 }
+"""What is measured beside the model of the command line, by the keys that differ."""
+OTHER_LAYOUT = {"cpu": "never", "cuda": "always"}
+"""The value of CHANNELS_LAST that "auto" does not mean."""
 CLASSIFIERS = {
-    OURS: "proposal_generator.head.cls_logits",
     "Mask R-CNN": "roi_heads.box_predictor.cls_score",
     "RetinaNet": "head.cls_score",
     "FCOS": "head.cls_score",
 }
-CANDIDATES = 3000
+CANDIDATES = 5000
 """(Box, class) pairs per image above the score threshold."""
-BOX_SIDE = 250
-"""Of our boxes, in pixels: 6% of an image of 800 x 1333."""
 MEGAPIXELS_12 = (3000, 4000)
 
 
@@ -41,28 +42,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1, help="images at once (default 1)")
     parser.add_argument("--detections", type=int, default=100, help="per image (default 100)")
     parser.add_argument("--no-baselines", action="store_true", help="measure our own models only")
+    parser.add_argument("--compile", action="store_true", help="also with torch.compile of backbone and head (minutes)")
+    parser.add_argument(
+        "--precision", default="float32", help="of all: float32, float16 (CUDA) or bfloat16 (default float32)"
+    )
+    parser.set_defaults(rounds=5)
 
 
 def run(args: argparse.Namespace) -> list[Row]:
     import torch
 
-    images, label = _images(args)
-    models = {
-        OURS: _our_model(args),
-        WITHOUT_MASKS: _our_model(args, "MODEL.MASK_ON", False),
-        DEFORMABLE: _our_model(args, "MODEL.MEINST.DEFORM_CONV", "last"),
-    }
-    if not args.no_baselines:
-        models |= {name: _detectron2_model(name, args) for name in BASELINES}
-    what = f"R-50, {label}"
+    images, label = input_images(args)
+    calls = {name: _call(model, images, args) for name, model in _models(images, args).items()}
     with torch.no_grad():
-        for name, model in models.items():
-            _let_candidates_pass(model, CLASSIFIERS.get(name, CLASSIFIERS[OURS]), images)
-        found = {name: len(model(images)[0]["instances"]) for name, model in models.items()}
-        sides = alternate({n: _call(m, images) for n, m in models.items()}, args.rounds, device=args.device)
-        after_head = _after_head_row(what, models[OURS], images, args)
+        found = {name: len(call()[0]["instances"]) for name, call in calls.items()}
+        sides = alternate(calls, args.rounds, device=args.device)
+        ours = prepared(our_model(our_config(args), images), images, args)
+        what = f"R-50, {label}, {args.precision}"
+        after_head = _after_head_row(what, ours, images, args)
     return [
-        _branch_row(what, models, sides, images),
+        _branch_row(what, sides, images, args),
         *(
             Row(what, sides[OURS], side, notes={f"detections of {OURS} and {name}": f"{found[OURS]} and {found[name]}"})
             for name, side in sides.items()
@@ -73,11 +72,45 @@ def run(args: argparse.Namespace) -> list[Row]:
     ]
 
 
-def _call(model: Any, images: list[dict[str, Any]]) -> Callable[[], Any]:
-    return lambda: model(images)
+def _models(images: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
+    built = {OURS: our_model(our_config(args), images)}
+    if args.compile:
+        built[COMPILED] = compiled(our_model(our_config(args), images))
+    other = OTHER_LAYOUT[args.device]
+    variants = VARIANTS | {f"MEInst, CHANNELS_LAST {other}": ("MODEL.MEINST.CHANNELS_LAST", other)}
+    for name, overrides in variants.items():
+        built[name] = our_model(our_config(args, *overrides), images)
+    if not args.no_baselines:
+        built |= {name: detectron2_model(name, args, images) for name in DETECTRON2}
+    return {name: prepared(model, images, args, CLASSIFIERS.get(name)) for name, model in built.items()}
 
 
-def _images(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
+def compiled(model: Any) -> Any:
+    """The model, with backbone and head compiled."""
+    import torch
+
+    model.backbone.compile()
+    model.proposal_generator.head.compile()
+    torch._dynamo.config.cache_size_limit = 64
+    return model
+
+
+def _call(model: Any, images: list[dict[str, Any]], args: argparse.Namespace) -> Callable[[], Any]:
+    """A prediction; Detectron2's models compute in our precision too."""
+    import torch
+
+    from meinst_d2.precision import autocast
+
+    def call() -> Any:
+        if hasattr(model, "precision"):
+            return model(images)
+        with autocast(torch.device(args.device), args.precision):
+            return model(images)
+
+    return call
+
+
+def input_images(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
     """The first images, resized for the network, with outputs of the same size."""
     import torch
     from detectron2.data.detection_utils import read_image
@@ -94,130 +127,83 @@ def _images(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
     return images, f"batch {len(images)} of {height} x {width}"
 
 
-def _our_model(args: argparse.Namespace, *overrides: Any) -> Any:
-    """Random weights, boxes of one size, and the components of random templates."""
-    import torch
-    from detectron2.config import get_cfg
-    from detectron2.modeling import build_model
+def prepared(model: Any, images: list[dict[str, Any]], args: argparse.Namespace, classifier: str | None = None) -> Any:
+    """The model, with the score threshold at the score of its 5000th best pair of box and class, and the cap set.
 
-    import meinst_d2.modeling  # noqa: F401  registers the model
-    from meinst_d2 import add_meinst_config
-
-    cfg = get_cfg()
-    add_meinst_config(cfg)
-    cfg.merge_from_file(str(ROOT / "configs" / CONFIG))
-    keys = {
-        "MODEL.DEVICE": args.device,
-        "MODEL.MEINST.COMPONENTS": str(_components(cfg)),
-        "TEST.DETECTIONS_PER_IMAGE": args.detections,
-    }
-    cfg.merge_from_list([x for pair in keys.items() for x in pair] + list(overrides))
-    torch.manual_seed(0)
-    model = build_model(cfg).eval()
-    head, strides = model.proposal_generator.head, model.proposal_generator.assignment_rule.strides
-    with torch.no_grad():
-        head.bbox_pred.bias.fill_(1)
-        for scale, stride in zip(head.scales, strides, strict=True):
-            for parameter in scale.parameters():
-                parameter.fill_(BOX_SIDE / 2 / stride)
-    return model
-
-
-def _components(cfg: Any) -> Path:
-    """A file with the components of random masks, made once."""
-    import numpy as np
-
-    from meinst_d2.encoding import PixelMoments, fit_pca, save_components
-
-    size, dim = cfg.MODEL.MEINST.MASK_SIZE, cfg.MODEL.MEINST.DIM_MASK
-    path = ROOT / f"output/benchmark/components_{size}_{dim}.npz"
-    if not path.is_file():
-        y, x = np.mgrid[:size, :size] / size
-        cx, cy, rx, ry = np.random.default_rng(0).uniform(0.3, 0.7, (4, 2000, 1, 1))
-        moments = PixelMoments(size)
-        moments.update(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1)
-        save_components(path, [fit_pca(moments).truncated(dim)], {})
-    return path
-
-
-def _detectron2_model(name: str, args: argparse.Namespace) -> Any:
-    """A model of Detectron2's own zoo."""
-    import torch
-    from detectron2 import model_zoo
-    from detectron2.config import CfgNode, instantiate
-    from detectron2.modeling import build_model
-
-    cfg = model_zoo.get_config(BASELINES[name])
-    torch.manual_seed(0)
-    if isinstance(cfg, CfgNode):
-        cfg.MODEL.DEVICE, cfg.TEST.DETECTIONS_PER_IMAGE = args.device, args.detections
-        return build_model(cfg).eval()
-    model = instantiate(cfg.model).to(args.device).eval()
-    model.max_detections_per_image = args.detections
-    return model
-
-
-def _let_candidates_pass(model: Any, classifier: str, images: list[dict[str, Any]]) -> None:
-    """Set the model's score threshold to the score of its 3000th best pair of box and class."""
+    Args:
+        model: random.
+        images: what it will see.
+        args: with ``detections``.
+        classifier: the layer that gives class logits; None for ours.
+    """
     import torch
 
     logits: list[Any] = []
-    handle = model.get_submodule(classifier).register_forward_hook(lambda *call: logits.append(call[2]))
-    model(images)
-    handle.remove()
-    if "box_predictor" in classifier:
+
+    def keep(module: Any, inputs: Any, output: Any) -> None:
+        logits.append(output.detach().float().clone())  # Detectron2 takes the sigmoid in place
+
+    ours = classifier is None
+    layer = model.get_submodule(classifier or "proposal_generator.head.cls_logits")
+    with torch.no_grad(), layer.register_forward_hook(keep):
+        model(images)
+    if model.__class__.__name__ == "GeneralizedRCNN":
         scores = torch.cat(logits).softmax(1)[:, :-1]  # the last is the background
-        holder = model.roi_heads.box_predictor
     else:
         scores = torch.cat([x.flatten() for x in logits]).sigmoid()
-        holder = model
     best = scores.flatten().topk(min(CANDIDATES * len(images), scores.numel())).values
     threshold = best[-1].item()
-    if classifier == CLASSIFIERS[OURS]:
+    if ours:
         generator = model.proposal_generator
-        generator.inference_rule = dataclasses.replace(generator.inference_rule, score_thresh=threshold)
+        generator.inference_rule = dataclasses.replace(
+            generator.inference_rule, score_thresh=threshold, max_detections=args.detections
+        )
+    elif model.__class__.__name__ == "GeneralizedRCNN":
+        predictor = model.roi_heads.box_predictor
+        predictor.test_score_thresh, predictor.test_topk_per_image = threshold, args.detections
     else:
         # Detectron2's FCOS takes the root of the product with a centerness that is one half before training.
-        holder.test_score_thresh = (threshold / 2) ** 0.5 if type(model).__name__ == "FCOS" else threshold
+        model.test_score_thresh = (threshold / 2) ** 0.5 if model.__class__.__name__ == "FCOS" else threshold
+        model.max_detections_per_image = args.detections
+    return model
 
 
-def _branch_row(what: str, models: dict[str, Any], sides: dict[str, Side], images: list[dict[str, Any]]) -> Row:
+def _branch_row(what: str, sides: dict[str, Side], images: list[dict[str, Any]], args: argparse.Namespace) -> Row:
     row = Row(what, sides[OURS], sides[WITHOUT_MASKS])
     over = 1 / row.ratio - 1
-    flops = {name: _flops(models[name], images) for name in (OURS, WITHOUT_MASKS)}
+    with_masks, without = (
+        flops(our_model(our_config(args, *overrides), images), images) for overrides in ((), VARIANTS[WITHOUT_MASKS])
+    )
     notes = {
         "time over MASK_ON False": f"{over:.1%}",
-        "FLOPs over MASK_ON False": f"{flops[OURS] / flops[WITHOUT_MASKS] - 1:.1%} ({flops[OURS] / 1e9:.0f} G in all)",
+        "FLOPs over MASK_ON False": f"{with_masks / without - 1:.1%} ({with_masks / 1e9:.0f} G in all)",
     }
     return dataclasses.replace(row, goal=Goal("<= 30% over", over <= 0.3), notes=notes)
 
 
-def _flops(model: Any, images: list[dict[str, Any]]) -> int:
+def flops(model: Any, images: list[dict[str, Any]]) -> int:
+    """Of a prediction: two for each product that is added up."""
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(images)
     return counter.get_total_flops()
 
 
-def _parts(model: Any, images: list[dict[str, Any]]) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+def parts_of(model: Any, images: list[dict[str, Any]]) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
     """The forward pass up to the head's output, and all that comes after it."""
-    from detectron2.structures import ImageList
-
     from meinst_d2.fcos.locations import level_locations
     from meinst_d2.modeling.inference import detect, postprocess
+    from meinst_d2.precision import autocast
 
     generator = model.proposal_generator
-
-    def preprocess() -> Any:
-        pixels = [(x["image"].to(model.device) - model.pixel_mean) / model.pixel_std for x in images]
-        return ImageList.from_tensors(pixels, model.backbone.size_divisibility)
-
-    batch = preprocess()
+    batch = model.preprocess_image(images)
 
     def forward() -> Any:
-        features = model.backbone(preprocess().tensor)
-        return generator.head([features[name] for name in generator.in_features])
+        with autocast(model.device, model.precision):
+            features = model.backbone(model.preprocess_image(images).tensor)
+            return generator.head([features[name] for name in generator.in_features])
 
     def finish(output: Any) -> Any:
         strides = generator.assignment_rule.strides
@@ -229,7 +215,7 @@ def _parts(model: Any, images: list[dict[str, Any]]) -> tuple[Callable[[], Any],
 
 
 def _after_head_row(what: str, model: Any, images: list[dict[str, Any]], args: argparse.Namespace) -> Row:
-    forward, finish = _parts(model, images)
+    forward, finish = parts_of(model, images)
     output = forward()
     sides = alternate(
         {"after the head": lambda: finish(output), "up to the head": forward}, args.rounds, device=args.device
@@ -267,12 +253,13 @@ def _measure_memory(args: argparse.Namespace, mask_output: str) -> tuple[int, st
 
     set_threads(args.threads)
     args = argparse.Namespace(**{**vars(args), "detections": 300, "batch": 1})
-    images, label = _images(args)
-    model = _our_model(args)
+    images, label = input_images(args)
+    few = argparse.Namespace(**{**vars(args), "short_edge": 64})  # preparing takes memory too
+    model = our_model(our_config(args), input_images(few)[0])
     model.mask_output = mask_output
     images[0]["height"], images[0]["width"] = MEGAPIXELS_12
     generator = model.proposal_generator
-    generator.inference_rule = dataclasses.replace(generator.inference_rule, score_thresh=0.0)
+    generator.inference_rule = dataclasses.replace(generator.inference_rule, score_thresh=0.0, max_detections=300)
     with torch.no_grad(), PeakMemory(args.device) as peak:
         count = len(model(images)[0]["instances"])
     return count, label, peak.megabytes

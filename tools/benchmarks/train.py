@@ -1,4 +1,8 @@
-"""A training step (forward, losses, backward, update), against Detectron2's Mask R-CNN on the same images."""
+"""A training step (forward, losses, backward, update), against Detectron2's Mask R-CNN on the same images.
+
+Both have random weights, normalised as trained ones are (see benchmarks/models.py), so that Mask R-CNN samples its 512
+boxes an image. Only those that chance puts on objects reach its mask head, fewer than later in training.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.common import ROOT, Goal, Row, alternate
+from benchmarks.common import Goal, Row, alternate
+from benchmarks.models import detectron2_model, our_config, our_model
 from benchmarks.source import Source, find_source
-
-MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,44 +59,33 @@ def polygon_records(source: Source, count: int) -> list[dict[str, Any]]:
 
 def ours(records: list[dict[str, Any]], args: argparse.Namespace, *overrides: Any) -> Callable[[], None]:
     """A step of MEInst_R_50_1x_none, on these images."""
-    from detectron2.config import get_cfg
     from detectron2.data import transforms as T
-    from detectron2.modeling import build_model
 
-    import meinst_d2.modeling  # noqa: F401  registers the model
-    from meinst_d2 import add_meinst_config
     from meinst_d2.data.mapper import MEInstDatasetMapper
 
-    cfg = get_cfg()
-    add_meinst_config(cfg)
-    cfg.merge_from_file(str(ROOT / "configs/MEInst_R_50_1x_none.yaml"))
-    # What the components say costs nothing; these need no fit.
-    cfg.merge_from_list(["MODEL.DEVICE", args.device, "MODEL.MEINST.ENCODER", "DCTEncoder", *overrides])
-    cfg.MODEL.MEINST.PRECISION = args.precision
+    cfg = our_config(args, *overrides)
     mapper = MEInstDatasetMapper(
         augmentations=[T.ResizeShortestEdge(args.size, 1333)],
         image_format="BGR",
         mask_size=cfg.MODEL.MEINST.MASK_SIZE,
     )
-    return step_of(build_model(cfg), [mapper(record) for record in records], args)
+    batch = [mapper(record) for record in records]
+    return step_of(our_model(cfg, batch), batch, args)
 
 
 def mask_rcnn(records: list[dict[str, Any]], args: argparse.Namespace) -> Callable[[], None]:
     """A step of Detectron2's Mask R-CNN R50-FPN."""
-    from detectron2 import model_zoo
     from detectron2.data import DatasetMapper
     from detectron2.data import transforms as T
-    from detectron2.modeling import build_model
 
-    cfg = model_zoo.get_config(MASK_RCNN)
-    cfg.merge_from_list(["MODEL.DEVICE", args.device])
     mapper = DatasetMapper(
         is_train=True,
         augmentations=[T.ResizeShortestEdge(args.size, 1333)],
         image_format="BGR",
         use_instance_mask=True,
     )
-    return step_of(build_model(cfg), [mapper(record) for record in records], args)
+    batch = [mapper(record) for record in records]
+    return step_of(detectron2_model("Mask R-CNN", args, batch), batch, args)
 
 
 def step_of(model: Any, batch: list[dict[str, Any]], args: argparse.Namespace) -> Callable[[], None]:
