@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from benchmarks import infer, models
 from benchmarks.common import Goal, PeakMemory, Row, Side, add_common_arguments, alternate, print_table, write_json
 from benchmarks.source import find_source
 from meinst_d2.data.shape_images import ShapesConfig
@@ -100,20 +103,47 @@ def test_eval(data: Path, few_components: None) -> None:
         assert 10 < row.notes["mask AP"] < 100
 
 
-def test_infer(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import infer
+@pytest.fixture
+def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "CONFIG", "quick/tiny.yaml")
 
-    monkeypatch.setattr(infer, "CONFIG", "quick/tiny.yaml")
+
+def test_infer(data: Path, small_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(infer, "_memory_row", lambda args: Row("memory", Side("", [0.0])))
     rows = measure("infer", data, "--short-edge", "96", "--detections", "20", "--no-baselines")
     assert [row.baseline and row.baseline.name for row in rows] == [
         "MEInst, MASK_ON False",
         "MEInst, deformable",
+        "MEInst, bfloat16",
+        "MEInst, CHANNELS_LAST never",
         "up to the head",
         None,
     ]
     assert rows[1].notes == {"detections of MEInst and MEInst, deformable": "20 and 20"}
-    assert rows[2].what.endswith("20 detections")
+    assert rows[4].what.endswith("20 detections")
+
+
+def test_random_weights_behave_like_trained_ones(data: Path) -> None:
+    """Without the statistics of batch norms, RetinaNet and FCOS find nothing and Mask R-CNN next to nothing."""
+    args = argparse.Namespace(data=data, batch=1, short_edge=96, detections=20, device="cpu")
+    images, _ = infer.input_images(args)
+    for name in models.DETECTRON2:
+        model = infer.prepared(models.detectron2_model(name, args, images), images, args)
+        with torch.no_grad():
+            assert 5 < len(model(images)[0]["instances"]) <= 20, name
+
+
+def test_growth(data: Path, few_components: None, small_model: None, tmp_path: Path) -> None:
+    plot = tmp_path / "growth.png"
+    sizes = ["--short-edges", "64", "96", "--objects", "1", "3", "--dims", "4", "8", "--mask-sizes", "7", "14"]
+    rows = measure("growth", data, *sizes, "--plot", str(plot))
+    assert len(rows) == 2 * (3 + 5 + 3 + 5) and Image.open(plot).width > 1000
+    assert [row.what for row in rows[:3]] == [
+        "network at 64",
+        "select, suppress, decode, paste at 64",
+        "the network's FLOPs (limit) at 64",
+    ]
+    assert all(row.ours.samples[0] > 0 for row in rows)
 
 
 def test_the_peak_of_memory_is_found_after_it_is_over() -> None:

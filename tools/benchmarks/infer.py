@@ -1,8 +1,8 @@
 """Prediction: our forward pass against Detectron2's detectors, what comes after the head, and the peak of memory.
 
-All models have random weights, normalised as trained ones are (see benchmarks/models.py). Their score thresholds let as
-many candidates pass as a trained model's do, and our boxes have a real object's average size, so that selection,
-suppression and pasting have their usual work.
+All models have random weights, normalised as trained ones are (see benchmarks/models.py). Their score thresholds let
+the 1000 best candidates of every level pass, which is all that can, and our boxes have a real object's average size, so
+that selection, suppression and pasting have at least their usual work.
 """
 
 from __future__ import annotations
@@ -27,13 +27,8 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
 """What is measured beside the model of the command line, by the keys that differ."""
 OTHER_LAYOUT = {"cpu": "never", "cuda": "always"}
 """The value of CHANNELS_LAST that "auto" does not mean."""
-CLASSIFIERS = {
-    "Mask R-CNN": "roi_heads.box_predictor.cls_score",
-    "RetinaNet": "head.cls_score",
-    "FCOS": "head.cls_score",
-}
 CANDIDATES = 5000
-"""(Box, class) pairs per image above the score threshold."""
+"""(Box, class) pairs per image that Mask R-CNN, which has no cap of its own, passes on: as many as five levels do."""
 MEGAPIXELS_12 = (3000, 4000)
 
 
@@ -82,7 +77,7 @@ def _models(images: list[dict[str, Any]], args: argparse.Namespace) -> dict[str,
         built[name] = our_model(our_config(args, *overrides), images)
     if not args.no_baselines:
         built |= {name: detectron2_model(name, args, images) for name in DETECTRON2}
-    return {name: prepared(model, images, args, CLASSIFIERS.get(name)) for name, model in built.items()}
+    return {name: prepared(model, images, args) for name, model in built.items()}
 
 
 def compiled(model: Any) -> Any:
@@ -127,45 +122,31 @@ def input_images(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
     return images, f"batch {len(images)} of {height} x {width}"
 
 
-def prepared(model: Any, images: list[dict[str, Any]], args: argparse.Namespace, classifier: str | None = None) -> Any:
-    """The model, with the score threshold at the score of its 5000th best pair of box and class, and the cap set.
+def prepared(model: Any, images: list[dict[str, Any]], args: argparse.Namespace) -> Any:
+    """The model, with a threshold that lets as much through as there can be, and the cap set."""
+    if hasattr(model, "roi_heads"):
+        predictor = model.roi_heads.box_predictor
+        predictor.test_score_thresh = _best_score_of_mask_rcnn(model, images)
+        predictor.test_topk_per_image = args.detections
+    elif hasattr(model, "proposal_generator"):
+        generator = model.proposal_generator
+        rule = dataclasses.replace(generator.inference_rule, score_thresh=0.0, max_detections=args.detections)
+        generator.inference_rule = rule
+    else:
+        model.test_score_thresh, model.max_detections_per_image = 0.0, args.detections
+    return model
 
-    Args:
-        model: random.
-        images: what it will see.
-        args: with ``detections``.
-        classifier: the layer that gives class logits; None for ours.
-    """
+
+def _best_score_of_mask_rcnn(model: Any, images: list[dict[str, Any]]) -> float:
+    """The score of its 5000th best pair of box and class: it has no cap before suppression."""
     import torch
 
     logits: list[Any] = []
-
-    def keep(module: Any, inputs: Any, output: Any) -> None:
-        logits.append(output.detach().float().clone())  # Detectron2 takes the sigmoid in place
-
-    ours = classifier is None
-    layer = model.get_submodule(classifier or "proposal_generator.head.cls_logits")
-    with torch.no_grad(), layer.register_forward_hook(keep):
+    layer = model.roi_heads.box_predictor.cls_score
+    with torch.no_grad(), layer.register_forward_hook(lambda *call: logits.append(call[2])):
         model(images)
-    if model.__class__.__name__ == "GeneralizedRCNN":
-        scores = torch.cat(logits).softmax(1)[:, :-1]  # the last is the background
-    else:
-        scores = torch.cat([x.flatten() for x in logits]).sigmoid()
-    best = scores.flatten().topk(min(CANDIDATES * len(images), scores.numel())).values
-    threshold = best[-1].item()
-    if ours:
-        generator = model.proposal_generator
-        generator.inference_rule = dataclasses.replace(
-            generator.inference_rule, score_thresh=threshold, max_detections=args.detections
-        )
-    elif model.__class__.__name__ == "GeneralizedRCNN":
-        predictor = model.roi_heads.box_predictor
-        predictor.test_score_thresh, predictor.test_topk_per_image = threshold, args.detections
-    else:
-        # Detectron2's FCOS takes the root of the product with a centerness that is one half before training.
-        model.test_score_thresh = (threshold / 2) ** 0.5 if model.__class__.__name__ == "FCOS" else threshold
-        model.max_detections_per_image = args.detections
-    return model
+    scores = torch.cat(logits).softmax(1)[:, :-1].flatten()  # the last is the background
+    return scores.topk(min(CANDIDATES * len(images), len(scores))).values[-1].item()
 
 
 def _branch_row(what: str, sides: dict[str, Side], images: list[dict[str, Any]], args: argparse.Namespace) -> Row:

@@ -43,6 +43,7 @@ def our_model(cfg: Any, images: Sequence[dict[str, Any]]) -> Any:
     model = build_model(cfg).eval()
     head, strides = model.proposal_generator.head, model.proposal_generator.assignment_rule.strides
     with torch.no_grad():
+        head.bbox_pred.weight.zero_()
         head.bbox_pred.bias.fill_(1)
         for scale, stride in zip(head.scales, strides, strict=True):
             for parameter in scale.parameters():
