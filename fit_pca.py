@@ -17,10 +17,11 @@ from threadpoolctl import threadpool_limits
 
 import meinst_d2
 from meinst_d2.data.annotations import InstanceAnnotation
+from meinst_d2.data.coco_json import read_coco_json
 from meinst_d2.data.fit import Reconstruction, count_moments, measure_reconstruction
 from meinst_d2.data.fit_classes import fit_classes
 from meinst_d2.data.fit_distributed import LostRankError, Ranks, join_ranks, ranks_of_this_machine
-from meinst_d2.data.instances import from_dataset_dicts, read_coco_json
+from meinst_d2.data.instances import from_dataset_dicts
 from meinst_d2.encoding import PCABasis, PixelMoments, SigmoidClamp, fit_pca, save_components
 from meinst_d2.files import atomic_path, require_writable
 

@@ -9,7 +9,7 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from benchmarks import fit, fit_growth, targets
-from meinst_d2.data.instances import read_coco_json
+from meinst_d2.data.coco_json import read_coco_json
 from meinst_d2.data.shapes import generate
 
 

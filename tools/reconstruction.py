@@ -85,7 +85,7 @@ def read_sources(
 ) -> tuple[list[InstanceAnnotation], list[InstanceAnnotation], list[str]]:
     """The annotations to fit to and to measure, their categories numbered alike, and the classes' names."""
     from meinst_d2.data.categories import read_category_names
-    from meinst_d2.data.instances import read_coco_json
+    from meinst_d2.data.coco_json import read_coco_json
 
     files = [*args.coco_json, *([args.fit_json] if args.fit_json else [])]
     annotations = [read_coco_json(file)[: args.limit] for file in files]

@@ -68,6 +68,11 @@ class AnnotationTable(Sequence[InstanceAnnotation]):
         self._crowd.append(annotation.iscrowd)
         self._areas.append(math.nan if annotation.area is None else annotation.area)
 
+    def settle(self, start: int, image_sizes: Sequence[tuple[int, int]], categories: Sequence[int]) -> None:
+        """Say of the annotations from number ``start`` on what was not known when they were appended."""
+        self._sizes[2 * start :] = array("q", [side for size in image_sizes for side in size])
+        self._categories[start:] = array("q", categories)
+
     def _append_polygons(self, segmentation: Any) -> bool:
         """Whether it is a list of lists of numbers, which then are stored."""
         if not isinstance(segmentation, list) or not segmentation:

@@ -1,17 +1,13 @@
-"""The instances of a dataset, from a COCO JSON file or from Detectron2's dataset dicts, and their templates.
+"""The instances of a dataset and their templates.
 
 Everything that may be wrong with an annotation is found here, under a name, so that it can be counted.
 """
 
 from __future__ import annotations
 
-import gc
-import json
 import math
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,73 +49,6 @@ class Templates:
     masks: BoolArray
     kept: npt.NDArray[np.int64]
     skipped: Counter[str] = field(default_factory=Counter)
-
-
-def read_coco_json(*paths: str | os.PathLike[str]) -> AnnotationTable:
-    """Every annotation of COCO instances files, in file order.
-
-    Categories are numbered by rising id, as Detectron2 numbers them; an annotation of none of them has -1.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file is no COCO instances JSON.
-    """
-    table = AnnotationTable()
-    for path in paths:
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"there is no annotation file {path}")
-        with _without_collector():
-            _append_coco(table, path)
-    return table
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Keep Python from searching millions of new objects for cycles, which takes as long as parsing them."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _append_coco(table: AnnotationTable, path: str | os.PathLike[str]) -> None:
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error})") from error
-    try:
-        sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in content["images"]}
-        annotations = content["annotations"]
-        classes = {id_: i for i, id_ in enumerate(sorted(c["id"] for c in content.get("categories", ())))}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not in COCO's instances format: it needs 'images' with id, height and width, and 'annotations'"
-        ) from error
-    if not isinstance(annotations, list):
-        raise ValueError(f"{path}: 'annotations' is a {type(annotations).__name__} instead of a list")
-    for i, annotation in enumerate(annotations):
-        annotations[i] = None  # what was parsed goes as the table grows
-        table.append(_from_coco(annotation, sizes, classes))
-
-
-def _from_coco(
-    annotation: Mapping[str, Any], sizes: Mapping[Any, tuple[int, int]], classes: Mapping[Any, int]
-) -> InstanceAnnotation:
-    box = np.array(annotation.get("bbox") or (0, 0, 0, 0), np.float32)
-    box[2:] += box[:2]  # rounded as Detectron2 rounds it
-    area = annotation.get("area")
-    return InstanceAnnotation(
-        annotation.get("segmentation"),
-        box.tolist(),
-        sizes.get(annotation.get("image_id"), (0, 0)),
-        classes.get(annotation.get("category_id"), -1),
-        bool(annotation.get("iscrowd", 0)),
-        area if isinstance(area, (int, float)) else None,
-    )
 
 
 def from_dataset_dicts(dataset_dicts: Iterable[Mapping[str, Any]]) -> AnnotationTable:

@@ -55,7 +55,7 @@ def fastest_product() -> Product:
     """
     sample = np.ones((1024, 784), np.uint8)
     seconds: dict[Product, float] = {}
-    for product in (float_product, int8_product):
+    for product in (int8_product, float_product):  # in this order: the threads of BLAS go on spinning for a while
         with contextlib.suppress(AttributeError, RuntimeError):
             # The first call prepares; of the others the fastest counts, for something else may have held up one.
             seconds[product] = min([_seconds_of(product, sample) for _ in range(4)][1:])

@@ -7,7 +7,8 @@ import pycocotools.mask as mask_util
 import pytest
 
 from meinst_d2.data import instances as I
-from meinst_d2.data.instances import InstanceAnnotation, make_templates, read_coco_json
+from meinst_d2.data.coco_json import read_coco_json
+from meinst_d2.data.instances import InstanceAnnotation, make_templates
 
 SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
 
@@ -99,10 +100,15 @@ def test_classes_are_numbered_by_rising_id_and_unknown_ones_are_not(tmp_path: Pa
     ("text", "message"),
     [
         ("{", "not readable JSON"),
-        ("[1]", "not in COCO's instances format"),
+        ("[1]", "no object"),
+        ("", "no object"),
+        (json.dumps(coco())[:-3], "cut off"),
         (json.dumps({"images": []}), "not in COCO's instances format"),
-        (json.dumps(coco(images=[{"id": 1}])), "not in COCO's instances format"),
-        (json.dumps(coco(annotations={})), "'annotations' is a dict"),
+        (json.dumps(coco(images=[{"id": 1}])), "image number 0 needs an id, a height and a width"),
+        (json.dumps(coco(images=[{"id": 1, "height": 1e999, "width": 4}])), "image number 0 needs"),
+        (json.dumps(coco(images=[{"id": [1], "height": 4, "width": 4}])), "image number 0 needs"),
+        (json.dumps(coco(annotations={})), "'annotations' is a dict instead of a list"),
+        (json.dumps(coco(annotations=[7])), "number 0 of 'annotations' is a int instead of an object"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -110,6 +116,28 @@ def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> Non
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_coco_json(path)
+
+
+@pytest.mark.parametrize("order", [("annotations", "categories", "images"), ("categories", "images", "annotations")])
+def test_sections_come_in_any_order(tmp_path: Path, order: tuple[str, ...]) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({section: coco()[section] for section in order}))
+    (read,) = read_coco_json(path)
+    assert read.image_size == (40, 50) and read.category == 0
+
+
+@pytest.mark.parametrize("box", [None, [1, 2, 3], "box", [1, 2, 3, "4"], {"x": 1}, [[1, 2, 3, 4]], [1e999, 0, 1, 1]])
+def test_a_box_that_is_none_is_without_area(tmp_path: Path, box: Any) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(coco(annotations=[{**coco()["annotations"][0], "bbox": box}])))
+    assert make_templates(read_coco_json(path), 4).skipped == {I.NO_BOX: 1}
+
+
+def test_ids_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(coco(annotations=[{"image_id": [7], "category_id": {}, "bbox": [0, 0, 1, 1]}])))
+    (read,) = read_coco_json(path)
+    assert read.image_size == (0, 0) and read.category == -1
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:

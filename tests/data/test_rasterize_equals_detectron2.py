@@ -10,7 +10,8 @@ from detectron2.structures import BitMasks, PolygonMasks, polygons_to_bitmask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meinst_d2.data.instances import make_templates, read_coco_json
+from meinst_d2.data.coco_json import read_coco_json
+from meinst_d2.data.instances import make_templates
 from meinst_d2.data.rasterize import crop_bitmask, rasterize_polygons
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meinst_d2.data.instances import read_coco_json
+from meinst_d2.data.coco_json import read_coco_json
 from meinst_d2.data.rasterize import crop_bitmask
 from meinst_d2.data.rle import crop_rle, decode_rle, runs_of
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from meinst_d2.data.instances import CROWD, make_templates, read_coco_json
+from meinst_d2.data.coco_json import read_coco_json
+from meinst_d2.data.instances import CROWD, make_templates
 from meinst_d2.data.rle import decode_rle
 from meinst_d2.data.shape_images import CATEGORIES, ShapesConfig, draw_image
 from meinst_d2.data.shapes import generate

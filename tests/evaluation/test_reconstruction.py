@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from meinst_d2.data.coco_json import read_coco_json
 from meinst_d2.data.fit import count_moments, measure_reconstruction
-from meinst_d2.data.instances import InstanceAnnotation, make_templates, read_coco_json
+from meinst_d2.data.instances import InstanceAnnotation, make_templates
 from meinst_d2.data.shapes import generate
 from meinst_d2.encoding import ClassPCAEncoder, DCTEncoder, PCAEncoder, PixelEncoder, SigmoidClamp, fit_pca
 from meinst_d2.evaluation import reconstruction

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from benchmarks.source import Source
-from meinst_d2.data.instances import make_templates, read_coco_json
+from meinst_d2.data.coco_json import read_coco_json
+from meinst_d2.data.instances import make_templates
 from meinst_d2.encoding import PixelMoments, SigmoidClamp, fit_pca
 
 MASK_SIZE, DIM = 28, 60

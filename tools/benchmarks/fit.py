@@ -61,7 +61,7 @@ def annotation_files(data: Path | None) -> list[Path]:
 def read_polygons(data: Path | None) -> AnnotationTable:
     """The polygon instances of the source."""
     from meinst_d2.data.annotations import AnnotationTable
-    from meinst_d2.data.instances import read_coco_json
+    from meinst_d2.data.coco_json import read_coco_json
 
     annotations = read_coco_json(*annotation_files(data))
     return AnnotationTable(a for a in annotations if isinstance(a.segmentation, list) and not a.iscrowd)
@@ -228,8 +228,8 @@ def end_to_end(file: Path, args: argparse.Namespace) -> list[Row]:
     """From annotations in memory to counts, with each number of processes."""
     from threadpoolctl import threadpool_limits
 
+    from meinst_d2.data.coco_json import read_coco_json
     from meinst_d2.data.fit import count_moments
-    from meinst_d2.data.instances import read_coco_json
 
     start = cpu_seconds()
     annotations = read_coco_json(file)
@@ -274,8 +274,8 @@ def measuring(file: Path, args: argparse.Namespace) -> Row:
     """The second pass of fit_pca.py: every mask encoded and decoded with five numbers of components."""
     from threadpoolctl import threadpool_limits
 
+    from meinst_d2.data.coco_json import read_coco_json
     from meinst_d2.data.fit import count_moments, measure_reconstruction
-    from meinst_d2.data.instances import read_coco_json
     from meinst_d2.encoding import fit_pca
 
     annotations = read_coco_json(file)
@@ -310,7 +310,7 @@ PARSE = "import json, sys; import meinst_d2.data.fit; content = json.load(open(s
 FIT = """
 import sys
 from meinst_d2.data.fit import count_moments
-from meinst_d2.data.instances import read_coco_json
+from meinst_d2.data.coco_json import read_coco_json
 count_moments(read_coco_json(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
 """
 

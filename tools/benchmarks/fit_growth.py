@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import ROOT, Row, Side
 from benchmarks.fit import fit_masks, quietly, read_polygons, sample_masks, write_json_of
+from benchmarks.plots import LIMIT, draw_growth
 
 if TYPE_CHECKING:
     from meinst_d2.data.annotations import AnnotationTable
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> list[Row]:
             "side of the template, S": side_of_template(polygons, args, rounds),
             "number of components, D": number_of_components(polygons, args, rounds),
         }
-    draw(rows, args.plot)
+    draw_growth(rows, args.plot, "CPU seconds, one core", columns=3)
     return [row for panel in rows.values() for row in panel]
 
 
@@ -61,8 +62,8 @@ def row(what: str, value: int, samples: Sequence[float], divisor: float = 1.0, u
 
 
 def number_of_masks(args: argparse.Namespace, rounds: int) -> list[Row]:
+    from meinst_d2.data.coco_json import read_coco_json
     from meinst_d2.data.fit import count_moments
-    from meinst_d2.data.instances import read_coco_json
     from meinst_d2.encoding import fit_pca
 
     rows = []
@@ -76,7 +77,7 @@ def number_of_masks(args: argparse.Namespace, rounds: int) -> list[Row]:
             counting = seconds(lambda a=annotations: quietly(count_moments, a, 28), rounds)
             moments, _ = quietly(count_moments, annotations[: args.counts[0]], 28)
             rows += [
-                row("json.load (the limit)", count, parsing),
+                row(f"json.load{LIMIT}", count, parsing),
                 row("read the JSON", count, reading),
                 row("rasterise and count", count, counting),
                 row("eigendecomposition", count, seconds(lambda m=moments: fit_pca(m), rounds)),
@@ -123,30 +124,3 @@ def number_of_components(polygons: AnnotationTable, args: argparse.Namespace, ro
             row(f"scikit-learn IncrementalPCA, {args.masks:,} masks", dim, theirs),
         ]
     return rows
-
-
-def draw(panels: dict[str, list[Row]], path: Path) -> None:
-    """One panel per quantity that grows, both axes logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    from meinst_d2.files import atomic_path
-
-    figure, axes = plt.subplots(1, len(panels), figsize=(15, 4.2), layout="constrained")
-    for axis, (title, rows) in zip(axes, panels.items(), strict=True):
-        for name in dict.fromkeys(row.ours.name for row in rows):
-            points = [
-                (int(row.what.rsplit(" ", 1)[1].replace(",", "")), min(row.ours.samples))
-                for row in rows
-                if row.ours.name == name
-            ]
-            axis.plot(*zip(*points, strict=True), "o-", label=name, ms=4)
-        axis.set(xscale="log", yscale="log", xlabel=title, ylabel="CPU seconds, one core")
-        axis.grid(alpha=0.3, which="both")
-        axis.legend(fontsize=8)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    plt.close(figure)
-    print(f"wrote {path}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import ROOT, Row, Side, alternate
+from benchmarks.plots import LIMIT, draw_growth
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +19,6 @@ OBJECTS = (1, 3, 10, 30, 100, 300, 1000)
 DIMS = (20, 60, 100, 200, 400, 784)
 MASK_SIZES = (7, 14, 28, 56, 112)
 OF_IMAGE = (800, 1333)
-LIMIT = " (limit)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> list[Row]:
             "number of coefficients, D": list(number_of_coefficients(args)),
             "side of the template, S": list(side_of_template(args)),
         }
-    draw(panels, args.plot)
+    draw_growth(panels, args.plot, "milliseconds", columns=2)
     return [row for panel in panels.values() for row in panel]
 
 
@@ -207,35 +207,3 @@ def as_tensor(array: Any) -> Tensor:
     import torch
 
     return torch.from_numpy(array)
-
-
-def draw(panels: Mapping[str, Sequence[Row]], path: Path) -> None:
-    """One panel per quantity that grows, both axes logarithmic; limits are dashed."""
-    import statistics
-
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    from meinst_d2.files import atomic_path
-
-    figure, axes = plt.subplots(2, 2, figsize=(13, 9), layout="constrained")
-    for axis, (title, rows) in zip(axes.ravel(), panels.items(), strict=True):
-        curves: dict[str, list[tuple[int, float]]] = {}
-        for row in rows:
-            name, value = row.what.rsplit(" at ", 1)
-            curves.setdefault(name, []).append((int(value.replace(",", "")), statistics.median(row.ours.samples)))
-        for name, points in curves.items():
-            style = {"ls": "--", "color": "black", "lw": 1} if name.endswith(LIMIT) else {"marker": "o", "ms": 4}
-            axis.plot(*zip(*points, strict=True), label=name, **style)
-        values = sorted({value for points in curves.values() for value, _ in points})
-        axis.set(xscale="log", yscale="log", xlabel=title, ylabel="milliseconds")
-        axis.set_xticks(values, [f"{value:,}" for value in values])
-        axis.set_xticks([], minor=True)
-        axis.grid(alpha=0.3, which="both")
-        axis.legend(fontsize=8)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=100)
-    plt.close(figure)
-    print(f"wrote {path}")

@@ -1,0 +1,109 @@
+"""The annotations of COCO instances files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from meinst_d2.data.annotations import AnnotationTable, InstanceAnnotation
+from meinst_d2.data.json_stream import Entry, iterate_json
+
+SECTIONS = ("images", "annotations")
+NO_BOX = (0.0, 0.0, 0.0, 0.0)
+
+
+def read_coco_json(*paths: str | os.PathLike[str]) -> AnnotationTable:
+    """Every annotation of COCO instances files, in file order.
+
+    Categories are numbered by rising id, as Detectron2 numbers them; an annotation of none of them has -1, one of an
+    image that is not there the size (0, 0), and one whose box is no box (0, 0, 0, 0). Takes the memory of the table,
+    not that of the parsed file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file is no COCO instances JSON.
+    """
+    table = AnnotationTable()
+    for path in paths:
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"there is no annotation file {path}")
+        _append(table, path)
+    return table
+
+
+def _append(table: AnnotationTable, path: str | os.PathLike[str]) -> None:
+    start = len(table)
+    sizes: dict[Any, tuple[int, int]] = {}
+    image_ids, category_ids, classes, seen = [], [], [], set()
+    for entry in iterate_json(path):
+        seen.add(entry.section)
+        if entry.index is None:
+            if entry.section in SECTIONS and not isinstance(entry.value, list):
+                raise ValueError(
+                    f"{path}: {entry.section!r} is a {type(entry.value).__name__} instead of a list: it is not in "
+                    "COCO's instances format"
+                )
+        elif entry.section == "annotations":
+            annotation = require_object(entry, path)
+            table.append(_from_coco(annotation))
+            image_ids.append(annotation.get("image_id"))
+            category_ids.append(annotation.get("category_id"))
+        elif entry.section == "images":
+            image = require_object(entry, path)
+            try:
+                sizes[image["id"]] = (int(image["height"]), int(image["width"]))
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                raise ValueError(
+                    f"{path}: image number {entry.index} needs an id, a height and a width in whole pixels ({error!r})"
+                ) from error
+        elif entry.section == "categories":
+            classes.append(require_object(entry, path).get("id"))
+    missing = [section for section in SECTIONS if section not in seen]
+    if missing:
+        raise ValueError(f"{path} is not in COCO's instances format: it has no {' and no '.join(map(repr, missing))}")
+    numbers = {id_: i for i, id_ in enumerate(sorted(classes, key=lambda id_: (str(type(id_)), id_)))}
+    table.settle(
+        start,
+        [_lookup(sizes, id_, (0, 0)) for id_ in image_ids],
+        [_lookup(numbers, id_, -1) for id_ in category_ids],
+    )
+
+
+def require_object(entry: Entry, path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """The value of an entry, which must be a JSON object."""
+    if not isinstance(entry.value, dict):
+        kind = type(entry.value).__name__
+        raise ValueError(f"{path}: number {entry.index} of {entry.section!r} is a {kind} instead of an object")
+    return entry.value
+
+
+def _lookup(found: Mapping[Any, Any], key: Any, otherwise: Any) -> Any:
+    try:
+        return found.get(key, otherwise)
+    except TypeError:  # a list or an object is no id
+        return otherwise
+
+
+def _from_coco(annotation: Mapping[str, Any]) -> InstanceAnnotation:
+    area = annotation.get("area")
+    return InstanceAnnotation(
+        annotation.get("segmentation"),
+        _box(annotation.get("bbox")),
+        (0, 0),
+        -1,
+        bool(annotation.get("iscrowd", 0)),
+        area if isinstance(area, (int, float)) else None,
+    )
+
+
+def _box(xywh: Any) -> tuple[float, float, float, float]:
+    """``xyxy``, rounded as Detectron2 rounds it."""
+    if not isinstance(xywh, list) or len(xywh) != 4 or any(type(value) not in (int, float) for value in xywh):
+        return NO_BOX
+    with np.errstate(over="ignore", invalid="ignore"):
+        box = np.array(xywh, np.float64).astype(np.float32)
+        box[2:] += box[:2]
+    return tuple(box.tolist())
