@@ -99,7 +99,7 @@ def test_it_learns_from_a_batch_and_predicts(name: str) -> None:
         assert instances.pred_masks.shape[1:] == (128, 192) and instances.pred_masks.dtype == torch.bool
 
 
-NOT_OF_THE_HEAD = ("COMPONENTS_CONFLICT", "MASK_PASTE_BOX", "MASK_OUTPUT", "PRECISION")
+NOT_OF_THE_HEAD = ("COMPONENTS_CONFLICT", "MASK_PASTE_BOX", "MASK_OUTPUT", "PRECISION", "CHANNELS_LAST")
 """Keys with tests of their own."""
 
 
