@@ -40,7 +40,33 @@ def run(args: argparse.Namespace) -> list[Row]:
     rows[0] = Row(what, sides["ours"], sides["Mask R-CNN"], goal=Goal("not slower", rows[0].ratio >= 1))
     if args.deformable:
         rows.append(Row(f"{what}, deformable", sides["ours, deformable"], sides["Mask R-CNN"]))
+    if args.device == "cpu" and args.precision == "float32":
+        rows.append(tower_convolution(args))
     return rows
+
+
+def tower_convolution(args: argparse.Namespace) -> Row:
+    """Forward and backward of one convolution of a tower on the largest map."""
+    import torch
+
+    from meinst_d2.layers.winograd import TrainingConv2d
+
+    shape = (args.batch, 256, args.size // 8, args.size // 8 * 3 // 2)
+    x, grad = (torch.randn(shape).to(memory_format=torch.channels_last) for _ in range(2))
+    x.requires_grad_()
+
+    def step(conv: torch.nn.Conv2d) -> Callable[[], None]:
+        conv = conv.to(memory_format=torch.channels_last)
+        return lambda: conv(x).backward(grad)
+
+    sides = alternate(
+        {
+            "Winograd's": step(TrainingConv2d(256, 256)),
+            "torch.nn.Conv2d": step(torch.nn.Conv2d(256, 256, 3, padding=1)),
+        },
+        args.rounds,
+    )
+    return Row(f"convolution of a tower, {' x '.join(map(str, shape))}", *sides.values())
 
 
 def polygon_records(source: Source, count: int) -> list[dict[str, Any]]:
