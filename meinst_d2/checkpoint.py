@@ -14,7 +14,13 @@ from meinst_d2 import __version__
 from meinst_d2.files import atomic_path
 from meinst_d2.fine_tuning import Layer, changed_layers, leave_out
 from meinst_d2.prerequisites import require_detectron2
-from meinst_d2.weights import load_array_pickle, load_safetensors, load_tensor_file, require_weights_by_name
+from meinst_d2.weights import (
+    load_array_pickle,
+    load_safetensors,
+    load_tensor_file,
+    require_weights_by_name,
+    weights_to_use,
+)
 
 require_detectron2()
 
@@ -80,12 +86,15 @@ class MEInstCheckpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, **kwargs)
         self.may_start_anew: Collection[Layer] = ()
+        self._resumes_training = False
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """As Detectron2's. Of a run with averaged weights those are loaded, unless training goes on from the others."""
         if "://" in path:
             url, _, query = path.partition("?")  # Detectron2's own queries say how to match names
             path = fetch(url) + ("?" + query if query else "")
-        return super().load(path, *args, **kwargs)
+        self._resumes_training = checkpointables is None and "trainer" in self.checkpointables
+        return super().load(path, checkpointables)
 
     def _load_file(self, filename: str) -> Any:
         suffix = os.path.splitext(filename)[1]
@@ -117,6 +126,8 @@ class MEInstCheckpointer(DetectionCheckpointer):
         return content
 
     def _load_model(self, checkpoint: Any) -> Any:
+        if not self._resumes_training:
+            checkpoint["model"] = weights_to_use(checkpoint)
         left_out: dict[Layer, str] = {}
         if not checkpoint.get("matching_heuristics", False):
             state = checkpoint["model"]
@@ -140,6 +151,22 @@ class MEInstCheckpointer(DetectionCheckpointer):
         with atomic_path(path) as temporary:
             torch.save({"model": self.model.state_dict(), **states, **kwargs}, temporary)
         self.tag_last_checkpoint(f"{name}.pth")
+
+    def save_weights(self, name: str, model: nn.Module, **extra: Any) -> None:
+        """Write the weights of a model, and what this run's checkpoints say about themselves; not a place to resume.
+
+        Args:
+            name: of the file, without .pth.
+            model: like the one that this checkpointer saves.
+            extra: plain values.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        about = {"meinst": self.checkpointables["meinst"].state_dict()} if "meinst" in self.checkpointables else {}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info(f"Saving weights to {path}")
+        with atomic_path(path) as temporary:
+            torch.save({"model": model.state_dict(), **about, **extra}, temporary)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with atomic_path(os.path.join(self.save_dir, "last_checkpoint")) as temporary:

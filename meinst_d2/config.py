@@ -54,9 +54,19 @@ def add_meinst_config(cfg: CN) -> None:
     _add_masks(cfg.MODEL.MEINST)
     # "SGD" (Detectron2's) or "AdamW" (momentum keys do not apply; BASE_LR, WEIGHT_DECAY and clipping do).
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Average the weights over iterations with this decay, such as 0.9998, and evaluate and publish the average; 0 for
+    # none.
+    cfg.SOLVER.EMA_DECAY = 0.0
     # Parts that a batch is learned in, one after another, before the weights are updated: the memory of IMS_PER_BATCH
     # divided by this, the gradients of the whole.
     cfg.SOLVER.GRADIENT_ACCUMULATION = 1
+    # With TEST.EVAL_PERIOD: the metric, of the first dataset of DATASETS.TEST, whose best weights are kept as
+    # model_best.pth ("segm/AP", "bbox/AP50", ...); "" for none. Without masks "segm" means "bbox".
+    cfg.TEST.BEST_METRIC = "segm/AP"
+    # Evaluations in a row without a better BEST_METRIC after which training ends; 0 for never.
+    cfg.TEST.PATIENCE = 0
+    # Every evaluation also gives the training losses of the first dataset of DATASETS.TEST, as validation/loss_*.
+    cfg.TEST.VALIDATION_LOSS = False
 
 
 def precision_of(cfg: CN) -> str:

@@ -20,7 +20,7 @@ from meinst_d2.checkpoint import CheckpointInfo, info_of, settle_names
 from meinst_d2.download import HASH_LENGTH
 from meinst_d2.files import atomic_path
 from meinst_d2.model_check import build_on_meta, config_from_text, require_same_tensors
-from meinst_d2.weights import read_checkpoint
+from meinst_d2.weights import read_checkpoint, weights_to_use
 
 PRIVATE_KEYS = {"MODEL.WEIGHTS": "", "MODEL.MEINST.COMPONENTS": "", "OUTPUT_DIR": "./output"}
 """Paths of the machine that trained; the file carries what was in them."""
@@ -54,7 +54,7 @@ def publish_run(run: str | os.PathLike[str], output: str | os.PathLike[str], nam
     cfg.merge_from_list([item for pair in PRIVATE_KEYS.items() for item in pair])
     weights = _last_checkpoint(run)
     content = read_checkpoint(weights)
-    state = content["model"]
+    state = weights_to_use(content)
     settle_names(state)
     require_same_tensors(build_on_meta(cfg), state, weights)
     about = CheckpointInfo.from_config(cfg).content | info_of(content)

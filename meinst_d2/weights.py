@@ -138,6 +138,13 @@ def read_checkpoint(path: str | os.PathLike[str], mmap: bool = False) -> dict[st
     return content if "model" in content else {"model": content}
 
 
+def weights_to_use(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights of a checkpoint that predict: the averaged ones, where it has any."""
+    average = checkpoint.get("ema")
+    weights: dict[str, Any] = average["model"] if isinstance(average, dict) and average else checkpoint["model"]
+    return weights
+
+
 def require_weights_by_name(content: Any, path: str | os.PathLike[str]) -> None:
     """Raise a ValueError if what was read is no state dict, bare or under "model"."""
     found = content.get("model", content) if isinstance(content, dict) else content

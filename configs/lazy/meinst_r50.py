@@ -32,6 +32,9 @@ train = dict(
     device="cuda",
     checkpoint_period=5000,
     eval_period=5000,
+    best_metric="segm/AP",  # whose best weights are kept as model_best.pth
+    patience=0,  # evaluations without a better one that end training; 0 never
+    ema_decay=0.0,  # of the average of the weights, such as 0.9998; 0 for none
     log_period=20,
 )
 

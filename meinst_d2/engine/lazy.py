@@ -15,8 +15,10 @@ from omegaconf import DictConfig
 from torch import nn
 
 from meinst_d2.checkpoint import MEInstCheckpointer
+from meinst_d2.engine.averaging import WeightAverage
 from meinst_d2.engine.step import TrainStep
 from meinst_d2.engine.trainer import distribute
+from meinst_d2.engine.validation import Validation
 from meinst_d2.fine_tuning import CLASS_LAYER
 
 
@@ -59,20 +61,34 @@ def train(cfg: DictConfig, model: nn.Module, *, resume: bool) -> Any:
     loader = instantiate(cfg.dataloader.train)
     scale_loss = cfg.model.get("precision") == "float16"
     trainer = TrainStep(distribute(model), loader, optimizer, seed=cfg.train.seed, scale_loss=scale_loss)
-    checkpointer = MEInstCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    checkpointer = trainer.checkpointer = MEInstCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    average = WeightAverage(model, cfg.train.ema_decay) if cfg.train.get("ema_decay") else None
+    if average is not None:
+        checkpointer.add_checkpointable("ema", average)
     results: dict[str, Any] = {}
 
     def evaluate_and_keep() -> Any:
         results.clear()
-        results.update(evaluate(cfg, model))
+        results.update(evaluate(cfg, model if average is None else average.averaged_model))
         return results
+
+    def keep_best(metric: float) -> None:
+        best = model if average is None else average.averaged_model
+        checkpointer.save_weights("model_best", best, iteration=trainer.iter, best=metric)
 
     trainer.register_hooks(
         [
+            average,
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             hooks.PeriodicCheckpointer(checkpointer, cfg.train.checkpoint_period) if comm.is_main_process() else None,
-            hooks.EvalHook(cfg.train.eval_period, evaluate_and_keep),
+            Validation(
+                evaluate_and_keep,
+                period=cfg.train.eval_period,
+                metric=cfg.train.get("best_metric", "segm/AP") if "evaluator" in cfg.dataloader else "",
+                patience=cfg.train.get("patience", 0),
+                keep_best=keep_best,
+            ),
             hooks.PeriodicWriter(default_writers(cfg.train.output_dir, cfg.train.max_iter), period=cfg.train.log_period)
             if comm.is_main_process()
             else None,

@@ -56,6 +56,7 @@ def check_before_start(cfg: CfgNode, *, eval_only: bool, resume: bool, num_proce
         check(_check_dataset, cfg, name)
     if not eval_only:
         check(_check_batch, cfg, num_processes)
+        check(_check_validation, cfg)
     check(_check_weights_and_components, cfg, eval_only, resume)
     check(require_writable, os.path.join(cfg.OUTPUT_DIR, "log.txt"))
     if problems:
@@ -88,6 +89,28 @@ def _check_batch(cfg: CfgNode, num_processes: int) -> None:
     if reference == 0 and batch % num_processes:
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH = {batch} cannot be shared by {num_processes} processes: choose a multiple"
+        )
+
+
+def _check_validation(cfg: CfgNode) -> None:
+    test, decay = cfg.TEST, cfg.SOLVER.EMA_DECAY
+    if not 0 <= decay < 1:
+        raise ValueError(f"SOLVER.EMA_DECAY = {decay} must be below 1, such as 0.9998, or 0 for no average")
+    if test.BEST_METRIC and test.BEST_METRIC.split("/")[0] not in ("segm", "bbox"):
+        raise ValueError(
+            f"TEST.BEST_METRIC = {test.BEST_METRIC!r} is no metric: set it to segm/AP, bbox/AP50 or the like"
+        )
+    if test.PATIENCE < 0 or (
+        test.PATIENCE > 0 and not (test.EVAL_PERIOD > 0 and test.BEST_METRIC and cfg.DATASETS.TEST)
+    ):
+        raise ValueError(
+            f"TEST.PATIENCE = {test.PATIENCE} counts evaluations during training: set TEST.EVAL_PERIOD, "
+            "TEST.BEST_METRIC and DATASETS.TEST, or TEST.PATIENCE 0"
+        )
+    if test.VALIDATION_LOSS and cfg.MODEL.META_ARCHITECTURE != "MEInstDetector":
+        raise ValueError(
+            f"TEST.VALIDATION_LOSS needs MODEL.META_ARCHITECTURE MEInstDetector, not {cfg.MODEL.META_ARCHITECTURE}: "
+            "set it to False"
         )
 
 

@@ -16,8 +16,10 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from meinst_d2.engine.loop import TrainingLoop
 
-class TrainStep(SimpleTrainer):
+
+class TrainStep(SimpleTrainer, TrainingLoop):
     """Detectron2's SimpleTrainer with four differences.
 
     - The loss of every process is looked at on every process, before the weights are touched: a loss that is not finite
@@ -51,10 +53,11 @@ class TrainStep(SimpleTrainer):
         self.accumulation = accumulation
         device = next(model.parameters()).device
         self.grad_scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
+        self.last_batch: Sequence[Mapping[str, Any]] = ()
 
     def run_step(self) -> None:
         start = time.perf_counter()
-        data = next(self._data_loader_iter)
+        data = self.last_batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
         torch.manual_seed(_iteration_seed(self.seed, self.iter, comm.get_rank()))
         self.optimizer.zero_grad()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, TrainerBase
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
@@ -16,14 +18,23 @@ from torch.nn.parallel import DistributedDataParallel
 from meinst_d2.checkpoint import CheckpointInfo, MEInstCheckpointer
 from meinst_d2.config import precision_of
 from meinst_d2.data.loader import TrainLoader, build_train_loader
+from meinst_d2.engine.averaging import WeightAverage
+from meinst_d2.engine.loop import TrainingLoop
 from meinst_d2.engine.optimizer import build_optimizer
 from meinst_d2.engine.step import TrainStep
+from meinst_d2.engine.validation import Validation
+from meinst_d2.engine.validation_loss import build_validation_loader, validation_losses
+from meinst_d2.engine.visualization import Visualization
 from meinst_d2.evaluation.evaluator import build_evaluator
 from meinst_d2.fine_tuning import CLASS_LAYER, MASK_LAYER
 
 
-class Trainer(DefaultTrainer):
-    """Trains from a config whose ``SEED`` has been settled. Used as DefaultTrainer is."""
+class Trainer(DefaultTrainer, TrainingLoop):
+    """Trains from a config whose ``SEED`` has been settled. Used as DefaultTrainer is.
+
+    Attributes:
+        weight_average: of the weights, or None.
+    """
 
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)
@@ -43,10 +54,62 @@ class Trainer(DefaultTrainer):
         self.checkpointer = MEInstCheckpointer(
             model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), meinst=CheckpointInfo.from_config(cfg)
         )
+        self.weight_average: WeightAverage | None = None
+        if cfg.SOLVER.EMA_DECAY:
+            self.weight_average = WeightAverage(model, cfg.SOLVER.EMA_DECAY)
+            self.checkpointer.add_checkpointable("ema", self.weight_average)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    @property
+    def last_batch(self) -> Sequence[Mapping[str, Any]]:
+        """What the last iteration learned from."""
+        return self._trainer.last_batch
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """What evaluations are about: the averaged model where there is one."""
+        return self.model if self.weight_average is None else self.weight_average.averaged_model
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's, with our evaluation, the average of the weights and pictures."""
+        built: list[HookBase] = [] if self.weight_average is None else [self.weight_average]
+        for hook in super().build_hooks():
+            if not isinstance(hook, hooks.EvalHook):
+                built.append(hook)
+                continue
+            built.append(self._build_validation())
+            if self.cfg.VIS_PERIOD > 0 and comm.is_main_process():
+                built.append(Visualization(self.cfg.VIS_PERIOD, self.cfg.INPUT.FORMAT))
+        return built
+
+    def _build_validation(self) -> Validation:
+        metric, datasets = self.cfg.TEST.BEST_METRIC, self.cfg.DATASETS.TEST
+        if metric.startswith("segm") and not self.cfg.MODEL.MASK_ON:
+            metric = metric.replace("segm", "bbox", 1)
+        if len(datasets) > 1:
+            metric = f"{datasets[0]}/{metric}"
+        return Validation(
+            self._evaluate,
+            period=self.cfg.TEST.EVAL_PERIOD,
+            metric=metric if datasets and self.cfg.TEST.BEST_METRIC else "",
+            patience=self.cfg.TEST.PATIENCE,
+            keep_best=self._keep_best,
+        )
+
+    def _evaluate(self) -> Mapping[str, Any]:
+        model = self.evaluated_model
+        self._last_eval_results = results = self.test(self.cfg, model)
+        if self.cfg.TEST.VALIDATION_LOSS and self.cfg.DATASETS.TEST:
+            loader = build_validation_loader(self.cfg, self.cfg.DATASETS.TEST[0])
+            results = {**results, "validation": validation_losses(getattr(model, "module", model), loader)}
+        return results
+
+    def _keep_best(self, metric: float) -> None:
+        model = self.evaluated_model
+        self.checkpointer.save_weights("model_best", getattr(model, "module", model), iteration=self.iter, best=metric)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; then the loader continues where the checkpoint stopped.

@@ -1,0 +1,218 @@
+"""Evaluation on the way, the best weights, patience, averaged weights, validation losses and pictures."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+
+from meinst_d2.checkpoint import MEInstCheckpointer
+from meinst_d2.data.datasets import register_shapes
+from meinst_d2.data.shape_images import ShapesConfig
+from meinst_d2.data.shapes import generate
+from meinst_d2.engine import Trainer
+from meinst_d2.engine.averaging import WeightAverage
+from meinst_d2.engine.validation import Validation
+from meinst_d2.engine.validation_loss import build_validation_loader, validation_losses
+from meinst_d2.engine.visualization import draw_sample
+from meinst_d2.publish import publish_run
+from meinst_d2.weights import read_checkpoint
+from tests.engine.test_engine import run_cfg, train
+from tests.models import image_with, tiny_model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("shapes")
+    generate(root, {"train": 8, "val": 3}, ShapesConfig(height=64, width=64, max_side=50))
+    register_shapes(root)
+
+
+class Run:
+    """A trainer whose evaluations give a list of values."""
+
+    def __init__(self, values: list[float], *, max_iter: int = 20, **options: Any) -> None:
+        self.values, self.best, self.ended = iter(values), [], None
+        self.evaluated: list[int] = []
+        self.validation = Validation(self.evaluate, keep_best=self.best.append, **options)
+        self.trainer = SimpleNamespace(start_iter=0, iter=0, max_iter=max_iter, finish=self.finish)
+        self.validation.trainer = self.trainer  # type: ignore[assignment]
+
+    def evaluate(self) -> dict[str, Any]:
+        self.evaluated.append(self.trainer.storage.iter)
+        return {"segm": {"AP": next(self.values)}}
+
+    def finish(self, reason: str) -> None:
+        self.ended = reason
+        self.trainer.max_iter = self.trainer.iter + 1
+
+    def go(self, start: int = 0, stop: int | None = None) -> None:
+        """Iterations until ``stop``, or to the end."""
+        self.trainer.start_iter = self.trainer.iter = start
+        with EventStorage(start) as self.trainer.storage:
+            self.validation.before_train()
+            while self.trainer.iter < min(self.trainer.max_iter, stop or self.trainer.max_iter):
+                self.trainer.storage.iter = self.trainer.iter
+                self.validation.after_step()
+                self.trainer.iter += 1
+            self.trainer.storage.iter = self.trainer.iter
+            self.validation.after_train()
+
+
+def test_it_evaluates_every_period_and_at_the_end() -> None:
+    run = Run([1, 2, 3], period=8)
+    run.go()
+    assert run.evaluated == [7, 15, 20] and run.best == [1, 2, 3]
+    at_the_end_only = Run([1], period=0)
+    at_the_end_only.go()
+    assert at_the_end_only.evaluated == [20]
+
+
+def test_the_best_is_kept_and_nan_is_never_the_best() -> None:
+    run = Run([float("nan"), 3, 2, 3, 5], period=5, max_iter=25)
+    run.go()
+    assert run.best == [3, 5]
+
+
+def test_training_ends_when_patience_does() -> None:
+    run = Run([1, 5, 4, 4.5, 5, 9], period=2, patience=3)
+    run.go()
+    assert run.evaluated == [1, 3, 5, 7, 9] and run.trainer.iter == 10
+    assert run.ended is not None and "has not risen above 5.00 in 3 evaluations" in run.ended
+
+
+def test_an_evaluation_that_was_cut_short_is_done_again() -> None:
+    """The checkpoint of iteration 7 was written before its evaluation."""
+    run = Run([1, 2, 3], period=8)
+    run.go(start=8)
+    assert run.evaluated == [7, 15, 20]
+    done = Run([2, 3], period=8)
+    done.validation.load_state_dict({"best": 1.0, "since_best": 0, "last_iteration": 7})
+    done.go(start=8)
+    assert done.evaluated == [15, 20]
+
+
+def test_best_and_patience_go_on_after_a_stop() -> None:
+    whole, first = (Run([5, 1, 2, 3, 4], period=2, patience=4) for _ in range(2))
+    whole.go()
+    first.go(stop=4)
+    second = Run([2, 3, 4], period=2, patience=4)
+    second.validation.load_state_dict(first.validation.state_dict())
+    second.go(start=4)
+    assert first.evaluated + second.evaluated == whole.evaluated == [1, 3, 5, 7, 9]
+    assert second.ended == whole.ended and not second.best
+
+
+def test_the_average_follows_the_weights() -> None:
+    """Worked out by hand with a decay of 3/4: 8, then 8 * 3/4 + 4 / 4, then 7 * 3/4 + 12 / 4."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    model.register_buffer("components", torch.zeros(1))
+    average = WeightAverage(model, 0.75)
+    assert average.averaged_model is model and average.state_dict() == {}
+    for weight, expected in ((8.0, 8.0), (4.0, 7.0), (12.0, 8.25)):
+        with torch.no_grad():
+            model.weight.fill_(weight)
+            model.components.fill_(weight)
+        average.after_step()
+        averaged = average.averaged_model
+        assert averaged.weight.item() == expected and averaged.components.item() == weight
+    again = WeightAverage(torch.nn.Linear(1, 1, bias=False), 0.75)
+    again.model.register_buffer("components", torch.zeros(1))
+    again = WeightAverage(again.model, 0.75)
+    again.load_state_dict(average.state_dict())
+    assert again.averaged_model.weight.item() == 8.25 and again.state_dict()["updates"] == 3
+    with pytest.raises(ValueError, match=r"SOLVER\.EMA_DECAY = 1\.5 must be below 1"):
+        WeightAverage(model, 1.5)
+
+
+def test_a_run_keeps_its_best_and_evaluates_the_average(tmp_path: Path) -> None:
+    cfg = run_cfg(
+        tmp_path,
+        *("DATASETS.TEST", ("shapes_val",), "TEST.EVAL_PERIOD", 2, "TEST.VALIDATION_LOSS", True),
+        *("SOLVER.EMA_DECAY", 0.5, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.BEST_METRIC", "bbox/AP", "VIS_PERIOD", 3),
+        *("MODEL.MEINST.SCORE_THRESH_TEST", 0.0),
+    )
+    trainer = train(cfg)
+    content = read_checkpoint(tmp_path / "run/model_final.pth")
+    assert content["ema"]["updates"] == 4
+    weights, averaged = content["model"], content["ema"]["model"]
+    name = "proposal_generator.head.cls_logits.weight"
+    assert not torch.equal(weights[name], averaged[name])
+
+    best = read_checkpoint(tmp_path / "run/model_best.pth")
+    assert best["iteration"] in (1, 3) and best["meinst"]["class_names"][0] == "ring"
+    assert (tmp_path / "run/last_checkpoint").read_text() == "model_final.pth"
+    if best["iteration"] == 3:
+        assert torch.equal(best["model"][name], averaged[name])
+
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.json").read_text().splitlines()]
+    evaluated = [row for row in rows if "validation/total_loss" in row]
+    assert len(evaluated) >= 1 and evaluated[-1]["validation/loss_mask"] > 0
+
+    other = tiny_model()
+    MEInstCheckpointer(other).load(str(tmp_path / "run/model_final.pth"))
+    assert torch.equal(other.state_dict()[name], averaged[name])
+    (tmp_path / "run/config.yaml").write_text(cfg.dump())
+    published, _ = publish_run(tmp_path / "run", tmp_path, "tiny")
+    assert torch.equal(read_checkpoint(published)["model"][name], averaged[name])
+    assert trainer.evaluated_model is trainer.weight_average.averaged_model
+
+
+def test_weights_and_their_average_go_on_after_a_stop(tmp_path: Path) -> None:
+    overrides = ("SOLVER.EMA_DECAY", 0.9, "SOLVER.CHECKPOINT_PERIOD", 2)
+    whole = train(run_cfg(tmp_path / "whole", *overrides))
+    train(run_cfg(tmp_path / "parts", *overrides))
+    (tmp_path / "parts/run/last_checkpoint").write_text("model_0000001.pth")
+    resumed = train(run_cfg(tmp_path / "parts", *overrides), resume=True)
+    for of_whole, of_resumed in ((whole.model, resumed.model), (whole.evaluated_model, resumed.evaluated_model)):
+        for name, value in of_whole.state_dict().items():
+            assert torch.equal(of_resumed.state_dict()[name], value), name
+
+
+def test_validation_losses_are_those_of_one_batch() -> None:
+    model = tiny_model("MODEL.MEINST.SIGMOID_CLAMP", (0.01, 0.01))
+    batch = [image_with([[10.0, 8.0, 50.0, 48.0]]), image_with([]), image_with([[4.0, 4.0, 90.0, 60.0]] * 2)]
+    with torch.no_grad():
+        expected = {name: loss.item() for name, loss in model.train()(batch).items()}
+    before = torch.get_rng_state()
+    found = validation_losses(model, [[sample] for sample in batch])
+    assert torch.equal(torch.get_rng_state(), before) and model.training
+    assert found.pop("total_loss") == pytest.approx(sum(expected.values()), rel=1e-5)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_images_without_objects_have_validation_losses_too() -> None:
+    losses = validation_losses(tiny_model(), [[image_with([])]])
+    assert losses["loss_mask"] == losses["loss_box"] == 0 < losses["loss_cls"]
+
+
+def test_the_validation_loader_gives_unchanged_images_with_their_instances(tmp_path: Path) -> None:
+    loader = build_validation_loader(run_cfg(tmp_path), "shapes_val")
+    samples = [sample for batch in loader for sample in batch]
+    assert len(samples) == 3 and all(len(sample["instances"].gt_mask_templates) for sample in samples)
+
+
+@pytest.mark.parametrize("mask_output", ["bitmask", "rle", "template"])
+def test_a_sample_is_drawn_three_times(mask_output: str) -> None:
+    model = tiny_model("MODEL.MEINST.MASK_OUTPUT", mask_output, "MODEL.MEINST.SCORE_THRESH_TEST", 0.0)
+    picture = draw_sample(model, image_with([[10.0, 8.0, 50.0, 48.0]]), "BGR")
+    assert picture.shape == (3, 64, 3 * 96) and picture.dtype == np.uint8 and model.training
+    assert (picture[:, :, :96] != picture[:, :, 96:192]).any()  # the encoder is not perfect
+
+
+@pytest.mark.parametrize("overrides", [("MODEL.MASK_ON", False), ("VIS_PERIOD", 1)])
+def test_a_sample_without_masks_or_objects_is_drawn(overrides: tuple[Any, ...]) -> None:
+    assert draw_sample(tiny_model(*overrides), image_with([]), "BGR").shape == (3, 64, 3 * 96)
+
+
+def test_without_masks_boxes_say_what_is_best(tmp_path: Path) -> None:
+    cfg = run_cfg(tmp_path, "MODEL.MASK_ON", False, "DATASETS.TEST", ("shapes_val",))
+    (validation,) = [hook for hook in Trainer(cfg)._hooks if isinstance(hook, Validation)]
+    assert validation.metric == "bbox/AP"
+    two = run_cfg(tmp_path, "DATASETS.TEST", ("shapes_val", "shapes_train"))
+    (validation,) = [hook for hook in Trainer(two)._hooks if isinstance(hook, Validation)]
+    assert validation.metric == "shapes_val/segm/AP"
