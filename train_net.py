@@ -13,25 +13,49 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-import meinst_d2.data.datasets
 import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2 import add_meinst_config
 from meinst_d2.checkpoint import MEInstCheckpointer
+from meinst_d2.data.datasets import counting_classes, register_coco
 from meinst_d2.engine import PreflightError, Trainer, check_before_start, settle_seed
 from meinst_d2.engine.lazy import run_lazy
 
+EPILOG = """examples:
+  train_net.py --num-gpus 8 --config-file configs/MEInst_R_50_1x.yaml
+  train_net.py --config-file configs/MEInst_R_50_1x.yaml --eval-only MODEL.WEIGHTS model.pth
+  train_net.py --config-file configs/MEInst_R_50_1x.yaml \\
+      --coco-dataset mine_train=mine/train.json:mine/images --coco-dataset mine_val=mine/val.json:mine/images \\
+      DATASETS.TRAIN "('mine_train',)" DATASETS.TEST "('mine_val',)" MODEL.MEINST.COMPONENTS mine/components.npz
+"""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = default_argument_parser(epilog=EPILOG)
+    parser.description = __doc__
+    parser.add_argument(
+        "--coco-dataset",
+        action="append",
+        default=[],
+        metavar="NAME=ANNOTATIONS.json:IMAGES",
+        help="register a dataset in COCO's format; repeat",
+    )
+    return parser.parse_args(argv)
+
 
 def load_config(args: argparse.Namespace) -> CfgNode:
-    """Defaults, then the file, then the overrides."""
+    """Defaults, then the file, then the overrides; classes that none of them counts are those of the dataset."""
     cfg = get_cfg()
     add_meinst_config(cfg)
-    if args.config_file:
-        cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    with counting_classes(cfg):
+        if args.config_file:
+            cfg.merge_from_file(args.config_file)
+        cfg.merge_from_list(args.opts)
     return cfg
 
 
 def main(args: argparse.Namespace) -> Any:
+    for dataset in args.coco_dataset:  # in every process
+        register_coco(dataset)
     if args.config_file.endswith(".py"):
         return run_lazy(args)
     cfg = load_config(args)
@@ -56,8 +80,10 @@ def run(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the command line, by default this process's. A script that registers datasets of its own calls this.
     """
-    args = default_argument_parser().parse_args(argv)
+    args = parse_args(argv)
     try:
+        for dataset in args.coco_dataset:
+            register_coco(dataset)
         if not args.config_file.endswith(".py"):
             processes = max(args.num_gpus, 1) * args.num_machines
             check_before_start(load_config(args), eval_only=args.eval_only, resume=args.resume, num_processes=processes)

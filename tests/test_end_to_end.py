@@ -84,6 +84,18 @@ def test_a_published_file_predicts_the_same_in_another_process(workspace: Path, 
         torch.testing.assert_close(value, expected.get(name), rtol=0, atol=1e-5)
 
 
+def test_a_dataset_of_ones_own_needs_no_code(workspace: Path) -> None:
+    shapes = "data/shapes/annotations/instances_{0}.json:data/shapes/{0}"
+    datasets = [x for split in ("train", "val") for x in ("--coco-dataset", f"mine_{split}={shapes.format(split)}")]
+    names = ("DATASETS.TRAIN", "('mine_train',)", "DATASETS.TEST", "('mine_val',)")
+    short = ("SOLVER.MAX_ITER", "2", "OUTPUT_DIR", "mine", "TEST.VALIDATION_LOSS", "True", "VIS_PERIOD", "1")
+    run(workspace, "train_net.py", *CONFIG, *datasets, *OVERRIDES, *names, *short)
+    rows = [json.loads(line) for line in (workspace / "mine/metrics.json").read_text().splitlines()]
+    assert rows[-1]["validation/loss_mask"] > 0
+    about = torch.load(workspace / "mine/model_final.pth", weights_only=True)["meinst"]
+    assert about["class_names"] == ["ring", "star", "crescent", "bar", "cut", "blob"]
+
+
 def test_two_processes_train_without_a_gpu(workspace: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("Detectron2 starts processes on GPUs where there are any")

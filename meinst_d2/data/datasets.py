@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
@@ -29,6 +32,35 @@ def register_shapes(root: str | os.PathLike[str]) -> None:
 register_shapes(Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "shapes")
 
 
+def register_coco(spec: str) -> str:
+    """Register a dataset in COCO's format; again for the same files is fine.
+
+    Args:
+        spec: NAME=ANNOTATIONS.json:IMAGES.
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: the text has another form, or the name stands for other files.
+    """
+    name, _, files = spec.partition("=")
+    json_file, dot_json, images = files.partition(".json:")
+    if not (name and json_file and dot_json and images):
+        raise ValueError(
+            f"--coco-dataset {spec}: give NAME=ANNOTATIONS.json:IMAGES, such as mine=a/train.json:a/images"
+        )
+    json_file += ".json"
+    if name not in DatasetCatalog:
+        register_coco_instances(name, {}, json_file, images)
+    known = MetadataCatalog.get(name)
+    if (known.get("json_file"), known.get("image_root")) != (json_file, images):
+        raise ValueError(
+            f"--coco-dataset {spec}: there is a dataset {name} of other files already; choose another name"
+        )
+    return name
+
+
 def require_dataset(name: str) -> None:
     """Raise a ValueError, or a FileNotFoundError, if the dataset cannot be loaded."""
     if name not in DatasetCatalog:
@@ -36,11 +68,16 @@ def require_dataset(name: str) -> None:
         raise ValueError(
             f"the dataset {name!r} is not registered"
             + (f" (did you mean {', '.join(near)}?)" if near else "")
-            + ": register it with detectron2.data.datasets.register_coco_instances"
+            + f": name its files with --coco-dataset {name}=ANNOTATIONS.json:IMAGES (fit_pca.py takes --coco-json), or "
+            "register it as Detectron2 does"
         )
     file = MetadataCatalog.get(name).get("json_file")
     if file is not None and not os.path.isfile(file):
-        hint = "run tools/make_shapes.py" if name.startswith("shapes_") else "set DETECTRON2_DATASETS to where it is"
+        hint = "name one that exists"
+        if name.startswith("shapes_"):
+            hint = "run tools/make_shapes.py"
+        elif Path(file).is_relative_to(os.environ.get("DETECTRON2_DATASETS", "datasets")):
+            hint = "set DETECTRON2_DATASETS to where it is"
         raise FileNotFoundError(f"the dataset {name!r} has no annotation file {file}: {hint}")
 
 
@@ -61,3 +98,20 @@ def class_names(name: str) -> list[str] | None:
     if names is None and metadata.get("json_file") is not None:
         names = read_category_names(metadata.json_file)
     return names
+
+
+@contextmanager
+def counting_classes(cfg: CfgNode) -> Iterator[None]:
+    """Numbers of classes that the block does not set become that of the config's first dataset, where it is known."""
+    defaults = [(node, node.NUM_CLASSES) for node in (cfg.MODEL.MEINST, cfg.MODEL.RETINANET)]
+    for node, _ in defaults:
+        node.NUM_CLASSES = -1
+    yield
+    names = None
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[:1]:
+        with suppress(ValueError, OSError):  # the checks before the start say what is wrong
+            require_dataset(name)
+            names = class_names(name)
+    for node, default in defaults:
+        if node.NUM_CLASSES == -1:
+            node.NUM_CLASSES = len(names) if names else default

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 from meinst_d2.checkpoint import GENERATOR_PREFIX, info_of, settle_names
 from meinst_d2.config import check_choices
@@ -116,6 +117,11 @@ def _check_validation(cfg: CfgNode) -> None:
 
 def _check_dataset(cfg: CfgNode, name: str) -> None:
     require_dataset(name)
+    images = MetadataCatalog.get(name).get("image_root")
+    if images is not None and not os.path.isdir(images):
+        raise FileNotFoundError(
+            f"the dataset {name!r} has no folder of images {images}: name the folder that holds them"
+        )
     names = class_names(name)
     if names is not None and len(names) != cfg.MODEL.MEINST.NUM_CLASSES:
         raise ValueError(
@@ -133,6 +139,7 @@ def _check_weights_and_components(cfg: CfgNode, eval_only: bool, resume: bool) -
     anew = starting and meinst.COMPONENTS_CONFLICT == "file"  # the mask predictor may start anew
     if not starting:
         _check_num_classes(path, content, meinst.NUM_CLASSES)
+        _check_order_of_classes(path, content, cfg)
     if not cfg.MODEL.MASK_ON:
         return
     if not anew:
@@ -163,6 +170,17 @@ def _check_num_classes(path: str, content: dict[str, Any], wanted: int) -> None:
             f"{path} has {len(bias)} classes, the config asks for MODEL.MEINST.NUM_CLASSES = {wanted}: set "
             f"MODEL.MEINST.NUM_CLASSES {len(bias)}, or first train on the new classes (the class layer starts anew)"
         )
+
+
+def _check_order_of_classes(path: str, content: dict[str, Any], cfg: CfgNode) -> None:
+    learned = info_of(content).get("class_names")
+    for dataset in cfg.DATASETS.TEST:
+        names = class_names(dataset) if dataset in MetadataCatalog else None
+        if learned and names and list(learned) != names and sorted(learned) == sorted(names):
+            raise ValueError(
+                f"{path} has learned the classes in the order {', '.join(learned)}, the dataset {dataset!r} has "
+                f"{', '.join(names)}: give its categories ids that rise in the order of the weights"
+            )
 
 
 def _check_mask_predictor(path: str, content: dict[str, Any], meinst: CfgNode) -> None:

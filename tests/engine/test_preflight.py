@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from meinst_d2.checkpoint import CheckpointInfo, MEInstCheckpointer
-from meinst_d2.data.datasets import register_shapes
+from meinst_d2.data.datasets import register_coco, register_shapes
 from meinst_d2.data.shapes import generate
 from meinst_d2.engine import PreflightError, check_before_start
 from meinst_d2.weights import save_safetensors
@@ -109,6 +109,32 @@ def test_weights_of_other_classes_can_be_trained_but_not_evaluated(files: Path) 
     with pytest.raises(PreflightError) as error:
         check(files, *other)
     assert str(error.value).startswith("the dataset 'shapes_train' has 6 classes") and "\n" not in str(error.value)
+
+
+def test_weights_that_learned_the_classes_in_another_order(files: Path) -> None:
+    about = CheckpointInfo({"class_names": ["star", "ring", "crescent", "bar", "cut", "blob"]})
+    MEInstCheckpointer(tiny_model(), str(files), meinst=about).save("order")
+    with pytest.raises(PreflightError, match="in the order star, ring, .* has ring, star, .*: give its categories ids"):
+        check(files, *weights(files, "order.pth"), eval_only=True)
+
+
+def test_settings_of_evaluation_that_cannot_work(files: Path) -> None:
+    for overrides, message in (
+        (("SOLVER.EMA_DECAY", 1.0), "SOLVER.EMA_DECAY = 1.0 must be below 1"),
+        (("TEST.BEST_METRIC", "AP"), "TEST.BEST_METRIC = 'AP' is no metric"),
+        (("TEST.PATIENCE", 3), "TEST.PATIENCE = 3 counts evaluations during training"),
+        (("TEST.VALIDATION_LOSS", True, "MODEL.META_ARCHITECTURE", "MEInstRetinaNet"), "needs MODEL.META_ARCH"),
+    ):
+        with pytest.raises(PreflightError, match=message):
+            check(files, *components(files), *overrides)
+    check(files, *components(files), "TEST.PATIENCE", 3, "TEST.EVAL_PERIOD", 100)
+
+
+def test_a_folder_of_images_that_is_not_there(files: Path) -> None:
+    register_coco(f"gone={files / 'gone.json'}:{files / 'gone'}")
+    (files / "gone.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    with pytest.raises(PreflightError, match="'gone' has no folder of images .*gone: name the folder"):
+        check(files, *components(files), "DATASETS.TRAIN", ("gone",))
 
 
 @pytest.mark.parametrize(("key", "value"), [("DIM_MASK", 6), ("MASK_SIZE", 14)])
