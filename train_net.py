@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
@@ -18,6 +18,7 @@ from meinst_d2 import add_meinst_config
 from meinst_d2.checkpoint import MEInstCheckpointer
 from meinst_d2.data.datasets import counting_classes, register_coco
 from meinst_d2.engine import PreflightError, Trainer, check_before_start, settle_seed
+from meinst_d2.engine.launch import launch
 from meinst_d2.engine.lazy import run_lazy
 
 EPILOG = """examples:

@@ -18,8 +18,10 @@ sys.path.insert(0, str(ROOT))  # fit_pca.py and train_net.py are scripts beside 
 EXAMPLES = """examples:
   tools/compare_on_shapes.py --variant 'published=' --variant 'deviation=MODEL.MEINST.MASK_LOSS_WEIGHTS deviation'
   tools/compare_on_shapes.py --seeds 0 --variant 'FCOS=' --variant 'RetinaNet=@configs/demo/shapes_retinanet.yaml'
+  tools/compare_on_shapes.py --size 256 --sides 70 240 --variant '28=' \\
+      --variant '56=MODEL.MEINST.MASK_SIZE 56 MODEL.MEINST.DIM_MASK 100'
 """
-COLUMNS = (("segm", "AP"), ("segm", "AP50"), ("segm", "AP75"), ("bbox", "AP"))
+COLUMNS = (("segm", "AP"), ("segm", "AP50"), ("segm", "AP75"), ("segm", "APl"), ("bbox", "AP"))
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,6 +40,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, help="SOLVER.MAX_ITER (default: the config's)")
     parser.add_argument("--train-images", type=int, default=3000, help="generated for training (default 3000)")
     parser.add_argument("--val-images", type=int, default=100, help="held out for evaluation (default 100)")
+    parser.add_argument("--size", type=int, default=160, help="side of the images in pixels (default 160)")
+    parser.add_argument("--sides", type=float, nargs=2, default=(20, 96), metavar=("MIN", "MAX"), help="of the objects")
     parser.add_argument("--output", type=Path, default=Path("output/compare"), help="folder (default output/compare)")
     return parser.parse_args()
 
@@ -53,12 +57,13 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]:
     opts = shlex.split(overrides)
     folder = args.output / name / f"seed_{seed}"
     config_file = opts.pop(0)[1:] if opts and opts[0].startswith("@") else args.config_file
-    components = args.output / "components.npz"
-    opts = ["OUTPUT_DIR", str(folder), "SEED", str(seed), "MODEL.MEINST.COMPONENTS", str(components), *opts]
+    opts = ["OUTPUT_DIR", str(folder), "SEED", str(seed), *opts]
+    opts += ["INPUT.MIN_SIZE_TRAIN", f"({args.size},)", "INPUT.MIN_SIZE_TEST", str(args.size)]
     if args.iterations:
         opts += ["SOLVER.MAX_ITER", str(args.iterations)]
     run_args = argparse.Namespace(config_file=config_file, opts=opts, eval_only=False)
     cfg = train_net.load_config(run_args)
+    cfg.MODEL.MEINST.COMPONENTS = fitted_components(args, cfg)
     results, settings = folder / "results.json", cfg.dump()
     if results.is_file():
         saved = json.loads(results.read_text())
@@ -73,6 +78,17 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]:
     trainer.train()
     results.write_text(json.dumps({"config": settings, "results": trainer._last_eval_results}))
     return trainer._last_eval_results
+
+
+def fitted_components(args: argparse.Namespace, cfg: Any) -> str:
+    """The file with the components of a config, fitted to the training images once."""
+    import fit_pca
+
+    size, dim = str(cfg.MODEL.MEINST.MASK_SIZE), str(cfg.MODEL.MEINST.DIM_MASK)
+    path = args.output / f"components_{size}_{dim}.npz"
+    if not path.is_file():
+        fit_pca.main(["--dataset", "shapes_train", "--dim", dim, "--mask-size", size, "--output", str(path)])
+    return str(path)
 
 
 def print_table(results: dict[str, list[dict[str, Any]]]) -> None:
@@ -93,17 +109,15 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
 
     # Imported here so that --help answers at once.
-    import fit_pca
-    import train_net
     from meinst_d2.data.datasets import register_shapes
+    from meinst_d2.data.shape_images import ShapesConfig
     from meinst_d2.data.shapes import generate
 
     shapes = args.output / "shapes"
-    generate(shapes, {"train": args.train_images, "val": args.val_images}, workers=os.cpu_count() or 1)
+    images = {"train": args.train_images, "val": args.val_images}
+    looks = ShapesConfig(height=args.size, width=args.size, min_side=args.sides[0], max_side=args.sides[1])
+    generate(shapes, images, looks, workers=os.cpu_count() or 1)
     register_shapes(shapes)
-    meinst = train_net.load_config(argparse.Namespace(config_file=args.config_file, opts=[])).MODEL.MEINST
-    shape = ["--dim", str(meinst.DIM_MASK), "--mask-size", str(meinst.MASK_SIZE)]
-    fit_pca.main(["--dataset", "shapes_train", *shape, "--output", str(args.output / "components.npz")])
 
     results: dict[str, list[dict[str, Any]]] = {}
     for seed in args.seeds:

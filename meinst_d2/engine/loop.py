@@ -6,32 +6,53 @@ import logging
 from typing import Any
 
 from detectron2.engine import TrainerBase
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+
+from meinst_d2.engine.preemption import Preempted, Termination
 
 
 class TrainingLoop(TrainerBase):
-    """Detectron2's loop, but that a hook may call :meth:`finish`.
+    """Detectron2's loop, but that a hook may call :meth:`finish`, and that SIGTERM saves a checkpoint and ends it.
 
     Attributes:
         checkpointer: writes the last checkpoint where training ends early.
+        termination: whether SIGTERM has come to this process.
+        all_stop: whether it had come to any process when they last exchanged their losses.
     """
 
     checkpointer: Any = None
+    termination: Termination
+    all_stop = False
 
     def train(self, start_iter: int, max_iter: int) -> None:
-        """Run iterations ``start_iter`` to ``max_iter - 1``."""
+        """Run iterations ``start_iter`` to ``max_iter - 1``.
+
+        Raises:
+            Preempted: SIGTERM came; what was learned is saved.
+        """
         logger = logging.getLogger(__name__)
         logger.info(f"Starting training from iteration {start_iter}")
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
-        with EventStorage(start_iter) as self.storage:
+        with EventStorage(start_iter) as self.storage, self.termination.handled():
+            learned = -1
             try:
                 self.before_train()
                 while self.iter < self.max_iter:
                     self.before_step()
                     self.run_step()
+                    learned = self.iter
                     self.after_step()
+                    if self.all_stop and self.iter + 1 < self.max_iter:
+                        raise Preempted
                     self.iter += 1
+            except Preempted:
+                if learned == self.iter:
+                    self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+                    comm.synchronize()  # or the process that writes would be ended by the others' end
+                logger.info(f"SIGTERM: training ends after iteration {self.iter}; go on with --resume.")
+                raise
             except Exception:
                 logger.exception("Exception during training:")
                 raise

@@ -17,13 +17,15 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from meinst_d2.engine.loop import TrainingLoop
+from meinst_d2.engine.preemption import Termination
 
 
 class TrainStep(SimpleTrainer, TrainingLoop):
     """Detectron2's SimpleTrainer with four differences.
 
     - The loss of every process is looked at on every process, before the weights are touched: a loss that is not finite
-      stops all of them. The same exchange and the same read from the device serve the logged metrics.
+      stops all of them, and so does SIGTERM to one, after the update. The same exchange and the same read from the
+      device serve the logged metrics.
     - The random numbers of an iteration follow from (seed, iteration, rank), so training can go on at any iteration.
     - A batch may be learned in parts, with the gradients of the whole.
     - The loss is scaled where the model computes in float16, on CPU and GPU.
@@ -54,6 +56,7 @@ class TrainStep(SimpleTrainer, TrainingLoop):
         device = next(model.parameters()).device
         self.grad_scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
         self.last_batch: Sequence[Mapping[str, Any]] = ()
+        self.termination = Termination()
 
     def run_step(self) -> None:
         start = time.perf_counter()
@@ -89,19 +92,21 @@ class TrainStep(SimpleTrainer, TrainingLoop):
 
     def _check_and_log(self, losses: Mapping[str, Tensor], data_time: float, data: Sequence[Mapping[str, Any]]) -> None:
         mine = torch.stack([loss.detach().float() for loss in losses.values()])
-        mine = torch.cat((mine, torch.full_like(mine[:1], data_time)))
+        others = mine.new_tensor([data_time, self.termination.requested])
+        mine = torch.cat((mine, others))
         gathered = [mine]
         if comm.get_world_size() > 1:
             gathered = [torch.empty_like(mine) for _ in range(comm.get_world_size())]
             dist.all_gather(gathered, mine)
-        table = torch.stack(gathered).tolist()  # (ranks, losses + 1): the one time the host waits for the device
+        table = torch.stack(gathered).tolist()  # (ranks, losses + 2): the one time the host waits for the device
         for rank, row in enumerate(table):
-            if not all(math.isfinite(value) for value in row[:-1]):
+            if not all(math.isfinite(value) for value in row[:-2]):
                 self._stop(dict(zip(losses, row, strict=False)), rank, data)
+        self.all_stop = any(row[-1] for row in table)
         if comm.is_main_process():
-            means = dict(zip(losses, np.mean([row[:-1] for row in table], axis=0).tolist(), strict=True))
+            means = dict(zip(losses, np.mean([row[:-2] for row in table], axis=0).tolist(), strict=True))
             storage = get_event_storage()
-            storage.put_scalar("data_time", max(row[-1] for row in table))
+            storage.put_scalar("data_time", max(row[-2] for row in table))
             storage.put_scalar("total_loss", sum(means.values()))
             storage.put_scalars(**means)
 

@@ -21,6 +21,7 @@ from meinst_d2.data.loader import TrainLoader, build_train_loader
 from meinst_d2.engine.averaging import WeightAverage
 from meinst_d2.engine.loop import TrainingLoop
 from meinst_d2.engine.optimizer import build_optimizer
+from meinst_d2.engine.preemption import Termination
 from meinst_d2.engine.step import TrainStep
 from meinst_d2.engine.validation import Validation
 from meinst_d2.engine.validation_loss import build_validation_loader, validation_losses
@@ -62,6 +63,16 @@ class Trainer(DefaultTrainer, TrainingLoop):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    @property
+    def termination(self) -> Termination:
+        """Of the loop, whose flag the steps exchange."""
+        return self._trainer.termination
+
+    @property
+    def all_stop(self) -> bool:
+        """Whether SIGTERM has come to any process."""
+        return self._trainer.all_stop
 
     @property
     def last_batch(self) -> Sequence[Mapping[str, Any]]:

@@ -66,7 +66,8 @@ class Validation(HookBase):
         return self.period > 0 and done > 0 and done % self.period == 0 and done < self.trainer.max_iter
 
     def _validate(self, iteration: int) -> None:
-        results = flatten_results_dict(self.evaluate() or {})
+        with self.trainer.termination.raising():  # the next run evaluates again
+            results = flatten_results_dict(self.evaluate() or {})
         self.trainer.storage.put_scalars(**results, smoothing_hint=False)
         self.last_iteration = iteration
         if self.metric:

@@ -16,6 +16,7 @@ from meinst_d2.data.shape_images import ShapesConfig
 from meinst_d2.data.shapes import generate
 from meinst_d2.engine import Trainer
 from meinst_d2.engine.averaging import WeightAverage
+from meinst_d2.engine.preemption import Termination
 from meinst_d2.engine.validation import Validation
 from meinst_d2.engine.validation_loss import build_validation_loader, validation_losses
 from meinst_d2.engine.visualization import draw_sample
@@ -39,7 +40,9 @@ class Run:
         self.values, self.best, self.ended = iter(values), [], None
         self.evaluated: list[int] = []
         self.validation = Validation(self.evaluate, keep_best=self.best.append, **options)
-        self.trainer = SimpleNamespace(start_iter=0, iter=0, max_iter=max_iter, finish=self.finish)
+        self.trainer = SimpleNamespace(
+            start_iter=0, iter=0, max_iter=max_iter, finish=self.finish, termination=Termination()
+        )
         self.validation.trainer = self.trainer  # type: ignore[assignment]
 
     def evaluate(self) -> dict[str, Any]:

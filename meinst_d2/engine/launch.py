@@ -1,0 +1,33 @@
+"""Detectron2's launch of processes, with the way that SIGTERM and a lost process end a job."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from detectron2.engine import launch as launch_processes
+from torch.multiprocessing import ProcessExitedException
+
+from meinst_d2.engine.preemption import EXIT_CODE, passing_on_sigterm
+
+
+def launch(
+    main: Callable[..., Any], num_gpus: int, num_machines: int, machine_rank: int, dist_url: str, args: tuple[Any, ...]
+) -> None:
+    """As Detectron2's.
+
+    SIGTERM to this process goes to all that it started, and when they have saved and ended, this one ends with the same
+    exit code. A process that is killed ends the others, and the job, with a sentence.
+    """
+    try:
+        with passing_on_sigterm() if num_gpus > 1 else nullcontext():
+            launch_processes(main, num_gpus, num_machines, machine_rank, dist_url, args)
+    except ProcessExitedException as error:
+        if error.exit_code == EXIT_CODE:
+            sys.exit(EXIT_CODE)
+        sys.exit(
+            f"train_net.py: process {error.error_index} of {num_gpus} ended ({error.signal_name or error.exit_code}) and "
+            "the others with it; the last checkpoint is whole: go on with --resume"
+        )
