@@ -27,7 +27,8 @@ def launch(
     except ProcessExitedException as error:
         if error.exit_code == EXIT_CODE:
             sys.exit(EXIT_CODE)
+        why = error.signal_name or f"exit code {error.exit_code}"
         sys.exit(
-            f"train_net.py: process {error.error_index} of {num_gpus} ended ({error.signal_name or error.exit_code}) and "
-            "the others with it; the last checkpoint is whole: go on with --resume"
+            f"train_net.py: process {error.error_index} of {num_gpus} ended ({why}) and the others with it; the last "
+            "checkpoint is whole: go on with --resume"
         )
