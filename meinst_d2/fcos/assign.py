@@ -148,7 +148,8 @@ def _candidates(boxes: Tensor, level_shapes: Sequence[tuple[int, int]], rule: As
     stride = torch.tensor(rule.strides, device=device)[level]  # (Q,)
     regions = _center_regions(boxes[gt_idx], stride, rule.center_radius)  # (Q, 4)
     # First and one-past-last cell of each region, one cell wider than needed: the exact test comes below.
-    corners = (regions - (stride // 2)[:, None]) / stride[:, None]
+    # No map has as many cells as the bound, and what an integer cannot hold becomes an arbitrary one.
+    corners = ((regions - (stride // 2)[:, None]) / stride[:, None]).clamp(-1, 2**30)
     first = corners[:, :2].floor().long().clamp(min=0)  # (Q, 2) column, row
     sizes = (torch.minimum(corners[:, 2:].ceil().long() + 1, shapes[level]) - first).clamp(min=0)  # (Q, 2)
     counts = sizes.prod(dim=1)

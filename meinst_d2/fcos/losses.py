@@ -1,4 +1,7 @@
-"""Losses of dense detection, as functions of tensors. Empty input gives a differentiable zero."""
+"""Losses of dense detection, as functions of tensors. Empty input gives a differentiable zero.
+
+Half precision is widened to float32 first: it holds neither the area of a large box nor the sum over an image.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +33,12 @@ def focal_loss(
         logits: (N, K, R).
         image_idx, class_idx, location_idx: (P,) int64, the pairs whose target is 1; all others are 0.
         alpha: weight of the positive pairs; the negative ones weigh 1 - alpha.
-        gamma: focusing exponent.
+        gamma: focusing exponent, 0 or at least 1: between them the gradient of a saturated logit is not a number.
 
     Returns:
         () float32.
     """
+    logits = _widened(logits)
     targets = torch.zeros_like(logits)
     targets[image_idx, class_idx, location_idx] = 1
     loss: Tensor = sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=gamma, reduction="sum")
@@ -45,16 +49,16 @@ def iou_loss(pred_ltrb: Tensor, gt_ltrb: Tensor, loss_type: BoxLossType = "giou"
     """Loss of boxes that share a location, by their overlap.
 
     The intersection over union is taken as (I + 1) / (U + 1), in squares of the distances' unit, as the published
-    models were trained; the generalised term (C - U) / C is not smoothed.
+    models were trained; the generalised term is (C - U) / max(C, 1e-7).
 
     Args:
-        pred_ltrb: (P, 4) non-negative distances.
-        gt_ltrb: (P, 4) positive distances in the same unit.
+        pred_ltrb, gt_ltrb: (P, 4) non-negative distances in the same unit. Two boxes without area cost nothing.
         loss_type: "giou" (1 - GIoU), "iou" (-ln IoU) or "linear_iou" (1 - IoU).
 
     Returns:
         (P,), not reduced.
     """
+    pred_ltrb, gt_ltrb = _widened(pred_ltrb), _widened(gt_ltrb)
     intersection = _area(torch.minimum(pred_ltrb, gt_ltrb))
     union = _area(pred_ltrb) + _area(gt_ltrb) - intersection
     iou = (intersection + 1) / (union + 1)
@@ -63,11 +67,15 @@ def iou_loss(pred_ltrb: Tensor, gt_ltrb: Tensor, loss_type: BoxLossType = "giou"
     if loss_type == "linear_iou":
         return 1 - iou
     enclosing = _area(torch.maximum(pred_ltrb, gt_ltrb))
-    return 1 - (iou - (enclosing - union) / enclosing)
+    return 1 - (iou - (enclosing - union) / enclosing.clamp(min=1e-7))
 
 
 def _area(ltrb: Tensor) -> Tensor:
     return (ltrb[..., 0] + ltrb[..., 2]) * (ltrb[..., 1] + ltrb[..., 3])
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def centerness_loss(logits: Tensor, centerness: Tensor) -> Tensor:
@@ -80,7 +88,7 @@ def centerness_loss(logits: Tensor, centerness: Tensor) -> Tensor:
     Returns:
         ().
     """
-    return F.binary_cross_entropy_with_logits(logits, centerness, reduction="sum")
+    return F.binary_cross_entropy_with_logits(_widened(logits), _widened(centerness), reduction="sum")
 
 
 def coefficient_loss(pred: Tensor, target: Tensor, loss_type: CoefficientLossType = "l2") -> Tensor:
@@ -94,6 +102,7 @@ def coefficient_loss(pred: Tensor, target: Tensor, loss_type: CoefficientLossTyp
     Returns:
         (P,).
     """
+    pred, target = _widened(pred), _widened(target)
     if loss_type == "l2":
         return (pred - target).square().sum(dim=1)
     if loss_type == "l1":
@@ -112,4 +121,5 @@ def pixel_loss(logits: Tensor, masks: Tensor) -> Tensor:
     Returns:
         (P,), summed over the pixels.
     """
+    logits = _widened(logits)
     return F.binary_cross_entropy_with_logits(logits, masks.to(logits.dtype), reduction="none").sum(dim=1)

@@ -36,13 +36,13 @@ def select_candidates(
 
     Args:
         cls_logits: (K, R) of one level of one image.
-        centerness_logits: (R,).
+        centerness_logits: (R,). What is not a number, after half precision overflowed, counts as a score of 0.
         score_thresh: a pair is kept when its class probability (or the product with centerness) exceeds this.
         topk: cap on the number of pairs.
         thresh_with_centerness: compare the product instead of the class probability.
     """
     probability = cls_logits.float().sigmoid()  # (K, R)
-    product = probability * centerness_logits.float().sigmoid()
+    product = probability * centerness_logits.float().sigmoid().nan_to_num(0.0)
     above = (product if thresh_with_centerness else probability) > score_thresh
     location_idx, class_idx = above.T.nonzero(as_tuple=True)
     ranking = product[class_idx, location_idx]  # (C,)

@@ -33,7 +33,7 @@ def paste_masks(templates: Tensor, boxes: Tensor, height: int, width: int) -> Te
         (N, height, width) bool.
     """
     canvas = Canvas(len(templates), height, width)
-    usable = usable_boxes(boxes.detach().numpy())
+    usable = usable_boxes(boxes.detach().float().numpy())
     windows = windows_of(usable, height, width)
     for runs in find_runs(templates.detach().float().numpy(), usable, windows):
         part = windows.of(runs.masks)

@@ -35,7 +35,7 @@ def encode_templates(templates: Tensor, boxes: Tensor, height: int, width: int) 
     Returns:
         N encodings.
     """
-    usable = usable_boxes(boxes.detach().numpy())
+    usable = usable_boxes(boxes.detach().float().numpy())
     columns_first = templates.detach().float().numpy().transpose(0, 2, 1)
     windows = windows_of(usable, height, width).transposed()
     rles: list[RLE] = []

@@ -55,13 +55,17 @@ class MEInstCriterion(nn.Module):
     ) -> None:
         """
         Args:
-            focal_alpha, focal_gamma: of the focal loss.
+            focal_alpha, focal_gamma: of the focal loss; gamma is 0 or at least 1.
             box_loss_type: "giou", "iou" or "linear_iou".
             mask_loss: of the mask branch, by default the published one.
             weights: factors of the losses.
             reduce_mean: averages a tensor over the training processes.
         """
         super().__init__()
+        if 0 < focal_gamma < 1:
+            raise ValueError(
+                f"FOCAL_LOSS_GAMMA {focal_gamma} has no gradient where a logit is saturated: choose 0, or 1 or more"
+            )
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
         self.box_loss_type: BoxLossType = box_loss_type
         self.mask_loss = mask_loss or MaskLoss()

@@ -27,6 +27,9 @@ MaskOutput = Literal["bitmask", "rle", "template"]
 PASTE_BOXES: tuple[str, ...] = get_args(PasteBox)
 MASK_OUTPUTS: tuple[str, ...] = get_args(MaskOutput)
 MASK_THRESHOLD = 0.5
+LIMIT = 1e6
+"""What box coordinates, in pixels, and coefficients are cut to: more means nothing, and infinity spoils its neighbours.
+"""
 
 
 @dataclass(frozen=True)
@@ -106,22 +109,30 @@ def _detect_image(
         if output.mask_coeffs is not None:
             coeffs.append(output.mask_coeffs[level][image].flatten(1).T[at])  # (C, D)
     result = Instances(image_size)
-    all_boxes, all_scores, all_classes = torch.cat(boxes), torch.cat(scores), torch.cat(classes)
+    all_boxes, all_scores, all_classes = _limited(torch.cat(boxes)), torch.cat(scores), torch.cat(classes)
     keep = _survivors(all_boxes, all_scores, all_classes, rule)
     result.pred_boxes = Boxes(all_boxes[keep])
     result.scores = all_scores[keep]
     result.pred_classes = all_classes[keep]
     result.locations = torch.cat(locations)[keep]
     if encoder is not None:
-        result.pred_masks = encoder.decode(torch.cat(coeffs)[keep], result.pred_classes)[:, None]
+        result.pred_masks = encoder.decode(_limited(torch.cat(coeffs)[keep]), result.pred_classes)[:, None]
     return result
+
+
+def _limited(x: Tensor) -> Tensor:
+    """Within the limit; what is not a number, after half precision overflowed, becomes 0."""
+    return x.nan_to_num(nan=0.0, posinf=LIMIT, neginf=-LIMIT).clamp_(-LIMIT, LIMIT)
 
 
 def _survivors(boxes: Tensor, scores: Tensor, classes: Tensor, rule: InferenceRule) -> Tensor:
     """Indices of the candidates that suppression and the cap leave."""
     cap = rule.max_detections if 0 < rule.max_detections < len(scores) else len(scores)
-    if rule.nms_thresh > 0:
-        return batched_nms(boxes, scores, classes, rule.nms_thresh)[:cap]
+    if rule.nms_thresh > 0 and len(boxes) > 0:
+        # torchvision moves the boxes of each class apart. They stay apart only where none is negative, and keep their
+        # shapes next to large ones only in float64.
+        boxes = boxes.double()
+        return batched_nms(boxes - boxes.min(), scores.double(), classes, rule.nms_thresh)[:cap]
     return scores.topk(cap).indices.sort().values
 
 
