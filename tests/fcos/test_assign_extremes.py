@@ -1,0 +1,93 @@
+"""Assignment at the ends of the sizes: one pixel to 20,000, without area, hundreds on one place."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meinst_d2.fcos.assign import AssignmentRule, assign_batch
+from meinst_d2.fcos.losses import BOX_LOSS_TYPES, iou_loss
+from tests.fcos.test_assign import RULE, SHAPES, STRIDES, assign_locations, dense_assignment
+
+RADII = [None, 0.01, 1.5, 1000.0]
+THIN = {
+    "tall": [(2500, 1), (1250, 1), (625, 1), (313, 1), (157, 1)],
+    "wide": [(1, 2500), (1, 1250), (1, 625), (1, 313), (1, 157)],
+    "one cell": [(1, 1)] * 5,
+    "no cells": [(0, 3)] * 5,
+}
+
+
+def check(boxes: torch.Tensor, shapes: list[tuple[int, int]], radius: float | None) -> None:
+    rule = AssignmentRule(STRIDES, RULE.size_bounds, radius)
+    assert torch.equal(assign_locations(boxes, shapes, rule), dense_assignment(boxes, shapes, rule))
+    positives = assign_batch([boxes], shapes, rule)
+    assert (positives.ltrb > 0).all() and positives.ltrb.isfinite().all()
+    assert (positives.centerness > 0).all() and (positives.centerness <= 1).all()
+    for kind in BOX_LOSS_TYPES:
+        assert iou_loss(torch.zeros_like(positives.ltrb), positives.ltrb, kind).isfinite().all()
+
+
+coordinate = st.floats(-20_000, 20_000, width=32) | st.integers(-40, 400).map(float)
+side = st.floats(-300, 20_000, width=32) | st.sampled_from([0.0, 1.0, -1.0, 2.0, 20_000.0, 1e-3])
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    boxes=st.lists(st.tuples(coordinate, coordinate, side, side), min_size=1, max_size=10),
+    copies=st.integers(1, 3),
+    radius=st.sampled_from(RADII),
+)
+def test_boxes_of_any_size_or_turned_round(boxes: list[tuple[float, ...]], copies: int, radius: float | None) -> None:
+    xywh = torch.tensor(boxes).reshape(-1, 4).repeat(copies, 1)
+    check(torch.cat((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), 1), SHAPES, radius)
+
+
+@pytest.mark.parametrize("radius", RADII)
+@pytest.mark.parametrize("shapes", THIN.values(), ids=THIN.keys())
+def test_images_of_20000_pixels_by_one_and_of_one_pixel(shapes: list[tuple[int, int]], radius: float | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    long = torch.rand(30, 2, generator=generator).sort(1).values * 20_000
+    short = torch.tensor([0.0, 8.0]).expand(30, 2)
+    tall = torch.stack((short[:, 0], long[:, 0], short[:, 1], long[:, 1]), 1)
+    wide = tall[:, [1, 0, 3, 2]]
+    whole = torch.tensor([[0.0, 0.0, 20_000.0, 20_000.0], [0.0, 0.0, 1.0, 1.0], [3.0, 3.0, 5.0, 5.0]])
+    check(torch.cat((tall, wide, whole)), shapes, radius)
+
+
+@pytest.mark.parametrize("radius", RADII)
+def test_hundreds_of_overlapping_instances(radius: float | None) -> None:
+    """On one place: equal ones, of which the first wins, and nested ones, of which the smallest."""
+    generator = torch.Generator().manual_seed(1)
+    nested = torch.tensor([100.0, 90.0, 180.0, 170.0]) + torch.tensor([-1.0, -1, 1, 1]) * torch.rand(200, 1, generator=generator)
+    around = torch.rand(200, 4, generator=generator) * 100 + torch.tensor([0.0, 0, 100, 100])
+    boxes = torch.cat((nested, nested.flip(0), around, around))[torch.randperm(800, generator=generator)]
+    check(boxes, SHAPES, radius)
+
+
+def test_a_location_has_one_instance_in_a_crowd() -> None:
+    boxes = torch.tensor([[40.0, 40.0, 100.0, 100.0]]).repeat(500, 1)
+    positives = assign_batch([boxes, boxes], SHAPES, RULE)
+    assert set(positives.gt_idx.tolist()) == {0, 500}
+    assert len(set(zip(positives.image_idx.tolist(), positives.location_idx.tolist(), strict=True))) == len(positives)
+
+
+@pytest.mark.parametrize("reach", [1e5, 1e12, 1e25, 3e38])
+def test_a_box_beyond_all_integers_covers_the_image(reach: float) -> None:
+    positives = assign_batch([torch.tensor([[-reach, -reach, reach, reach]])], [(3, 4)], AssignmentRule((8,), (), None))
+    assert positives.location_idx.tolist() == list(range(12))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), shift=st.integers(-3, 3))
+def test_moving_boxes_by_the_coarsest_stride_moves_the_locations(seed: int, shift: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    corners = (torch.rand(6, 2, generator=generator) * 300 + 400).round()
+    boxes = torch.cat((corners, corners + (torch.rand(6, 2, generator=generator) * 300).round()), 1)
+    shapes = [(1536 // s, 1536 // s) for s in STRIDES]
+    before, after = (assign_locations(b, shapes, RULE) for b in (boxes, boxes + 128 * shift))
+    areas = [h * w for h, w in shapes]
+    for level, moved, stride in zip(before.split(areas), after.split(areas), STRIDES, strict=True):
+        side_ = 1536 // stride
+        cells = shift * 128 // stride
+        assert torch.equal(level.view(side_, side_).roll((cells, cells), (0, 1)), moved.view(side_, side_))
