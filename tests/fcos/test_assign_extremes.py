@@ -59,7 +59,8 @@ def test_images_of_20000_pixels_by_one_and_of_one_pixel(shapes: list[tuple[int, 
 def test_hundreds_of_overlapping_instances(radius: float | None) -> None:
     """On one place: equal ones, of which the first wins, and nested ones, of which the smallest."""
     generator = torch.Generator().manual_seed(1)
-    nested = torch.tensor([100.0, 90.0, 180.0, 170.0]) + torch.tensor([-1.0, -1, 1, 1]) * torch.rand(200, 1, generator=generator)
+    grown = torch.rand(200, 1, generator=generator) * torch.tensor([-1.0, -1, 1, 1])
+    nested = torch.tensor([100.0, 90.0, 180.0, 170.0]) + grown
     around = torch.rand(200, 4, generator=generator) * 100 + torch.tensor([0.0, 0, 100, 100])
     boxes = torch.cat((nested, nested.flip(0), around, around))[torch.randperm(800, generator=generator)]
     check(boxes, SHAPES, radius)

@@ -44,19 +44,19 @@ side = st.sampled_from([0.0, 1.0, 8.0, 20_000.0, LIMIT]) | st.floats(0, 400, wid
 @given(
     boxes=st.lists(st.tuples(corner, corner, side, side), max_size=10),
     copies=st.integers(1, 3),
-    num_classes=st.sampled_from([1, 2, 1203]),
+    last_class=st.sampled_from([0, 1, 1202]),
     equal_scores=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_suppression_is_the_greedy_one(
-    boxes: list[tuple[float, ...]], copies: int, num_classes: int, equal_scores: bool, seed: int
+    boxes: list[tuple[float, ...]], copies: int, last_class: int, equal_scores: bool, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     xywh = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4).repeat(copies, 1)
     xywh[:, :2] += torch.rand(len(xywh), 2, generator=generator)
     xyxy = torch.cat((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), 1)
     scores = torch.full((len(xyxy),), 0.5) if equal_scores else torch.rand(len(xyxy), generator=generator)
-    classes = torch.randint(0, num_classes, (len(xyxy),), generator=generator)
+    classes = torch.randint(0, 2, (len(xyxy),), generator=generator) * last_class
     threshold = 0.6000123  # no overlap of these numbers is this one, so rounding decides nothing
     found = _survivors(xyxy, scores, classes, InferenceRule(nms_thresh=threshold, max_detections=0))
     assert sorted(found.tolist()) == sorted(slow_nms(xyxy, scores, classes, threshold))
@@ -71,7 +71,7 @@ def test_a_box_that_leaves_the_image_suppresses_no_other_class() -> None:
 
 def test_a_huge_box_does_not_spare_the_copies_of_small_ones() -> None:
     """In float32 one pixel is lost beside class 79's offset of a hundred million."""
-    small = [[10.0, 10.0, 12.0, 12.0], [10.2, 10.0, 12.2, 12.0]]
+    small = [[10.0, 10.0, 11.0, 11.0], [10.1, 10.0, 11.1, 11.0]]
     boxes = torch.tensor([*small, [-LIMIT, -LIMIT, LIMIT, LIMIT]])
     found = _survivors(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([79, 79, 0]), RULE)
     assert found.tolist() == [0, 2]
