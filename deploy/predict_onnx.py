@@ -49,13 +49,13 @@ class Predictor:
         batch[0, :, :height, :width] = pixels
         sizes = np.array([[height, width]], np.int64)
         results = self.session.run(self.outputs, {"images": batch, "image_sizes": sizes})
-        found = dict(zip(self.outputs, results))
+        found = dict(zip(self.outputs, results, strict=True))
         keep = found["scores"] >= score_threshold
         found = {name: value[keep] for name, value in found.items()}
         scale = np.array([image.width / width, image.height / height] * 2, np.float32)
         masks = np.zeros((int(keep.sum()), image.height, image.width), bool)
         if "masks" in found:
-            for mask, template, box in zip(masks, found["masks"], found["mask_boxes"] * scale):
+            for mask, template, box in zip(masks, found["masks"], found["mask_boxes"] * scale, strict=True):
                 paste(mask, template, box)
         return Detections(found["boxes"] * scale, found["scores"], found["classes"], masks)
 
@@ -145,7 +145,7 @@ def main() -> None:
         found = predictor(image, args.score_threshold)
         target = args.output / f"{path.stem}.png"
         draw(image, found, predictor.class_names).save(target)
-        names = ", ".join(f"{predictor.class_names[c]} {s:.2f}" for c, s in zip(found.classes, found.scores))
+        names = ", ".join(f"{predictor.class_names[c]} {s:.2f}" for c, s in zip(found.classes, found.scores, strict=True))
         print(f"{path}: {len(found.scores)} objects ({names or 'none'}) -> {target}")
 
 

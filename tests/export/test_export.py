@@ -29,7 +29,7 @@ HEADS = {
     "large_kernel": ("MODEL.MEINST.MASK_PREDICTOR", "large_kernel"),
     "deform": ("MODEL.MEINST.DEFORM_CONV", "last", "MODEL.MEINST.MASK_PASTE_BOX", "clipped"),
     "deform_modulated": ("MODEL.MEINST.DEFORM_CONV", "last", "MODEL.MEINST.DEFORM_MODULATED", True),
-    "class_pca": ("MODEL.MEINST.ENCODER", "ClassPCAMaskEncoder", "MODEL.MEINST.PRE_NMS_TOPK_TEST", 50),
+    "class_pca": ("MODEL.MEINST.ENCODER", "ClassPCAEncoder", "MODEL.MEINST.PRE_NMS_TOPK_TEST", 50),
     "no_masks": ("MODEL.MASK_ON", False, "MODEL.MEINST.THRESH_WITH_CENTERNESS", True),
     "no_nms": ("MODEL.MEINST.NMS_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 30),
 }
