@@ -145,7 +145,9 @@ def main() -> None:
         found = predictor(image, args.score_threshold)
         target = args.output / f"{path.stem}.png"
         draw(image, found, predictor.class_names).save(target)
-        names = ", ".join(f"{predictor.class_names[c]} {s:.2f}" for c, s in zip(found.classes, found.scores, strict=True))
+        names = ", ".join(
+            f"{predictor.class_names[c]} {s:.2f}" for c, s in zip(found.classes, found.scores, strict=True)
+        )
         print(f"{path}: {len(found.scores)} objects ({names or 'none'}) -> {target}")
 
 

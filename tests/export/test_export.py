@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ from PIL import Image
 from meinst_d2.export import CheckError, DetectionGraph, ExportSource, check_batches, export_model, make_source
 from meinst_d2.export.check import check, pad_batch
 from meinst_d2.export.source import load_source
-from tests.conftest import ROOT
+from meinst_d2.masks import paste_masks
+from tests.conftest import ROOT, blob_masks
 from tests.models import tiny_cfg, tiny_model, write_components
 
 needs_onnx = pytest.mark.skipif(
@@ -189,3 +191,21 @@ def test_unusable_components_file_does_not_matter(tmp_path: Path) -> None:
     for path in (components, tmp_path / "gone.npz"):
         source = load_source("quick/tiny", tmp_path / "model.pth", ["MODEL.MEINST.COMPONENTS", str(path)])
         assert source.metadata["mask_size"] == "28"
+
+
+@needs_onnx
+@pytest.mark.parametrize("seed", range(3))
+def test_deployed_paste_is_that_of_the_package(seed: int) -> None:
+    paste = runpy.run_path(str(ROOT / "deploy/predict_onnx.py"))["paste"]
+    rng = np.random.default_rng(seed)
+    templates = blob_masks(rng, 40).astype(np.float32) * 0.9
+    corners = rng.uniform(-30, 120, (40, 2))
+    boxes = np.concatenate((corners, corners + rng.uniform(0, 90, (40, 2))), 1).astype(np.float32)
+    boxes[0, 2:] = boxes[0, :2]  # no area
+    boxes[1] = (500, 500, 600, 600)  # outside
+    expected = paste_masks(torch.from_numpy(templates), torch.from_numpy(boxes), 100, 130).numpy()
+    found = np.zeros_like(expected)
+    for mask, template, box in zip(found, templates, boxes, strict=True):
+        paste(mask, template, box)
+    assert expected.sum() > 10000
+    assert (found != expected).sum() <= 5

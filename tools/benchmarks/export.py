@@ -31,11 +31,11 @@ def parse_args() -> argparse.Namespace:
 
 def make_source(args: argparse.Namespace):  # type: ignore[no-untyped-def]
     import torch
-    from benchmarks.models import components, normalise
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model
 
     import meinst_d2.modeling  # noqa: F401  registers the model
+    from benchmarks.models import components, normalise
     from meinst_d2 import add_meinst_config, export
 
     cfg = get_cfg()
