@@ -84,8 +84,11 @@ def export_model(
 
 def trace(graph: DetectionGraph, divisor: int) -> ExportedProgram:
     """The graph for any batch, height and width."""
-    example = torch.rand(2, 3, 4 * divisor, 6 * divisor) * 255
-    sizes = torch.tensor([[4 * divisor, 6 * divisor], [4 * divisor - 3, 5 * divisor]])
+    # torch.export takes a side of one cell for a constant: no level of the example may have one.
+    coarsest = -(-max(graph.strides) // divisor)
+    rows, columns = 3 * coarsest * divisor, 5 * coarsest * divisor
+    example = torch.rand(2, 3, rows, columns) * 255
+    sizes = torch.tensor([[rows, columns], [rows - 3, columns - divisor]])
     batch, height, width = Dim("batch", min=1), Dim("height", min=1), Dim("width", min=1)
     shapes = ({0: batch, 2: divisor * height, 3: divisor * width}, {0: batch})
     with torch.no_grad():

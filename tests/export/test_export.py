@@ -31,6 +31,10 @@ HEADS = {
     "large_kernel": ("MODEL.MEINST.MASK_PREDICTOR", "large_kernel"),
     "deform": ("MODEL.MEINST.DEFORM_CONV", "last", "MODEL.MEINST.MASK_PASTE_BOX", "clipped"),
     "deform_modulated": ("MODEL.MEINST.DEFORM_CONV", "last", "MODEL.MEINST.DEFORM_MODULATED", True),
+    "five_levels": (
+        *("MODEL.MEINST.IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"], "MODEL.MEINST.TOP_LEVELS", 2),
+        *("MODEL.MEINST.SIZES_OF_INTEREST", [32, 64, 128, 256], "MODEL.MEINST.NORM", "none"),
+    ),
     "class_pca": ("MODEL.MEINST.ENCODER", "ClassPCAEncoder", "MODEL.MEINST.PRE_NMS_TOPK_TEST", 50),
     "no_masks": ("MODEL.MASK_ON", False, "MODEL.MEINST.THRESH_WITH_CENTERNESS", True),
     "no_nms": ("MODEL.MEINST.NMS_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 30),
@@ -49,7 +53,7 @@ def images(*sizes: tuple[int, int], seed: int = 0) -> list[torch.Tensor]:
     return [torch.from_numpy(rng.integers(0, 256, (3, *size), dtype=np.uint8)) for size in sizes]
 
 
-BATCHES = [images((64, 64)), images((96, 128), (90, 100), seed=1), images((33, 170), (1, 1), (64, 64), seed=2)]
+BATCHES = [images((64, 64)), images((96, 128), (90, 100), seed=1), images((33, 470), (1, 1), (64, 64), seed=2)]
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -68,7 +72,7 @@ def test_the_graph_is_the_detector(head: str) -> None:
 
 
 @needs_onnx
-@pytest.mark.parametrize("head", ["plain", "large_kernel", "deform", "no_masks"])
+@pytest.mark.parametrize("head", ["plain", "large_kernel", "deform", "five_levels", "no_masks"])
 def test_onnx_detects_the_same(tmp_path: Path, head: str) -> None:
     import onnxruntime
 
