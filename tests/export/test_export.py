@@ -68,7 +68,7 @@ def test_the_graph_is_the_detector(head: str) -> None:
             outputs = graph(torch.from_numpy(batch), torch.from_numpy(sizes))
         return {name: value.numpy() for name, value in zip(names, outputs, strict=True)}
 
-    assert check(source.model, run, BATCHES).detections > 100
+    assert check(source.model, run, BATCHES).detections > 40
 
 
 @needs_onnx
@@ -78,7 +78,7 @@ def test_onnx_detects_the_same(tmp_path: Path, head: str) -> None:
 
     source = tiny_source(*HEADS[head])
     result = export_model(source, tmp_path / "model.onnx", BATCHES)
-    assert result.images == 6 and result.detections > 100
+    assert result.images == 6 and result.detections > 40
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     assert session.get_modelmeta().custom_metadata_map == source.metadata
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
@@ -93,9 +93,7 @@ def test_onnx_without_detections(tmp_path: Path) -> None:
     with pytest.raises(CheckError, match="detects nothing in the 1 images"):
         export_model(source, tmp_path / "model.onnx", BATCHES[:1])
     assert not list(tmp_path.iterdir())
-    head = source.model.proposal_generator.head
-    head.cls_logits.weight.data.zero_()
-    head.cls_logits.bias.data.fill_(-2.5)
+    source.model.proposal_generator.head.cls_logits.bias.data.fill_(-2.5)
     export_model(source, tmp_path / "model.onnx", BATCHES[:1])
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     batch, _ = pad_batch(images((64, 64), (64, 64)), 32)
@@ -134,7 +132,7 @@ def run_without(blocked: list[str], code: str, *args: object) -> str:
 def test_exported_program_needs_torch_and_torchvision_only(tmp_path: Path) -> None:
     source = tiny_source(*HEADS["deform"])
     result = export_model(source, tmp_path / "model.pt2", BATCHES, "exported_program")
-    assert result.detections > 100
+    assert result.detections > 40
     code = """
 import json, torch, torchvision
 about = {"class_names": ""}
