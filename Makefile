@@ -17,7 +17,7 @@ run := $(VENV)/bin/python
 parallel := -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-core demo test test-core lint types check clean
+.PHONY: help install install-core demo test test-core lint types check docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -47,6 +47,9 @@ types: install-core  ## mypy, strict below Detectron2
 
 check: install lint types test  ## lint, types, tests
 
+docs: install  ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(run) -m mkdocs build --strict
+
 clean:  ## remove the environment, caches and build leftovers; never output/ or datasets/
-	rm -rf .venv .install-error build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .install-error build dist site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

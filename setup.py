@@ -22,6 +22,9 @@ class BuildWithConfigs(build_py):
             shutil.copytree(ROOT / "configs", target, ignore=shutil.ignore_patterns("__pycache__"))
 
 
+EXPORT = ["onnx", "onnxruntime", "onnxscript"]
+DOCS = ["mkdocs-material", "mkdocstrings[python]", "mkdocs-jupyter"]
+
 setup(
     name="meinst_d2",
     version=VERSION,
@@ -48,6 +51,10 @@ setup(
     ],
     extras_require={
         "dev": [
+            *DOCS,
+            *EXPORT,
+            "ipykernel",
+            "nbclient",
             "pytest",
             "pytest-xdist",
             "hypothesis",
@@ -58,6 +65,8 @@ setup(
             "timm",
             "types-tqdm",
         ],
+        "docs": DOCS,
+        "export": EXPORT,
         "safetensors": ["safetensors"],
     },
 )

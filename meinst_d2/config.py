@@ -93,7 +93,7 @@ def _add_computing(model: CN) -> None:
 
 
 def _add_head(meinst: CN) -> None:
-    # Foreground classes.
+    # Foreground classes. Where nothing sets it, train_net.py counts those of the first dataset of DATASETS.TRAIN.
     meinst.NUM_CLASSES = 80
     # Feature maps that the head runs on, fine to coarse.
     meinst.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]

@@ -29,6 +29,7 @@ FLOORS = {  # the longest matching prefix counts
     "meinst_d2.download": 3,
     "meinst_d2.importer": 3,
     "meinst_d2.model_check": 3,
+    "meinst_d2.export": 3,
     "meinst_d2.model_zoo": 3,
     "meinst_d2.publish": 3,
     "meinst_d2.config": 3,

@@ -1,0 +1,213 @@
+"""The exported model detects what the model detects, whatever the head, the batch and the sizes."""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from meinst_d2.export import CheckError, DetectionGraph, ExportSource, check_batches, export_model, make_source
+from meinst_d2.export.check import check, pad_batch
+from meinst_d2.export.source import load_source
+from meinst_d2.masks import paste_masks
+from tests.conftest import ROOT, blob_masks
+from tests.models import tiny_cfg, tiny_model, write_components
+
+needs_onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
+    reason="needs onnx, onnxscript and onnxruntime",
+)
+NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
+HEADS = {
+    "plain": (),
+    "large_kernel": ("MODEL.MEINST.MASK_PREDICTOR", "large_kernel"),
+    "deform": ("MODEL.MEINST.DEFORM_CONV", "last", "MODEL.MEINST.MASK_PASTE_BOX", "clipped"),
+    "deform_modulated": ("MODEL.MEINST.DEFORM_CONV", "last", "MODEL.MEINST.DEFORM_MODULATED", True),
+    "five_levels": (
+        *("MODEL.MEINST.IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"], "MODEL.MEINST.TOP_LEVELS", 2),
+        *("MODEL.MEINST.SIZES_OF_INTEREST", [32, 64, 128, 256], "MODEL.MEINST.NORM", "none"),
+    ),
+    "class_pca": ("MODEL.MEINST.ENCODER", "ClassPCAEncoder", "MODEL.MEINST.PRE_NMS_TOPK_TEST", 50),
+    "no_masks": ("MODEL.MASK_ON", False, "MODEL.MEINST.THRESH_WITH_CENTERNESS", True),
+    "no_nms": ("MODEL.MEINST.NMS_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 30),
+}
+
+
+def tiny_source(*overrides: Any) -> ExportSource:
+    """A tiny model whose untrained head sees objects everywhere."""
+    model = tiny_model(*overrides).eval()
+    model.proposal_generator.head.cls_logits.bias.data.fill_(-2.5)
+    return make_source(model, tiny_cfg(*overrides), NAMES)
+
+
+def images(*sizes: tuple[int, int], seed: int = 0) -> list[torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    return [torch.from_numpy(rng.integers(0, 256, (3, *size), dtype=np.uint8)) for size in sizes]
+
+
+BATCHES = [images((64, 64)), images((96, 128), (90, 100), seed=1), images((33, 470), (1, 1), (64, 64), seed=2)]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_graph_is_the_detector(head: str) -> None:
+    source = tiny_source(*HEADS[head])
+    graph = DetectionGraph(source.model)
+    names = ("boxes", "scores", "classes", "masks", "image_index", "mask_boxes")
+    names = names if head != "no_masks" else names[:3] + names[4:5]
+
+    def run(batch: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            outputs = graph(torch.from_numpy(batch), torch.from_numpy(sizes))
+        return {name: value.numpy() for name, value in zip(names, outputs, strict=True)}
+
+    assert check(source.model, run, BATCHES).detections > 40
+
+
+@needs_onnx
+@pytest.mark.parametrize("head", ["plain", "large_kernel", "deform", "five_levels", "no_masks"])
+def test_onnx_detects_the_same(tmp_path: Path, head: str) -> None:
+    import onnxruntime
+
+    source = tiny_source(*HEADS[head])
+    result = export_model(source, tmp_path / "model.onnx", BATCHES)
+    assert result.images == 6 and result.detections > 40
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert session.get_modelmeta().custom_metadata_map == source.metadata
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@needs_onnx
+def test_onnx_without_detections(tmp_path: Path) -> None:
+    import onnxruntime
+
+    source = tiny_source()
+    source.model.proposal_generator.head.cls_logits.bias.data.fill_(-20.0)
+    with pytest.raises(CheckError, match="detects nothing in the 1 images"):
+        export_model(source, tmp_path / "model.onnx", BATCHES[:1])
+    assert not list(tmp_path.iterdir())
+    source.model.proposal_generator.head.cls_logits.bias.data.fill_(-2.5)
+    export_model(source, tmp_path / "model.onnx", BATCHES[:1])
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    batch, _ = pad_batch(images((64, 64), (64, 64)), 32)
+    # No pixel of the image is left: every box is clipped to nothing.
+    outputs = session.run(None, {"images": batch, "image_sizes": np.zeros((2, 2), np.int64)})
+    assert [output.shape[0] for output in outputs] == [0] * 6 and outputs[3].shape == (0, 28, 28)
+
+
+@needs_onnx
+def test_a_wrong_export_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny_source()
+    monkeypatch.setattr("meinst_d2.export.check.TOLERANCES", {"boxes": 0.0, "scores": 0.0, "masks": 0.0})
+    with pytest.raises(CheckError, match="differs in"):
+        export_model(source, tmp_path / "model.onnx", BATCHES)
+    assert not list(tmp_path.iterdir())
+
+
+BLOCKED = """
+import sys
+for name in {blocked!r}:
+    sys.modules[name] = None
+"""
+
+
+def run_without(blocked: list[str], code: str, *args: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED.format(blocked=blocked) + code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=args[-1] if isinstance(args[-1], Path) and args[-1].is_dir() else None,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_exported_program_needs_torch_and_torchvision_only(tmp_path: Path) -> None:
+    source = tiny_source(*HEADS["deform"])
+    result = export_model(source, tmp_path / "model.pt2", BATCHES, "exported_program")
+    assert result.detections > 40
+    code = """
+import json, torch, torchvision
+about = {"class_names": ""}
+module = torch.export.load("model.pt2", extra_files=about).module()
+boxes, scores, *_ = module(torch.rand(3, 3, 64, 96) * 255, torch.tensor([[64, 96]] * 3))
+print(len(boxes), len(json.loads(about["class_names"])))
+"""
+    count, names = run_without(["detectron2", "meinst_d2"], code, tmp_path).split()
+    assert int(count) > 0 and int(names) == len(NAMES)
+
+
+@needs_onnx
+def test_deployed_example(tmp_path: Path) -> None:
+    source = tiny_source("INPUT.MIN_SIZE_TEST", 96)
+    export_model(source, tmp_path / "model.onnx", BATCHES[:1])
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (70, 110, 3), dtype=np.uint8)).save(tmp_path / "photo.jpg")
+    code = f"""
+import runpy
+sys.argv = ["predict_onnx.py", "model.onnx", "photo.jpg", "--output", "out", "--score-threshold", "0.01"]
+runpy.run_path({str(ROOT / "deploy/predict_onnx.py")!r}, run_name="__main__")
+"""
+    printed = run_without(["torch", "torchvision", "detectron2", "meinst_d2", "cv2"], code, tmp_path)
+    assert any(name in printed for name in NAMES)
+    before = np.asarray(Image.open(tmp_path / "photo.jpg"))
+    assert (np.asarray(Image.open(tmp_path / "out/photo.png")) != before).any()
+
+
+def test_retinanet_is_refused() -> None:
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="Linear cannot be exported: only .* MEInstDetector"):
+        make_source(model, tiny_cfg())
+
+
+def test_lower_precision_is_exported_as_float32() -> None:
+    source = tiny_source("MODEL.MEINST.PRECISION", "bfloat16")
+    assert source.model.precision == "float32"
+    assert "bfloat16; the exported one computes in float32" in source.notes[0]
+
+
+def test_nothing_given() -> None:
+    with pytest.raises(ValueError, match="give --config-file, --weights or both"):
+        load_source(None, None)
+
+
+def test_check_images_are_those_of_the_test(tmp_path: Path) -> None:
+    Image.new("RGB", (50, 100), (255, 0, 0)).save(tmp_path / "red.png")
+    batches = check_batches([tmp_path / "red.png"], tiny_source().metadata)
+    (image,) = batches[0]
+    assert image.shape == (3, 192, 96)
+    assert image[:, 0, 0].tolist() == [0, 0, 255]  # BGR
+
+
+def test_unusable_components_file_does_not_matter(tmp_path: Path) -> None:
+    model = tiny_source().model
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    components = write_components(tmp_path / "components.npz")
+    for path in (components, tmp_path / "gone.npz"):
+        source = load_source("quick/tiny", tmp_path / "model.pth", ["MODEL.MEINST.COMPONENTS", str(path)])
+        assert source.metadata["mask_size"] == "28"
+
+
+@needs_onnx
+@pytest.mark.parametrize("seed", range(3))
+def test_deployed_paste_is_that_of_the_package(seed: int) -> None:
+    paste = runpy.run_path(str(ROOT / "deploy/predict_onnx.py"))["paste"]
+    rng = np.random.default_rng(seed)
+    templates = blob_masks(rng, 40).astype(np.float32) * 0.9
+    corners = rng.uniform(-30, 120, (40, 2))
+    boxes = np.concatenate((corners, corners + rng.uniform(0, 90, (40, 2))), 1).astype(np.float32)
+    boxes[0, 2:] = boxes[0, :2]  # no area
+    boxes[1] = (500, 500, 600, 600)  # outside
+    expected = paste_masks(torch.from_numpy(templates), torch.from_numpy(boxes), 100, 130).numpy()
+    found = np.zeros_like(expected)
+    for mask, template, box in zip(found, templates, boxes, strict=True):
+        paste(mask, template, box)
+    assert expected.sum() > 10000
+    assert (found != expected).sum() <= 5
