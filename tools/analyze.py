@@ -36,7 +36,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mask-size", type=int, default=28, metavar="S", help="of the fitted encoding (default 28)")
     parser.add_argument("--dim", type=int, default=60, metavar="D", help="of the fitted encoding (default 60)")
     parser.add_argument(
-        "--score-threshold", type=float, default=0.3, help="the worst images show detections above it (default 0.3)"
+        "--score-threshold", type=float, default=0.5, help="the worst images show detections above it (default 0.5)"
     )
     parser.add_argument("--worst", type=int, default=12, metavar="N", help="images to draw (default 12)")
     parser.add_argument(

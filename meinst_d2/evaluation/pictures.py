@@ -79,7 +79,7 @@ def draw_sheet(
         axis.imshow(np.concatenate((truth, np.full_like(truth[:, :6], 255), drawn), axis=1))
     for axis, title in zip(axes.ravel(), titles, strict=False):
         axis.set_title(title, fontsize=10)
-    figure.subplots_adjust(0.003, 0.003, 0.997, 1 - 0.25 / max(rows, 1) * bool(titles), 0.02, 0.12 if titles else 0.02)
+    figure.subplots_adjust(0.003, 0.003, 0.997, 1 - 0.1 / max(rows, 1) * bool(titles), 0.02, 0.12 if titles else 0.02)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100)
     plt.close(figure)

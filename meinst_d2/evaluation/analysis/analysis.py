@@ -80,7 +80,7 @@ class Analysis:
 
 
 def analyze(
-    truth: Truth, detections: Mapping[Hashable, Detections], encoder: MaskEncoder, *, score_threshold: float = 0.3
+    truth: Truth, detections: Mapping[Hashable, Detections], encoder: MaskEncoder, *, score_threshold: float = 0.5
 ) -> Analysis:
     """Compare detections with the ground truth, as they are and with masks that could have been.
 

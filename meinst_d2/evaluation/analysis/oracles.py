@@ -79,6 +79,6 @@ def stretch_mask(rle: RLE, source: FloatArray, target: FloatArray) -> RLE:
 
 def mask_ious(masks: Sequence[RLE], truth: TruthOfImage, matching: Matching) -> npt.NDArray[np.float64]:
     """(matched,) IoU of matched detections' masks with their objects'."""
-    matched = (matching.object_of >= 0).nonzero()[0]
-    ious = [mask_util.iou([masks[i]], [truth.objects.rles[matching.object_of[i]]], [0])[0, 0] for i in matched]
+    matched = (matching.object_of >= 0).nonzero()[0].tolist()
+    ious = [mask_util.iou([masks[i]], [truth.objects.rles[int(matching.object_of[i])]], [0])[0, 0] for i in matched]
     return np.array(ious, np.float64)

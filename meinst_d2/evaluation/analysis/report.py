@@ -32,7 +32,7 @@ ENCODING_ADVICE = {
     "coefficients": "the dictionary is too short: raise MODEL.MEINST.DIM_MASK (and fit that many components)",
 }
 SMALL_LOSS = 1.0
-"""Points of AP below which nothing is worth improving."""
+"""Points of AP: where fewer are lost in all, nothing is worth improving."""
 FEWEST_OBJECTS = 10
 """Matched detections below which a class or a size is not called the weakest."""
 
@@ -116,8 +116,8 @@ def conclusions(analysis: Analysis) -> list[str]:
         return ["improve next: the ground truth has no objects, so there is nothing to measure"]
     ranked = sorted(lost, key=lambda name: -lost[name])
     first = ranked[0]
-    if lost[first] < SMALL_LOSS:
-        return [f"improve next: nothing loses {SMALL_LOSS:g} point of mask AP or more"]
+    if 100 - analysis.masks["predicted"].ap < SMALL_LOSS:
+        return [f"improve next: nothing, less than {SMALL_LOSS:g} point of mask AP is lost"]
     lines = [f"improve next: {first}, which loses {lost[first]:.1f} points of mask AP: {_advice(first, analysis)}"]
     error = mask_error(analysis.pairs)
     if error.count and error.error > 1e-9:
