@@ -134,7 +134,7 @@ def test_wrong_coefficients_are_the_regressions(truth: Truth, encoder: PCAEncode
 
     def draw(masks: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         coeffs = encoder.encode(masks)
-        return encoder.decode(coeffs + 1.5 * torch.randn(coeffs.shape, generator=generator))
+        return encoder.decode(coeffs + 4 * torch.randn(coeffs.shape, generator=generator))
 
     analysis = analyzed(truth, detect(truth, draw), encoder, tmp_path)
     error, right = mask_error(analysis.pairs), encoder_error(truth, encoder, tmp_path)

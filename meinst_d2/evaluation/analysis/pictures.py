@@ -100,7 +100,7 @@ def _draw_classes(axis: Axes, analysis: Analysis, classes: list[int]) -> None:
     axis.set_xlim(0, 100)
     rest = len(analysis.class_names) - len(classes)
     axis.set_title("AP by class, worst first" + (f" ({rest} more)" if rest else ""), fontsize=10.5)
-    axis.legend(fontsize=9, frameon=False, loc="lower right")
+    axis.legend(fontsize=9, loc="lower right")
     axis.grid(alpha=0.3, axis="x")
     axis.set_axisbelow(True)
 

@@ -33,6 +33,8 @@ ENCODING_ADVICE = {
 }
 SMALL_LOSS = 1.0
 """Points of AP: where fewer are lost in all, nothing is worth improving."""
+MOST_CLASSES = 20
+"""Rows of the table by class; analysis.json has all."""
 FEWEST_OBJECTS = 10
 """Matched detections below which a class or a size is not called the weakest."""
 
@@ -63,15 +65,18 @@ def ap_table(analysis: Analysis) -> str:
 
 
 def class_table(analysis: Analysis) -> str:
-    """By class, worst mask AP first; the share of each part in the mask error of its matched detections."""
+    """The 20 classes of lowest mask AP; the share of each part in the mask error of their matched detections."""
     width = max(26, *(len(name) + 1 for name in analysis.class_names)) if analysis.class_names else 26
     errors = by_class(analysis.pairs, len(analysis.class_names))
     box, mask = analysis.box.by_class, analysis.masks["predicted"].by_class
     lines = [f"{'class':{width}}{'box':>6}{'mask':>7}{'gap':>7}{'matched':>9}{'IoU':>7}  box / encoding / regression"]
-    for k in sorted(range(len(errors)), key=lambda k: math.inf if math.isnan(mask[k]) else mask[k]):
+    ranked = sorted((k for k, ap in enumerate(mask) if not math.isnan(ap)), key=lambda k: mask[k])
+    for k in ranked[:MOST_CLASSES]:
         figures = _number(box[k], 6) + _number(mask[k], 7) + _number(box[k] - mask[k], 7)
         iou = _number(errors[k].ious[-1], 7, 3)
         lines.append(f"{analysis.class_names[k]:{width}}{figures}{errors[k].count:9,}{iou}  {_shares(errors[k])}")
+    if len(ranked) > MOST_CLASSES:
+        lines.append(f"{len(ranked) - MOST_CLASSES} more classes in analysis.json")
     return "\n".join(lines)
 
 
