@@ -25,7 +25,7 @@ from meinst_d2.evaluation.analysis import Analysis, Truth, analyze, read_results
 from meinst_d2.evaluation.analysis.average_precision import average_precision
 from meinst_d2.evaluation.analysis.encoders import encoder_of_checkpoint, fitted_encoder
 from meinst_d2.evaluation.analysis.matching import match
-from meinst_d2.evaluation.analysis.oracles import stretch_mask
+from meinst_d2.evaluation.analysis.oracles import IN_OWN_BOX, stretch_mask
 from meinst_d2.evaluation.analysis.report import conclusions, json_of, text_of
 from meinst_d2.evaluation.analysis.shares import MaskError, Pairs, by_class, by_size, mask_error
 from meinst_d2.masks import encode_templates
@@ -116,6 +116,7 @@ def test_encoded_masks_in_perfect_boxes_lose_by_the_encoding_alone(
     assert analysis.lost == pytest.approx(
         {"detection": 0, "box": 0, "encoding": 100 - analysis.masks["predicted"].ap, "regression": 0}, abs=1e-6
     )
+    assert analysis.masks[IN_OWN_BOX] == analysis.masks["encoding"] == analysis.masks["predicted"]
     first = conclusions(analysis)[0]
     assert first.startswith("improve next: encoding") and "raise MODEL.MEINST.DIM_MASK" in first
 
@@ -156,6 +157,7 @@ def test_boxes_that_are_off_lose_by_the_box(truth: Truth, tmp_path: Path) -> Non
     assert error.parts["regression"] == 0 and error.shares["box"] > 0.5
     assert conclusions(analysis)[0].startswith("improve next: box")
     assert analysis.masks["exact"].ap > analysis.masks["box"].ap + 20
+    assert analysis.masks["exact"].ap > analysis.masks[IN_OWN_BOX].ap > analysis.masks["encoding"].ap + 20
 
 
 def test_objects_that_are_missed_lose_by_the_detection(truth: Truth, encoder: PCAEncoder, tmp_path: Path) -> None:

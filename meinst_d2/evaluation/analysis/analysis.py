@@ -14,7 +14,7 @@ from meinst_d2.encoding import MaskEncoder
 from meinst_d2.evaluation.analysis.average_precision import AveragePrecision, average_precision
 from meinst_d2.evaluation.analysis.inputs import Detections, Truth, TruthOfImage
 from meinst_d2.evaluation.analysis.matching import Matching, match
-from meinst_d2.evaluation.analysis.oracles import ORACLES, mask_ious, oracle_masks
+from meinst_d2.evaluation.analysis.oracles import IN_OWN_BOX, ORACLES, mask_ious, oracle_masks
 from meinst_d2.evaluation.analysis.shares import AREA_LIMITS, Pairs, join_pairs
 
 
@@ -48,7 +48,7 @@ class Analysis:
         class_names: contiguous.
         num_objects: that are no crowd regions, by size: all, small, medium, large.
         box: box AP.
-        masks: mask AP by name of what masks there are: "predicted" and those of ``ORACLES``.
+        masks: mask AP by name of what masks there are: "predicted", those of ``ORACLES`` and ``IN_OWN_BOX``.
         pairs: of matched detections.
         images: worst first.
         score_threshold: above which detections count for ``images``.
@@ -97,7 +97,7 @@ def analyze(
     if classes != len(truth.class_names):
         raise ValueError(f"the encoder has {classes} classes, the ground truth {len(truth.class_names)}: name its own")
     encoder = encoder.cpu().eval()
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in ("predicted", *ORACLES)}
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in ("predicted", *ORACLES, IN_OWN_BOX)}
     pairs, images = [], []
     for image_id, image in tqdm(truth.images.items(), desc="comparing masks", unit="image"):
         found = detections[image_id]

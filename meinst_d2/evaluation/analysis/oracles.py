@@ -20,6 +20,9 @@ ORACLES = ("exact", "box", "template", "encoding")
 """By falling knowledge. The object's own mask: where it is; stretched from its own box over the predicted one; as an
 S x S template in the predicted box; encoded and decoded in the predicted box, as in training targets."""
 
+IN_OWN_BOX = "encoding in own box"
+"""Beside them: encoded and decoded, in the object's box."""
+
 
 @torch.no_grad()
 def oracle_masks(
@@ -33,7 +36,7 @@ def oracle_masks(
         matching: of the two.
         encoder: fitted, on the CPU, in evaluation mode.
     """
-    masks = {name: list(found.objects.rles) for name in ORACLES}
+    masks = {name: list(found.objects.rles) for name in (*ORACLES, IN_OWN_BOX)}
     matched = (matching.object_of >= 0).nonzero()[0]
     templates = make_templates(truth.annotations, encoder.mask_size)
     row_of = {int(i): row for row, i in enumerate(templates.kept)}
@@ -42,7 +45,7 @@ def oracle_masks(
     for i in matched:
         target = int(matching.object_of[i])
         rle = truth.objects.rles[target]
-        masks["exact"][i] = rle
+        masks["exact"][i] = masks[IN_OWN_BOX][i] = rle
         stretched = stretch_mask(rle, truth.objects.xyxy[target], found.objects.xyxy[i])
         for name in ORACLES[1:]:
             masks[name][i] = stretched
@@ -51,9 +54,10 @@ def oracle_masks(
         ones = torch.from_numpy(templates.masks[[row_of[int(t)] for t in targets]])
         classes = torch.from_numpy(truth.objects.classes[targets])
         decoded = encoder.decode(encoder.encode(ones, classes), classes)
-        boxes = torch.from_numpy(found.objects.xyxy[drawn])
-        for name, probabilities in (("template", ones.float()), ("encoding", decoded)):
-            for i, rle in zip(drawn, encode_templates(probabilities, boxes, *truth.size), strict=True):
+        boxes, own = torch.from_numpy(found.objects.xyxy[drawn]), torch.from_numpy(truth.objects.xyxy[targets])
+        drawings = {"template": (ones.float(), boxes), "encoding": (decoded, boxes), IN_OWN_BOX: (decoded, own)}
+        for name, (probabilities, at) in drawings.items():
+            for i, rle in zip(drawn, encode_templates(probabilities, at, *truth.size), strict=True):
                 masks[name][i] = rle
     return masks
 
