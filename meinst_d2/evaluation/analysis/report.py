@@ -222,8 +222,8 @@ def _shares(error: MaskError) -> str:
 def _number(value: float, width: int = 0, digits: int = 1) -> str:
     if math.isnan(value):
         return f"{'-':>{width}}" if width else "-"
-    return f"{value + 0.0:{width}.{digits}f}"
+    return f"{round(value, digits) + 0.0:{width}.{digits}f}"  # -0.0 becomes 0.0
 
 
 def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.0f} %"
+    return "-" if math.isnan(value) else f"{round(100 * value)} %"
