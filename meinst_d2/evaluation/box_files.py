@@ -54,9 +54,9 @@ def read_box_file(
         ValueError: the file is no such list, or names images or categories that the dataset does not have.
         FileNotFoundError: there is no such file.
     """
-    entries = _read_entries(path)
-    _require_known(path, "images", {entry["image_id"] for entry in entries}, image_ids)
-    _require_known(path, "categories", {entry["category_id"] for entry in entries}, class_of_category)
+    entries = read_entries(path)
+    require_known(path, "images", {entry["image_id"] for entry in entries}, image_ids)
+    require_known(path, "categories", {entry["category_id"] for entry in entries}, class_of_category)
     rows: dict[Hashable, list[tuple[float, ...]]] = {}
     for entry in entries:
         row = (*entry["bbox"], entry["score"], class_of_category[entry["category_id"]])
@@ -74,7 +74,13 @@ def ids_of_dataset(dataset_name: str) -> tuple[list[Hashable], dict[int, int]]:
     return image_ids, dict(mapping)
 
 
-def _read_entries(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_entries(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The detections of a COCO result file as they are, each with a usable ``KEYS``.
+
+    Raises:
+        ValueError: the file is no such list.
+        FileNotFoundError: there is no such file.
+    """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no box file {path}: give a result file as COCOEvaluator writes it")
     try:
@@ -116,7 +122,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _require_known(path: str | os.PathLike[str], what: str, found: set[Any], known: Collection[Hashable]) -> None:
+def require_known(path: str | os.PathLike[str], what: str, found: set[Any], known: Collection[Hashable]) -> None:
+    """Raise a ValueError if ids of a result file are none of the dataset's.
+
+    Args:
+        path: the result file.
+        what: the ids are of, in the plural.
+        found: in the file.
+        known: to the dataset.
+    """
     unknown = sorted(found - set(known), key=str)
     if unknown:
         named = ", ".join(map(str, unknown[:NAMED_AT_MOST]))

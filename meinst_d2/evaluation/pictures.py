@@ -48,6 +48,7 @@ def draw_sheet(
     score_thresh: float = 0.4,
     columns: int = 3,
     width: int = 320,
+    titles: Sequence[str] = (),
 ) -> None:
     """Images with the ground truth on the left and the detections on the right.
 
@@ -59,6 +60,7 @@ def draw_sheet(
         score_thresh: detections below are left out.
         columns: pairs side by side.
         width: of one drawing, in pixels.
+        titles: of each image; none are drawn where there are none.
     """
     rows = -(-len(records) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(columns * 2 * width / 100, rows * width / 100), squeeze=False)
@@ -75,7 +77,9 @@ def draw_sheet(
         truth = visualizer().draw_dataset_dict(dict(record)).get_image()
         drawn = visualizer().draw_instance_predictions(found[found.scores > score_thresh].to("cpu")).get_image()
         axis.imshow(np.concatenate((truth, np.full_like(truth[:, :6], 255), drawn), axis=1))
-    figure.subplots_adjust(0.003, 0.003, 0.997, 0.997, 0.02, 0.02)
+    for axis, title in zip(axes.ravel(), titles, strict=False):
+        axis.set_title(title, fontsize=10)
+    figure.subplots_adjust(0.003, 0.003, 0.997, 1 - 0.1 / max(rows, 1) * bool(titles), 0.02, 0.12 if titles else 0.02)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100)
     plt.close(figure)
