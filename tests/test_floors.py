@@ -36,6 +36,7 @@ FLOORS = {  # the longest matching prefix counts
     "meinst_d2.data": 3,
     "meinst_d2.engine": 3,
     "meinst_d2.evaluation": 3,
+    "meinst_d2.visualization": 3,
 }
 
 THIRD_PARTY = {  # what a room may import at all; others may import anything

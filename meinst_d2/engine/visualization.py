@@ -10,11 +10,11 @@ import torch
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.engine import HookBase
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
 from torch import Tensor, nn
 
 from meinst_d2.masks import paste_masks
 from meinst_d2.modeling.targets import mask_templates
+from meinst_d2.visualization.drawing import MaskVisualizer
 
 MOST_DETECTIONS = 20
 
@@ -80,7 +80,7 @@ def truth_and_reconstruction(model: nn.Module, truth: Instances) -> list[np.ndar
 
 
 def masks_to_draw(found: Instances) -> Any:
-    """The masks of detections in any form, in one that Detectron2's Visualizer takes; None without masks."""
+    """The masks of detections in any form, in one that the visualizer takes; None without masks."""
     if found.has("pred_masks"):
         return found.pred_masks.numpy()
     if found.has("pred_masks_rle"):
@@ -93,5 +93,5 @@ def masks_to_draw(found: Instances) -> Any:
 def draw(image: np.ndarray, boxes: Tensor, masks: Any, scores: Tensor | None = None) -> np.ndarray:
     """(H, W, 3) uint8: the image with boxes, masks and scores."""
     labels = None if scores is None else [f"{score:.0%}" for score in scores.tolist()]
-    drawn: np.ndarray = Visualizer(image).overlay_instances(boxes=boxes, masks=masks, labels=labels).get_image()
+    drawn: np.ndarray = MaskVisualizer(image).overlay_instances(boxes=boxes, masks=masks, labels=labels).get_image()
     return drawn

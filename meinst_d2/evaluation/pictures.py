@@ -16,11 +16,11 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import ColorMode, Visualizer
 from matplotlib import pyplot as plt
 from torch import nn
 
 from meinst_d2.files import atomic_path
+from meinst_d2.visualization.drawing import MaskVisualizer
 
 matplotlib.use("Agg")
 
@@ -71,8 +71,8 @@ def draw_sheet(
         image = read_image(record["file_name"], format="RGB")
         scale = width / image.shape[1]
 
-        def visualizer(image: np.ndarray = image, scale: float = scale) -> Visualizer:
-            return Visualizer(image, metadata, scale=scale, instance_mode=ColorMode.IMAGE)
+        def visualizer(image: np.ndarray = image, scale: float = scale) -> MaskVisualizer:
+            return MaskVisualizer(image, metadata, scale=scale)
 
         truth = visualizer().draw_dataset_dict(dict(record)).get_image()
         drawn = visualizer().draw_instance_predictions(found[found.scores > score_thresh].to("cpu")).get_image()

@@ -4,6 +4,7 @@ from meinst_d2.prerequisites import require_detectron2
 
 require_detectron2()
 
+from meinst_d2.model_zoo.trained import TrainedModel, load_trained  # noqa: E402
 from meinst_d2.model_zoo.zoo import (  # noqa: E402
     get,
     get_checkpoint_url,
@@ -12,4 +13,12 @@ from meinst_d2.model_zoo.zoo import (  # noqa: E402
     get_info,
 )
 
-__all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file", "get_info"]
+__all__ = [
+    "TrainedModel",
+    "get",
+    "get_checkpoint_url",
+    "get_config",
+    "get_config_file",
+    "get_info",
+    "load_trained",
+]

@@ -18,6 +18,7 @@ from meinst_d2.encoding import load_components
 from meinst_d2.importer import import_checkpoint
 from meinst_d2.importer.published_config import read_published_config, translate_config
 from meinst_d2.model_check import config_from_text
+from meinst_d2.model_zoo import load_trained
 from tests.conftest import ROOT
 from tests.models import build_from, write_components
 from tests.published_configs import write_published_config
@@ -126,6 +127,10 @@ def test_theirs_and_both_of_ours_load_the_same(
     ]
     assert all(torch.equal(value, state[name]) for state in states[1:] for name, value in states[0].items())
     assert "not found" not in caplog.text and "not used" not in caplog.text and "Skip" not in caplog.text
+    for name in ("model.pth", "model.safetensors"):  # which say what they are
+        trained = load_trained(weights=str(tmp_path / name), device="cpu")
+        assert trained.class_names == ["ring", "star", "crescent", "bar", "cut", "blob"]
+        assert all(torch.equal(value, states[0][key]) for key, value in trained.model.state_dict().items())
 
 
 def test_components_of_a_file_fill_weights_that_lack_them(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:

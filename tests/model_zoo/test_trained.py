@@ -1,0 +1,127 @@
+"""Trained models from whatever the user has: a run, a published file, imported weights, a config and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from meinst_d2 import model_zoo
+from meinst_d2.model_zoo import load_trained
+from meinst_d2.publish import publish_run
+from tests.conftest import ROOT
+from tests.models import fit_to_blobs, load_cfg, tiny_cfg, tiny_model, write_components
+from tests.test_publish import write_run
+
+CLASSES = ["ring", "star", "crescent", "bar", "cut", "blob"]
+
+
+def is_tiny_model(trained: model_zoo.TrainedModel) -> bool:
+    expected = tiny_model().state_dict()
+    state = trained.model.state_dict()
+    return state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in state)
+
+
+def test_a_run_by_its_checkpoint_or_by_its_config(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    for trained in (
+        load_trained(weights=str(run / "model_final.pth")),
+        load_trained(str(run / "config.yaml")),
+        load_trained(str(run / "config.yaml"), str(run / "model_final.pth")),
+        load_trained(str(run / "config.yaml"), overrides=["MODEL.WEIGHTS", str(run / "model_final.pth")]),
+    ):
+        assert is_tiny_model(trained) and trained.class_names == CLASSES and not trained.model.training
+        assert trained.image_format == "BGR" and trained.weights == str(run / "model_final.pth")
+
+
+def test_a_published_file_alone(tmp_path: Path) -> None:
+    path, _ = publish_run(write_run(tmp_path), tmp_path / "out", "tiny")
+    trained = load_trained(weights=str(path))
+    assert is_tiny_model(trained) and trained.class_names == CLASSES
+
+
+def test_classes_and_components_are_those_of_the_weights(tmp_path: Path) -> None:
+    """The config of the zoo says 6 classes, D = 8, whitened."""
+    overrides = ("MODEL.MEINST.NUM_CLASSES", 2, "MODEL.MEINST.DIM_MASK", 5, "MODEL.MEINST.WHITEN", False)
+    model = tiny_model(*overrides)
+    about = {"class_names": ["cup", "saucer"], "encoder": "PCAEncoder", "sigmoid": True, "whiten": False}
+    torch.save({"model": model.state_dict(), "meinst": about}, tmp_path / "m.pth")
+    trained = load_trained("quick/tiny", str(tmp_path / "m.pth"))
+    encoder = trained.model.proposal_generator.mask_encoder
+    assert trained.class_names == ["cup", "saucer"] and (encoder.dim, encoder.whiten) == (5, False)
+
+
+def test_names_that_nobody_wrote_down_are_numbers(tmp_path: Path) -> None:
+    torch.save({"model": tiny_model("MODEL.MEINST.NUM_CLASSES", 2).state_dict()}, tmp_path / "m.pth")
+    trained = load_trained("quick/tiny", str(tmp_path / "m.pth"))
+    assert trained.class_names == ["class 0", "class 1"]
+    assert any("do not say what their 2 classes are called" in note for note in trained.notes)
+
+
+def test_published_weights_of_others_into_a_config_by_name(tmp_path: Path) -> None:
+    """Their names, and none of what our checkpoints say about themselves."""
+    state = tiny_model().state_dict()
+    theirs = {
+        name.replace("proposal_generator.head.centerness.", "proposal_generator.MEInst_head.ctrness.")
+        .replace("proposal_generator.head.", "proposal_generator.MEInst_head.")
+        .replace("proposal_generator.mask_encoder.", "proposal_generator.mask_encoding."): value
+        for name, value in state.items()
+    }
+    assert not theirs.keys() & {name for name in state if "proposal_generator.head" in name}
+    torch.save({"model": theirs | {"pixel_mean": torch.zeros(3, 1, 1)}}, tmp_path / "m.pth")
+    assert is_tiny_model(load_trained("quick/tiny", str(tmp_path / "m.pth")))
+
+
+def test_retinanet(tmp_path: Path) -> None:
+    overrides = ("MODEL.MEINST.NUM_CLASSES", 4, "MODEL.RETINANET.NUM_CLASSES", 4, "MODEL.MEINST.COMPONENTS", "")
+    model = build_model(load_cfg("demo/shapes_retinanet.yaml", *overrides))
+    fit_to_blobs(model.mask_encoder)
+    torch.save({"model": model.state_dict()}, tmp_path / "m.pth")
+    trained = load_trained("demo/shapes_retinanet", str(tmp_path / "m.pth"))
+    assert len(trained.class_names) == 4 and trained.model.mask_encoder.is_fitted
+
+
+def test_components_that_the_weights_lack_come_from_a_file(tmp_path: Path) -> None:
+    state = {name: value for name, value in tiny_model().state_dict().items() if "mask_encoder." not in name}
+    torch.save({"model": state}, tmp_path / "m.pth")
+    with pytest.raises(ValueError, match=r"missing proposal_generator.mask_encoder.components"):
+        load_trained("quick/tiny", str(tmp_path / "m.pth"))
+    components = str(write_components(tmp_path / "c.npz"))
+    trained = load_trained("quick/tiny", str(tmp_path / "m.pth"), ["MODEL.MEINST.COMPONENTS", components])
+    assert trained.model.proposal_generator.mask_encoder.is_fitted
+
+
+def test_weights_without_fitted_components(tmp_path: Path) -> None:
+    torch.save({"model": build_model(tiny_cfg()).state_dict()}, tmp_path / "m.pth")
+    with pytest.raises(ValueError, match="carries no mask components: add the override"):
+        load_trained("quick/tiny", str(tmp_path / "m.pth"))
+
+
+def test_weights_of_something_else(tmp_path: Path) -> None:
+    torch.save({"model": {"backbone.weight": torch.zeros(1)}}, tmp_path / "backbone.pth")
+    with pytest.raises(ValueError, match=r"backbone\.pth holds no trained detector"):
+        load_trained("quick/tiny", str(tmp_path / "backbone.pth"))
+    torch.save({"model": tiny_model().state_dict()}, tmp_path / "m.pth")
+    with pytest.raises(ValueError, match="do not belong to the config"):
+        load_trained("demo/shapes", str(tmp_path / "m.pth"))
+    with pytest.raises(ValueError, match="carries no config, and there is no config.yaml beside it"):
+        load_trained(weights=str(tmp_path / "m.pth"))
+    with pytest.raises(ValueError, match="give pairs KEY VALUE"):
+        load_trained("quick/tiny", str(tmp_path / "m.pth"), ["MODEL.MEINST.NO_SUCH_KEY", "1"])
+
+
+def test_a_lazy_config(tmp_path: Path) -> None:
+    small = (ROOT / "configs/lazy/meinst_r50.py").read_text() + (
+        "\nmodel.proposal_generator.head.num_classes = 3\nmodel.proposal_generator.mask_encoder.path = ''\n"
+    )
+    (tmp_path / "small.py").write_text(small)
+    from detectron2.config import LazyConfig, instantiate
+
+    model = instantiate(LazyConfig.load(str(tmp_path / "small.py")).model)
+    fit_to_blobs(model.proposal_generator.mask_encoder)
+    about = {"class_names": ["a", "b", "c"]}
+    torch.save({"model": model.state_dict(), "meinst": about}, tmp_path / "m.pth")
+    trained = load_trained(str(tmp_path / "small.py"), str(tmp_path / "m.pth"), device="cpu")
+    assert trained.class_names == ["a", "b", "c"] and trained.image_format == "BGR"

@@ -1,0 +1,91 @@
+"""Holes stay open, whatever form the masks have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data.catalog import Metadata
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.visualizer import Visualizer
+
+from meinst_d2.masks import RLEs, encode_masks
+from meinst_d2.visualization import MaskVideoVisualizer, MaskVisualizer
+
+GREY = np.full((80, 80, 3), 100, np.uint8)
+RED = (1.0, 0.0, 0.0)
+CENTRE, RIM, OUTSIDE = (40, 40), (40, 18), (4, 4)
+
+
+def ring() -> np.ndarray:
+    y, x = np.mgrid[:80, :80] - 39.5
+    distance = np.hypot(x, y)
+    return (distance < 30) & (distance > 15)
+
+
+@pytest.mark.parametrize("form", [lambda x: x, torch.from_numpy, lambda x: BitMasks(torch.from_numpy(x))])
+def test_a_ring_is_painted_and_its_hole_is_not(form: Any) -> None:
+    drawn = MaskVisualizer(GREY).overlay_instances(masks=form(ring()[None]), assigned_colors=[RED]).get_image()
+    assert np.abs(drawn[RIM].astype(int) - (177, 50, 50)).max() <= 2  # half of red, half of grey
+    assert (drawn[CENTRE] == 100).all() and (drawn[OUTSIDE] == 100).all()
+
+
+def test_detectron2_paints_the_hole() -> None:
+    """Why this class exists; when this fails it may go."""
+    drawn = Visualizer(GREY).overlay_instances(masks=ring()[None], assigned_colors=[RED]).get_image()
+    assert drawn[CENTRE][0] > 150
+
+
+def test_a_smaller_mask_lies_on_a_larger_one() -> None:
+    large, small = np.zeros((2, 80, 80), bool)
+    large[10:70, 10:70], small[30:50, 30:50] = True, True
+    colors = [(0.0, 0.0, 1.0), RED]
+    for order in ([0, 1], [1, 0]):
+        masks = np.stack([large, small])[order]
+        visualizer = MaskVisualizer(GREY)
+        drawn = visualizer.overlay_instances(masks=masks, assigned_colors=[colors[i] for i in order]).get_image()
+        blue_on_grey = (50, 50, 177)
+        assert np.abs(drawn[20, 20].astype(int) - blue_on_grey).max() <= 2
+        assert np.abs(drawn[40, 40].astype(int) - (152, 25, 89)).max() <= 3  # red on that
+
+
+def found(masks: str | None) -> Instances:
+    instances = Instances((80, 80))
+    instances.pred_boxes = Boxes(torch.tensor([[9.0, 9.0, 71.0, 71.0]]))
+    instances.scores, instances.pred_classes = torch.tensor([0.9]), torch.tensor([1])
+    if masks == "rle":
+        instances.pred_masks_rle = RLEs(encode_masks(ring()[None], instances.pred_boxes.tensor.numpy()))
+    elif masks == "bitmask":
+        instances.pred_masks = torch.from_numpy(ring()[None])
+    return instances
+
+
+@pytest.mark.parametrize("masks", ["rle", "bitmask", None])
+def test_detections_on_images_and_frames(masks: str | None) -> None:
+    metadata = Metadata(name="two", thing_classes=["cup", "ring"])
+    image = MaskVisualizer(GREY, metadata).draw_instance_predictions(found(masks))
+    frame = MaskVideoVisualizer(metadata).draw_instance_predictions(GREY, found(masks))
+    for drawn in (image, frame):
+        assert (drawn.ax.texts[0].get_text()) == "ring 90%"
+        changed = (drawn.get_image() != 100).any(axis=2)
+        assert changed[RIM] == (masks is not None) and changed.any()
+    assert not (image.get_image()[CENTRE] != 100).any()
+
+
+def test_an_object_keeps_its_colour_from_frame_to_frame() -> None:
+    visualizer = MaskVideoVisualizer(Metadata(name="two", thing_classes=["cup", "ring"]))
+    first, second = (visualizer.draw_instance_predictions(GREY, found("rle")).get_image()[RIM] for _ in range(2))
+    assert (first == second).all()
+
+
+@pytest.mark.parametrize("masks", ["rle", "bitmask", None])
+def test_nothing_found_leaves_the_image(masks: str | None) -> None:
+    nothing = found(masks)[torch.zeros(1, dtype=torch.bool)]
+    metadata = Metadata(name="two", thing_classes=["cup", "ring"])
+    for drawn in (
+        MaskVisualizer(GREY, metadata).draw_instance_predictions(nothing),
+        MaskVideoVisualizer(metadata).draw_instance_predictions(GREY, nothing),
+    ):
+        assert (drawn.get_image() == 100).all()
