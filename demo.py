@@ -73,13 +73,15 @@ def run(args: argparse.Namespace) -> int:
     # Imported here so that --help answers at once.
     from meinst_d2.files import require_writable
     from meinst_d2.model_zoo import load_trained
-    from meinst_d2.visualization import Predictor, ResultFile, find_sources, plan_outputs, show
+    from meinst_d2.visualization import Predictor, ResultFile, find_sources, plan_outputs, require_own_file, show
 
     sources = find_sources(args.input)
     targets = None if args.output is None else plan_outputs(sources, args.output)
     for path in (*(targets or [])[:1], *([args.save_json] if args.save_json else [])):
         require_writable(path)
     trained = load_trained(args.config_file, args.weights, args.opts, args.device)
+    if args.save_json is not None:
+        require_own_file(args.save_json, sources, targets or [], [trained.weights, args.config_file or trained.weights])
     print(f"{trained.weights}: {len(trained.class_names)} classes")
     for note in trained.notes:
         print(f"note: {note}")

@@ -166,6 +166,33 @@ def test_an_input_is_never_replaced(model: Path, tmp_path: Path, pixels: np.ndar
     assert (tmp_path / "a.png").read_bytes() == before
 
 
+def test_results_replace_neither_an_input_nor_a_picture_nor_the_model(
+    model: Path, tmp_path: Path, pixels: np.ndarray
+) -> None:
+    image, picture = tmp_path / "a.png", tmp_path / "out/a.png"
+    Image.fromarray(pixels).save(image)
+    before = {path: path.read_bytes() for path in (image, model)}
+    arguments = ("--weights", model, "--input", image, "--output", tmp_path / "out", "--save-json")
+    for path, what in ((image, "the input"), (picture, "the picture"), (model, "the model")):
+        assert f"--save-json {path} would replace {what}" in run(*arguments, path)
+    assert "is a folder" in run(*arguments, tmp_path)
+    assert {path: path.read_bytes() for path in before} == before and not picture.exists()
+
+
+def test_an_image_too_thin_for_the_network_is_passed_over(
+    model: Path, tmp_path: Path, pixels: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (3000, 1)).save(tmp_path / "a_thin.png")
+    Image.new("RGB", (1, 1)).save(tmp_path / "b_pixel.png")
+    Image.fromarray(pixels).save(tmp_path / "c_good.png")
+    found = tmp_path / "found.json"
+    inputs = tmp_path / "*.png"
+    assert run("--weights", model, "--input", inputs, "--output", tmp_path / "out", "--save-json", found) == 0
+    assert "a_thin.png: 3000 x 1 pixels cannot be brought to the network's size" in capsys.readouterr().err
+    assert sorted(x.name for x in (tmp_path / "out").iterdir()) == ["b_pixel.png", "c_good.png"]
+    assert {x["image_id"] for x in json.loads(found.read_text())} <= {1, 2}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

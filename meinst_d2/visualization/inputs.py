@@ -101,6 +101,23 @@ def plan_outputs(sources: Sequence[Source], output: Path) -> list[Path]:
     return targets
 
 
+def require_own_file(path: Path, sources: Sequence[Source], pictures: Sequence[Path], model: Sequence[str]) -> None:
+    """Raise a ValueError if a result file would replace something that the command reads or draws.
+
+    Args:
+        path: where results will be written.
+        sources: what is looked at.
+        pictures: what is drawn.
+        model: files of the model; URLs do not matter.
+    """
+    if path.is_dir():
+        raise ValueError(f"--save-json {path} is a folder: name a file in it")
+    kinds = {"the input": [source.path for source in sources], "the picture": pictures, "the model": model}
+    for what, others in kinds.items():
+        if os.path.realpath(path) in {os.path.realpath(other) for other in others}:
+            raise ValueError(f"--save-json {path} would replace {what}: name another file")
+
+
 def _in_folder(sources: Sequence[Source], folder: Path) -> list[Path]:
     taken: set[str] = set()
     targets = []

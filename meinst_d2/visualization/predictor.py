@@ -10,6 +10,10 @@ from detectron2.structures import Instances
 from meinst_d2.model_zoo import TrainedModel
 
 
+class UnusableImage(ValueError):
+    """An image that the network cannot be shown."""
+
+
 class Predictor:
     """Detectron2's DefaultPredictor for a model of any origin, with masks as encodings and a least score."""
 
@@ -32,12 +36,20 @@ class Predictor:
         Returns:
             On the CPU, at the image's size, the highest score first: ``pred_boxes``, ``scores``, ``pred_classes`` and
             with masks ``pred_masks_rle``.
+
+        Raises:
+            UnusableImage: the image is so thin that nothing is left of it at the network's size.
         """
         height, width = image.shape[:2]
         if self.trained.image_format == "BGR":
             image = image[:, :, ::-1]
         resized = T.AugInput(image)
-        self.trained.resize(resized)
+        try:
+            self.trained.resize(resized)
+        except ValueError as error:  # Pillow's, for a side of 0
+            raise UnusableImage(
+                f"{width} x {height} pixels cannot be brought to the network's size: {error}"
+            ) from error
         pixels = torch.as_tensor(resized.image.astype("float32").transpose(2, 0, 1).copy())
         found = self.trained.model([{"image": pixels, "height": height, "width": width}])[0]["instances"].to("cpu")
         found = found[found.scores >= self.confidence_threshold]

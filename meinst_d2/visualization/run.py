@@ -18,7 +18,7 @@ from tqdm import tqdm
 from meinst_d2.files import atomic_path
 from meinst_d2.visualization.drawing import MaskVideoVisualizer, MaskVisualizer
 from meinst_d2.visualization.inputs import Source
-from meinst_d2.visualization.predictor import Predictor
+from meinst_d2.visualization.predictor import Predictor, UnusableImage
 from meinst_d2.visualization.results import ResultFile
 from meinst_d2.visualization.video import VideoReader, VideoWriter
 
@@ -79,7 +79,11 @@ class _Show:
         except UNREADABLE as error:
             self._report(path, str(error) or type(error).__name__)
             return
-        found = self._look(image, path, None)
+        try:
+            found = self._look(image, path, None)
+        except UnusableImage as error:
+            self._report(path, str(error))
+            return
         if target is not None:
             drawn = MaskVisualizer(image, self.metadata).draw_instance_predictions(found).get_image()
             with atomic_path(target) as temporary:
@@ -94,11 +98,15 @@ class _Show:
             return
         with reader:
             frames = tqdm(reader, total=reader.num_frames or None, desc=path.name, unit="frame", leave=False)
-            if target is None:
-                for number, frame in enumerate(frames):
-                    self._look(frame, path, number)
-            else:
-                self._draw_video(reader, frames, path, target)
+            try:
+                if target is None:
+                    for number, frame in enumerate(frames):
+                        self._look(frame, path, number)
+                else:
+                    self._draw_video(reader, frames, path, target)
+            except UnusableImage as error:
+                self._report(path, str(error))
+                return
         if reader.problem:
             self._report(path, reader.problem)
 
