@@ -112,8 +112,12 @@ def require_own_file(path: Path, sources: Sequence[Source], pictures: Sequence[P
     """
     if path.is_dir():
         raise ValueError(f"--save-json {path} is a folder: name a file in it")
-    kinds = {"the input": [source.path for source in sources], "the picture": pictures, "the model": model}
-    for what, others in kinds.items():
+    kinds: list[tuple[str, Sequence[Path | str]]] = [
+        ("the input", [source.path for source in sources]),
+        ("the picture", pictures),
+        ("the model", model),
+    ]
+    for what, others in kinds:
         if os.path.realpath(path) in {os.path.realpath(other) for other in others}:
             raise ValueError(f"--save-json {path} would replace {what}: name another file")
 
