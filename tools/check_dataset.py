@@ -130,7 +130,7 @@ def check(args: argparse.Namespace) -> int:
             temporary.write_text(json.dumps(as_content(report), indent=1))
         print(f"wrote {args.json}")
     if args.contact_sheet:
-        draw_contact_sheet(args.contact_sheet, report.file, args.images, args.samples)
+        draw_contact_sheet(args.contact_sheet, report.file, args.images, report.bad_problems, args.samples)
         print(f"wrote {args.contact_sheet}")
     if args.drop_bad:
         drop_bad(report.file, args.drop_bad)

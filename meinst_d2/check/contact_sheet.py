@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from meinst_d2.check import problems as p
 from meinst_d2.check.images import open_image
@@ -30,14 +30,14 @@ SMALLEST_VIEW = 24.0
 """Pixels of the image that a tile shows at least."""
 LARGEST_COORDINATE = 1e6
 BAD_SHARE = 0.5
-MASK_COLOR, BOX_COLOR, GOOD, BAD = (0, 200, 90), (255, 210, 0), (90, 90, 90), (230, 30, 40)
-SHOWN = [problem for problem in p.ANNOTATION_PROBLEMS if problem.severity > p.FINE]
+MASK_COLOR, BOX_COLOR, GOOD, BAD = (40, 255, 60), (255, 210, 0), (90, 90, 90), (230, 30, 40)
 
 
 def draw_contact_sheet(
     path: str | os.PathLike[str],
     file: CocoFile,
     folder: str | os.PathLike[str] | None,
+    problems: Sequence[p.Problem],
     samples: int = 48,
     seed: int = 0,
 ) -> None:
@@ -47,26 +47,27 @@ def draw_contact_sheet(
         path: the picture.
         file: scanned and checked.
         folder: of the images; None, or an image that cannot be read, leaves the ground grey.
-        samples: how many; up to half of them bad ones, of as many kinds as there are.
+        problems: of annotations, that make one bad.
+        samples: how many; up to half of them bad ones, of as many kinds as there are, or more where good ones lack.
         seed: of the sampling.
     """
-    rows = sample_rows(file, samples, seed)
+    rows = sample_rows(file, problems, samples, seed)
     columns = min(COLUMNS, max(1, len(rows)))
     lines = max(1, -(-len(rows) // columns))
     sheet = Image.new("RGB", (columns * (TILE + MARGIN) + MARGIN, lines * (TILE + CAPTION + MARGIN) + MARGIN), "white")
     for number, row in enumerate(rows):
         line, column = divmod(number, columns)
         at = (MARGIN + column * (TILE + MARGIN), MARGIN + line * (TILE + CAPTION + MARGIN))
-        sheet.paste(_draw_tile(file, row, folder), at)
+        sheet.paste(_draw_tile(file, row, folder, problems), at)
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")
 
 
-def sample_rows(file: CocoFile, samples: int, seed: int = 0) -> list[int]:
+def sample_rows(file: CocoFile, problems: Sequence[p.Problem], samples: int, seed: int = 0) -> list[int]:
     """Rows of bad annotations, kind by kind in turn, then of good ones of every class in turn."""
     rng = np.random.default_rng(seed)
-    bad = _in_turn([np.flatnonzero(file.having(problem)) for problem in SHOWN], samples, rng)
-    good_flags = ~file.having(*SHOWN)
+    bad = _in_turn([np.flatnonzero(file.having(problem)) for problem in problems], samples, rng)
+    good_flags = ~file.having(*problems)
     categories = file.annotations.categories
     by_class = [np.flatnonzero(good_flags & (categories == k)) for k in range(len(file.classes))]
     good = _in_turn(by_class, samples, rng)
@@ -86,9 +87,11 @@ def _in_turn(groups: list[npt.NDArray[np.int64]], count: int, rng: np.random.Gen
     return list(found)[:count]
 
 
-def _draw_tile(file: CocoFile, row: int, folder: str | os.PathLike[str] | None) -> Image.Image:
+def _draw_tile(
+    file: CocoFile, row: int, folder: str | os.PathLike[str] | None, problems: Sequence[p.Problem]
+) -> Image.Image:
     annotation, image_row = file.annotations[row], int(file.image_rows[row])
-    wrong = [problem.key for problem in SHOWN if file.flags[row] & np.uint32(problem.bit)]
+    wrong = [problem.key for problem in problems if file.flags[row] & np.uint32(problem.bit)]
     tile = Image.new("RGB", (TILE, TILE + CAPTION), BAD if wrong else GOOD)
     view = _view(annotation)
     ground = Image.new("RGB", (TILE, TILE), (128, 128, 128))
@@ -149,5 +152,7 @@ def _draw_mask(
                 pen.polygon(outline, fill=255)
     except (UnusableInstance, ValueError, TypeError):
         return ground
-    tint = Image.blend(ground, Image.new("RGB", ground.size, MASK_COLOR), 0.5)
-    return Image.composite(tint, ground, mask)
+    color = Image.new("RGB", ground.size, MASK_COLOR)
+    tinted = Image.composite(Image.blend(ground, color, 0.4), ground, mask)
+    edge = ImageChops.subtract(mask, mask.filter(ImageFilter.MinFilter(3)))
+    return Image.composite(color, tinted, edge)

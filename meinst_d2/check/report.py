@@ -9,7 +9,7 @@ from typing import Any
 from meinst_d2.check.coverage import Coverage
 from meinst_d2.check.encodings import Encodings
 from meinst_d2.check.findings import Finding, class_counts
-from meinst_d2.check.problems import Severity
+from meinst_d2.check.problems import ANNOTATION_PROBLEMS, Problem, Severity
 from meinst_d2.check.scan import CocoFile
 from meinst_d2.evaluation.reconstruction_report import as_json
 
@@ -43,6 +43,12 @@ class Report:
     def severity(self) -> Severity:
         """Of the worst finding; the exit status of the command."""
         return max((finding.severity for finding in self.findings), default=Severity.FINE)
+
+    @property
+    def bad_problems(self) -> list[Problem]:
+        """Those of annotations that are not fine here."""
+        bad = {finding.problem.key for finding in self.findings if finding.severity > Severity.FINE}
+        return [problem for problem in ANNOTATION_PROBLEMS if problem.key in bad]
 
 
 def as_text(report: Report) -> str:
