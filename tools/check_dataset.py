@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from meinst_d2.check.coverage import Settings
+    from detectron2.config import CfgNode
+
     from meinst_d2.check.scan import CocoFile
 
 EPILOG = """exit status:
@@ -60,7 +61,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         type=encoding,
         metavar="S/D",
-        help=f"mask sizes and numbers of coefficients to compare (default {' '.join(PAIRS)})",
+        help=f"mask sizes and numbers of coefficients to compare (default: those of the config, {', '.join(PAIRS)})",
     )
     parser.add_argument("--no-encodings", action="store_true", help="do not measure encodings")
     parser.add_argument("--components", metavar="FILE", help="components of fit_pca.py to measure instead of fitting")
@@ -81,29 +82,37 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--no-encodings leaves nothing for --encodings and --components to do")
     if args.decode and (args.no_images or args.images is None):
         parser.error("--decode needs the folder of images")
-    if not args.no_encodings and args.encodings is None:
-        args.encodings = [encoding(pair) for pair in PAIRS]
     if args.no_images:
         args.images = None
     return args
 
 
-def load_settings(config_file: str | None) -> Settings:
+def load_config(config_file: str | None) -> CfgNode:
     from detectron2.config import get_cfg
 
     from meinst_d2 import add_meinst_config
-    from meinst_d2.check.coverage import settings_of
 
     cfg = get_cfg()
     add_meinst_config(cfg)
     if config_file:
+        if not os.path.isfile(config_file):
+            raise FileNotFoundError(f"there is no config file {config_file}")
         cfg.merge_from_file(config_file)
-    return settings_of(cfg)
+    return cfg
+
+
+def choose_encodings(args: argparse.Namespace, cfg: CfgNode) -> list[tuple[int, int]]:
+    """What is asked for; else that of the config and a few others."""
+    if args.no_encodings:
+        return []
+    own = (cfg.MODEL.MEINST.MASK_SIZE, cfg.MODEL.MEINST.DIM_MASK)
+    return list(dict.fromkeys(args.encodings or [own, *map(encoding, PAIRS)]))
 
 
 def check(args: argparse.Namespace) -> int:
     """Check, print, write; returns the exit status."""
     from meinst_d2.check.contact_sheet import draw_contact_sheet
+    from meinst_d2.check.coverage import settings_of
     from meinst_d2.check.doctor import examine
     from meinst_d2.check.drop import require_other_file
     from meinst_d2.check.report import as_content, as_text
@@ -114,12 +123,13 @@ def check(args: argparse.Namespace) -> int:
         require_writable(path)
     if args.drop_bad:
         require_other_file(args.annotations, args.drop_bad)
+    cfg = load_config(args.config_file)
     report = examine(
         args.annotations,
         args.images,
-        load_settings(args.config_file),
+        settings_of(cfg),
         decode=args.decode,
-        pairs=args.encodings or (),
+        pairs=choose_encodings(args, cfg),
         components=load_components(args.components) if args.components else None,
         num_examples=args.examples,
         workers=args.workers,
