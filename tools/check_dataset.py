@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -170,6 +171,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         status = check(args)
     except (ValueError, OSError) as error:
         print(f"check_dataset.py: {error}", file=sys.stderr)
+        status = 2
+    except Exception:  # its status would be 1, which says something else
+        traceback.print_exc()
         status = 2
     sys.exit(status)
 

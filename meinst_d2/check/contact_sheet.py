@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
-from meinst_d2.check import problems as p
 from meinst_d2.check.images import open_image
+from meinst_d2.check.problem import Problem
 from meinst_d2.check.scan import CocoFile
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.instances import UnusableInstance, usable_polygons
@@ -37,7 +37,7 @@ def draw_contact_sheet(
     path: str | os.PathLike[str],
     file: CocoFile,
     folder: str | os.PathLike[str] | None,
-    problems: Sequence[p.Problem],
+    problems: Sequence[Problem],
     samples: int = 48,
     seed: int = 0,
 ) -> None:
@@ -63,7 +63,7 @@ def draw_contact_sheet(
         sheet.save(temporary, format="PNG")
 
 
-def sample_rows(file: CocoFile, problems: Sequence[p.Problem], samples: int, seed: int = 0) -> list[int]:
+def sample_rows(file: CocoFile, problems: Sequence[Problem], samples: int, seed: int = 0) -> list[int]:
     """Rows of bad annotations, kind by kind in turn, then of good ones of every class in turn."""
     rng = np.random.default_rng(seed)
     bad = _in_turn([np.flatnonzero(file.having(problem)) for problem in problems], samples, rng)
@@ -88,7 +88,7 @@ def _in_turn(groups: list[npt.NDArray[np.int64]], count: int, rng: np.random.Gen
 
 
 def _draw_tile(
-    file: CocoFile, row: int, folder: str | os.PathLike[str] | None, problems: Sequence[p.Problem]
+    file: CocoFile, row: int, folder: str | os.PathLike[str] | None, problems: Sequence[Problem]
 ) -> Image.Image:
     annotation, image_row = file.annotations[row], int(file.image_rows[row])
     wrong = [problem.key for problem in problems if file.flags[row] & np.uint32(problem.bit)]

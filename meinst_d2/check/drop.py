@@ -13,8 +13,10 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from meinst_d2.check import image_problems as ip
 from meinst_d2.check import problems as p
 from meinst_d2.check.findings import annotation_text, image_text
+from meinst_d2.check.problem import Problem
 from meinst_d2.check.scan import CocoFile
 from meinst_d2.data.json_stream import iterate_json
 from meinst_d2.files import atomic_path
@@ -58,7 +60,7 @@ def write_without_bad(file: CocoFile, path: str | os.PathLike[str]) -> Dropped:
         ValueError: ``path`` is the file itself.
     """
     require_other_file(file.path, path)
-    images = (file.image_flags & np.uint32(p.DROPPED_IMAGES)) != 0
+    images = (file.image_flags & np.uint32(ip.DROPPED_IMAGES)) != 0
     of_image = np.append(images, False)[file.image_rows]
     annotations = (file.flags & np.uint32(p.DROPPED)) != 0
     annotations |= of_image
@@ -112,7 +114,7 @@ def _copy(
 def listed(file: CocoFile, dropped: Dropped) -> list[tuple[str, int, str, str, str]]:
     """A line for everything left out or renumbered: section, number in it, what, what was done, why."""
     lines = [
-        ("images", row, image_text(file, row), "left out", _reasons(int(file.image_flags[row]), p.IMAGE_PROBLEMS))
+        ("images", row, image_text(file, row), "left out", _reasons(int(file.image_flags[row]), ip.IMAGE_PROBLEMS))
         for row in np.flatnonzero(dropped.images).tolist()
     ]
     for row in np.flatnonzero(dropped.annotations | dropped.renumbered).tolist():
@@ -125,6 +127,6 @@ def listed(file: CocoFile, dropped: Dropped) -> list[tuple[str, int, str, str, s
     return lines
 
 
-def _reasons(flags: int, problems: list[p.Problem]) -> str:
-    dropping = p.DROPPED if problems is p.ANNOTATION_PROBLEMS else p.DROPPED_IMAGES
+def _reasons(flags: int, problems: list[Problem]) -> str:
+    dropping = p.DROPPED if problems is p.ANNOTATION_PROBLEMS else ip.DROPPED_IMAGES
     return ", ".join(problem.key for problem in problems if flags & dropping & problem.bit)

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from meinst_d2.check import hints
+from meinst_d2.check import image_problems as ip
 from meinst_d2.check import problems as p
 from meinst_d2.check.coverage import Coverage
+from meinst_d2.check.problem import FINE, HURTS, Problem, Severity, bits
 from meinst_d2.check.scan import CocoFile
 
 USUAL_LOSS = 0.02
@@ -34,8 +36,8 @@ class Finding:
         note: what is special here; may be empty.
     """
 
-    problem: p.Problem
-    severity: p.Severity
+    problem: Problem
+    severity: Severity
     count: int
     examples: list[str]
     effect: str
@@ -72,11 +74,11 @@ def settle_images(file: CocoFile) -> None:
     accidental = file.having(p.NEGATIVE, p.NOT_FINITE)
     everything, objects = per_image(known), per_image(~file.having(p.CROWD))
     learned = per_image(file.learned | accidental)
-    usable = (file.image_flags & np.uint32(p.bits(p.IMAGE_NO_OBJECT, p.IMAGE_KEYS, p.REPEATED_IMAGE_ID))) == 0
+    usable = (file.image_flags & np.uint32(bits(ip.IMAGE_NO_OBJECT, ip.IMAGE_KEYS, ip.REPEATED_IMAGE_ID))) == 0
     for problem, found in (
-        (p.NO_ANNOTATIONS, everything == 0),
-        (p.ONLY_CROWD, (everything > 0) & (objects == 0)),
-        (p.EMPTIED, (objects > 0) & (learned == 0)),
+        (ip.NO_ANNOTATIONS, everything == 0),
+        (ip.ONLY_CROWD, (everything > 0) & (objects == 0)),
+        (ip.EMPTIED, (objects > 0) & (learned == 0)),
     ):
         file.image_flags[usable & found] |= np.uint32(problem.bit)
 
@@ -87,7 +89,7 @@ def find(context: Context) -> list[Finding]:
     effects, notes = _effects(context), _notes(context)
     found: list[Finding] = []
 
-    def add(problem: p.Problem, count: int, examples: list[str]) -> None:
+    def add(problem: Problem, count: int, examples: list[str]) -> None:
         severity, note = problem.severity, notes.get(problem.key, "")
         if problem in (p.NO_CELL, p.OUTDONE):
             severity, note = _loss(context, problem)
@@ -96,7 +98,7 @@ def find(context: Context) -> list[Finding]:
 
     for problem, examples in file.general.items():
         add(problem, len(examples), examples)
-    for problem in p.IMAGE_PROBLEMS:
+    for problem in ip.IMAGE_PROBLEMS:
         rows = np.flatnonzero(file.image_flags & np.uint32(problem.bit))
         if len(rows):
             add(problem, len(rows), [image_text(file, row) for row in rows[:most].tolist()])
@@ -108,7 +110,7 @@ def find(context: Context) -> list[Finding]:
         if classes:
             add(problem, len(classes), classes)
     if len(file.image_flags) and not file.learned.any():
-        add(p.NOTHING_TO_LEARN, 0, [])
+        add(ip.NOTHING_TO_LEARN, 0, [])
     return sorted(found, key=lambda finding: -finding.severity)
 
 
@@ -131,13 +133,13 @@ def class_counts(file: CocoFile) -> npt.NDArray[np.int64]:
     return np.bincount(file.annotations.categories[file.learned], minlength=len(file.classes))[: len(file.classes)]
 
 
-def _classes(context: Context) -> dict[p.Problem, list[str]]:
+def _classes(context: Context) -> dict[Problem, list[str]]:
     counts = class_counts(context.file).tolist()
     named = list(zip(context.file.classes, counts, strict=True))
     return {
-        p.NO_INSTANCES: [name for name, count in named if count == 0],
-        p.FEW_INSTANCES: [f"{name} ({count})" for name, count in named if 0 < count < FEW],
-        p.POORLY_REDRAWN: context.poor_classes,
+        ip.NO_INSTANCES: [name for name, count in named if count == 0],
+        ip.FEW_INSTANCES: [f"{name} ({count})" for name, count in named if 0 < count < FEW],
+        ip.POORLY_REDRAWN: context.poor_classes,
     }
 
 
@@ -146,9 +148,9 @@ def _effects(context: Context) -> Mapping[str, str]:
         without = "leaves them out (DATALOADER.FILTER_EMPTY_ANNOTATIONS is True)"
     else:
         without = "teaches them as background (DATALOADER.FILTER_EMPTY_ANNOTATIONS is False)"
-    effects = {p.NO_ANNOTATIONS.key: without, p.ONLY_CROWD.key: without}
+    effects = {ip.NO_ANNOTATIONS.key: without, ip.ONLY_CROWD.key: without}
     if not context.coverage.settings.filter_empty or (~context.file.having(p.CROWD)).any():
-        effects[p.NOTHING_TO_LEARN.key] = "has nothing to learn but background"
+        effects[ip.NOTHING_TO_LEARN.key] = "has nothing to learn but background"
     return effects
 
 
@@ -157,11 +159,11 @@ def _notes(context: Context) -> Mapping[str, str]:
     notes = {
         p.MISMATCH.key: hints.box_format(file),
         p.BAD_RLE.key: hints.rle_size(file),
-        p.MISSING.key: hints.missing_names(file, context.folder) if context.folder is not None else "",
+        ip.MISSING.key: hints.missing_names(file, context.folder) if context.folder is not None else "",
     }
     if context.coverage.settings.filter_empty:
-        empty = np.uint32(p.bits(p.NO_ANNOTATIONS, p.ONLY_CROWD))
-        for problem in (p.MISSING, p.UNREADABLE, p.OTHER_SIZE):
+        empty = np.uint32(bits(ip.NO_ANNOTATIONS, ip.ONLY_CROWD))
+        for problem in (ip.MISSING, ip.UNREADABLE, ip.OTHER_SIZE):
             having = (file.image_flags & np.uint32(problem.bit)) != 0
             unused = int((having & ((file.image_flags & empty) != 0)).sum())
             if unused:
@@ -170,7 +172,7 @@ def _notes(context: Context) -> Mapping[str, str]:
     return notes
 
 
-def _loss(context: Context, problem: p.Problem) -> tuple[p.Severity, str]:
+def _loss(context: Context, problem: Problem) -> tuple[Severity, str]:
     file = context.file
     lost, counts = file.having(problem) & file.learned, class_counts(file)
     share = lost.sum() / max(1, context.coverage.objects)
@@ -181,4 +183,4 @@ def _loss(context: Context, problem: p.Problem) -> tuple[p.Severity, str]:
         if count >= FEW and part > USUAL_LOSS_OF_CLASS * count
     ]
     note = f"{100 * share:.1f} % of the objects" + (f"; {', '.join(much)}" if much else "")
-    return (p.HURTS if share > USUAL_LOSS or much else p.FINE), note
+    return (HURTS if share > USUAL_LOSS or much else FINE), note

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from meinst_d2.check import image_problems as ip
 from meinst_d2.check import problems as p
 from meinst_d2.check.masks import differ, mask_bounds
+from meinst_d2.check.problem import Problem
 from meinst_d2.check.scan import CocoFile
 from meinst_d2.data.annotations import InstanceAnnotation
 
@@ -16,7 +18,7 @@ LOOKED_AT = 500
 """Annotations, evenly spaced, that a guess is made from."""
 
 
-def _some(file: CocoFile, problem: p.Problem) -> Iterator[InstanceAnnotation]:
+def _some(file: CocoFile, problem: Problem) -> Iterator[InstanceAnnotation]:
     rows = np.flatnonzero(file.having(problem))
     return (file.annotations[int(row)] for row in rows[:: -(-len(rows) // LOOKED_AT) or 1])
 
@@ -51,7 +53,7 @@ def rle_size(file: CocoFile) -> str:
 
 def missing_names(file: CocoFile, folder: str | os.PathLike[str]) -> str:
     """Whether files are there under another name."""
-    rows = np.flatnonzero(file.image_flags & np.uint32(p.MISSING.bit))
+    rows = np.flatnonzero(file.image_flags & np.uint32(ip.MISSING.bit))
     rows = rows[:: -(-len(rows) // LOOKED_AT) or 1].tolist()
     there = sum(os.path.isfile(os.path.join(folder, os.path.basename(file.names[row]))) for row in rows)
     if rows and there > len(rows) / 2:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from detectron2.data.detection_utils import _apply_exif_orientation, read_image
 from PIL import Image
 
-from meinst_d2.check import problems as p
+from meinst_d2.check import image_problems as ip
+from meinst_d2.check.problem import bits
 from meinst_d2.check.scan import CocoFile
 from meinst_d2.data.fit_workers import run_shards
 
@@ -47,7 +48,7 @@ def check_images(file: CocoFile, folder: str | os.PathLike[str], *, decode: bool
 def _check_shard(
     chunks: Iterator[range], file: CocoFile, folder: Path, decode: bool
 ) -> list[tuple[int, npt.NDArray[np.uint32]]]:
-    nameless = p.bits(p.IMAGE_NO_OBJECT, p.IMAGE_KEYS)
+    nameless = bits(ip.IMAGE_NO_OBJECT, ip.IMAGE_KEYS)
     found = []
     for rows in chunks:
         flags = np.zeros(len(rows), np.uint32)
@@ -72,11 +73,11 @@ def image_flags(path: str, size: tuple[int, int], decode: bool) -> int:
             warnings.simplefilter("ignore")  # about sizes and EXIF, which Detectron2 reads all the same
             (height, width), flags = _decode(path) if decode else _read_header(path)
     except FileNotFoundError:
-        return p.MISSING.bit
+        return ip.MISSING.bit
     except Exception:  # Pillow's plugins raise what they like
-        return p.UNREADABLE.bit
+        return ip.UNREADABLE.bit
     if min(size) > 0 and size != (height, width):
-        flags |= p.OTHER_SIZE.bit
+        flags |= ip.OTHER_SIZE.bit
     return flags
 
 
@@ -90,10 +91,10 @@ def _read_header(path: str) -> tuple[tuple[int, int], int]:
     """Height and width as Detectron2 will see them."""
     with Image.open(path) as image:
         width, height = image.size
-        flags = p.DEEP.bit if image.mode in DEEP_MODES else 0
+        flags = ip.DEEP.bit if image.mode in DEEP_MODES else 0
         orientation = _orientation(image)
     if orientation in range(2, 9):
-        flags |= p.ROTATED.bit
+        flags |= ip.ROTATED.bit
     return ((width, height) if orientation in TURNED else (height, width)), flags
 
 

@@ -1,64 +1,17 @@
-"""Everything that is looked for, with what training does with it.
+"""Everything that is looked for in annotations, with what training does with it.
 
 The effects describe Detectron2's ``load_coco_json`` followed by this project's mapper; tests/check runs both.
 """
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass
-
-
-class Severity(enum.IntEnum):
-    """How bad it is; also the exit status of the command."""
-
-    FINE = 0
-    HURTS = 1
-    STOPS = 2
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A kind of problem.
-
-    Attributes:
-        key: short name, in reports.
-        severity: how bad one of them is.
-        title: what it is, of several.
-        effect: what training does with it.
-        remedy: the way out; empty where nothing needs to be done.
-        bit: in the flags of annotations or images; 0 for the others.
-    """
-
-    key: str
-    severity: Severity
-    title: str
-    effect: str
-    remedy: str = ""
-    bit: int = 0
-
+from meinst_d2.check.problem import DROP, FINE, HURTS, STOPS, Problem, bits, numbered
 
 ANNOTATION_PROBLEMS: list[Problem] = []
-IMAGE_PROBLEMS: list[Problem] = []
-
-
-def _of(problems: list[Problem], key: str, severity: Severity, title: str, effect: str, remedy: str = "") -> Problem:
-    problem = Problem(key, severity, title, effect, remedy, 1 << len(problems))
-    problems.append(problem)
-    return problem
-
-
-def bits(*problems: Problem) -> int:
-    """The flags of any of the problems."""
-    return sum({problem.bit for problem in problems})
-
-
-STOPS, HURTS, FINE = Severity.STOPS, Severity.HURTS, Severity.FINE
-DROP = "--drop-bad leaves them out"
+"""In the order of the report."""
 BACKGROUND = "leaves them out with a warning: their pixels are taught as background"
 
-# Annotations, in the order of the report.
-NO_OBJECT = _of(
+NO_OBJECT = numbered(
     ANNOTATION_PROBLEMS,
     "annotation-no-object",
     STOPS,
@@ -66,7 +19,7 @@ NO_OBJECT = _of(
     "stops while loading (TypeError)",
     DROP,
 )
-NO_KEYS = _of(
+NO_KEYS = numbered(
     ANNOTATION_PROBLEMS,
     "annotation-keys",
     STOPS,
@@ -74,7 +27,7 @@ NO_KEYS = _of(
     "stops while loading (KeyError, or TypeError where one is a list)",
     DROP,
 )
-REPEATED_ID = _of(
+REPEATED_ID = numbered(
     ANNOTATION_PROBLEMS,
     "annotation-id-repeated",
     STOPS,
@@ -82,7 +35,7 @@ REPEATED_ID = _of(
     "stops while loading (AssertionError: annotation ids are not unique)",
     "number the annotations anew; --drop-bad gives them new ids",
 )
-UNKNOWN_CATEGORY = _of(
+UNKNOWN_CATEGORY = numbered(
     ANNOTATION_PROBLEMS,
     "unknown-category",
     STOPS,
@@ -90,7 +43,7 @@ UNKNOWN_CATEGORY = _of(
     "stops while loading (KeyError)",
     f"add the category, or {DROP}",
 )
-IGNORED = _of(
+IGNORED = numbered(
     ANNOTATION_PROBLEMS,
     "ignore-flag",
     STOPS,
@@ -98,7 +51,7 @@ IGNORED = _of(
     "stops while loading (AssertionError)",
     f"mark regions to ignore with iscrowd 1, or {DROP}",
 )
-BAD_BOX = _of(
+BAD_BOX = numbered(
     ANNOTATION_PROBLEMS,
     "box-unreadable",
     STOPS,
@@ -106,7 +59,7 @@ BAD_BOX = _of(
     "stops when it comes to the image, an empty bbox while loading",
     DROP,
 )
-BAD_SEGMENTATION = _of(
+BAD_SEGMENTATION = numbered(
     ANNOTATION_PROBLEMS,
     "segmentation-unreadable",
     STOPS,
@@ -114,7 +67,7 @@ BAD_SEGMENTATION = _of(
     "stops while loading (TypeError, KeyError or ValueError)",
     f"polygons are lists in a list, [[x0, y0, x1, y1, ...]]; {DROP}",
 )
-UNKNOWN_IMAGE = _of(
+UNKNOWN_IMAGE = numbered(
     ANNOTATION_PROBLEMS,
     "unknown-image",
     HURTS,
@@ -122,7 +75,7 @@ UNKNOWN_IMAGE = _of(
     "ignores them, saying how many",
     f"look whether image_id has the type of the images' id, or {DROP}",
 )
-NO_MASK = _of(
+NO_MASK = numbered(
     ANNOTATION_PROBLEMS,
     "no-segmentation",
     HURTS,
@@ -130,7 +83,7 @@ NO_MASK = _of(
     BACKGROUND,
     f"draw their masks, mark them iscrowd 1, or {DROP}",
 )
-FEW_POINTS = _of(
+FEW_POINTS = numbered(
     ANNOTATION_PROBLEMS,
     "polygon-few-points",
     HURTS,
@@ -138,7 +91,7 @@ FEW_POINTS = _of(
     "drops them while loading: their pixels are taught as background",
     DROP,
 )
-SOME_FEW_POINTS = _of(
+SOME_FEW_POINTS = numbered(
     ANNOTATION_PROBLEMS,
     "polygon-part-few-points",
     HURTS,
@@ -146,7 +99,7 @@ SOME_FEW_POINTS = _of(
     "drops those parts while loading and learns the others",
     "remove or redraw the parts",
 )
-BAD_POLYGON = _of(
+BAD_POLYGON = numbered(
     ANNOTATION_PROBLEMS,
     "polygon-no-numbers",
     HURTS,
@@ -154,7 +107,7 @@ BAD_POLYGON = _of(
     BACKGROUND,
     DROP,
 )
-BAD_RLE = _of(
+BAD_RLE = numbered(
     ANNOTATION_PROBLEMS,
     "rle-wrong-size",
     HURTS,
@@ -162,7 +115,7 @@ BAD_RLE = _of(
     BACKGROUND,
     f"RLE sizes are [height, width]; {DROP}",
 )
-NOT_FINITE = _of(
+NOT_FINITE = numbered(
     ANNOTATION_PROBLEMS,
     "box-not-finite",
     HURTS,
@@ -170,7 +123,7 @@ NOT_FINITE = _of(
     "drops those with NaN and clips infinite sides to the image",
     DROP,
 )
-NO_AREA = _of(
+NO_AREA = numbered(
     ANNOTATION_PROBLEMS,
     "box-without-area",
     HURTS,
@@ -178,7 +131,7 @@ NO_AREA = _of(
     "drops them: their pixels are taught as background",
     DROP,
 )
-NEGATIVE = _of(
+NEGATIVE = numbered(
     ANNOTATION_PROBLEMS,
     "box-negative",
     HURTS,
@@ -186,7 +139,7 @@ NEGATIVE = _of(
     "turns them round and learns a box to the left of or above the point that is given",
     f"bbox is [x, y, width, height]; {DROP}",
 )
-OUTSIDE = _of(
+OUTSIDE = numbered(
     ANNOTATION_PROBLEMS,
     "box-outside",
     HURTS,
@@ -194,14 +147,14 @@ OUTSIDE = _of(
     "drops them",
     f"look whether the image's width and height are swapped, or {DROP}",
 )
-CROSSES = _of(
+CROSSES = numbered(
     ANNOTATION_PROBLEMS,
     "box-crosses-edge",
     HURTS,
     "boxes that leave their image by more than a pixel",
     "clips them to the image, and their masks to the clipped box",
 )
-MISMATCH = _of(
+MISMATCH = numbered(
     ANNOTATION_PROBLEMS,
     "box-not-of-mask",
     HURTS,
@@ -209,7 +162,7 @@ MISMATCH = _of(
     "learns the box as it is, and of the mask what lies in the box",
     "compute the boxes from the masks",
 )
-EMPTY = _of(
+EMPTY = numbered(
     ANNOTATION_PROBLEMS,
     "mask-empty",
     HURTS,
@@ -217,7 +170,7 @@ EMPTY = _of(
     "learns an empty mask for the box; fit_pca.py leaves them out",
     DROP,
 )
-NO_CELL = _of(
+NO_CELL = numbered(
     ANNOTATION_PROBLEMS,
     "too-small",
     HURTS,
@@ -225,7 +178,7 @@ NO_CELL = _of(
     "teaches no location to find them: they are background to the detector",
     "train on larger images (INPUT.MIN_SIZE_TRAIN) or on tiles",
 )
-OUTDONE = _of(
+OUTDONE = numbered(
     ANNOTATION_PROBLEMS,
     "outdone",
     HURTS,
@@ -233,7 +186,7 @@ OUTDONE = _of(
     "teaches no location to find them",
     "larger images (INPUT.MIN_SIZE_TRAIN) have more cells; look for objects that are annotated twice",
 )
-NOT_FOR_EVALUATION = _of(
+NOT_FOR_EVALUATION = numbered(
     ANNOTATION_PROBLEMS,
     "evaluation-keys",
     HURTS,
@@ -241,7 +194,7 @@ NOT_FOR_EVALUATION = _of(
     "learns them, but evaluation on this file stops (KeyError)",
     "write area (pixels) and iscrowd 0",
 )
-ZERO_ID = _of(
+ZERO_ID = numbered(
     ANNOTATION_PROBLEMS,
     "annotation-id-zero",
     HURTS,
@@ -249,147 +202,8 @@ ZERO_ID = _of(
     "learns them, but COCO's evaluation counts what finds them as wrong",
     "number annotations from 1",
 )
-CROWD = _of(
+CROWD = numbered(
     ANNOTATION_PROBLEMS, "crowd", FINE, "crowd regions", "leaves them out; evaluation ignores what lies in them"
-)
-
-# Images.
-IMAGE_NO_OBJECT = _of(
-    IMAGE_PROBLEMS,
-    "image-no-object",
-    STOPS,
-    "elements of 'images' that are no objects",
-    "stops while loading (TypeError)",
-    DROP,
-)
-IMAGE_KEYS = _of(
-    IMAGE_PROBLEMS,
-    "image-keys",
-    STOPS,
-    "images without id, file_name, height or width",
-    "stops while loading (KeyError)",
-    f"complete them, or {DROP}",
-)
-IMAGE_SIDES = _of(
-    IMAGE_PROBLEMS,
-    "image-size-no-number",
-    STOPS,
-    "images whose height and width are not whole numbers above 0",
-    "stops when it comes to the image (SizeMismatchError)",
-    f"write the size of the file, or {DROP}",
-)
-MISSING = _of(
-    IMAGE_PROBLEMS,
-    "image-missing",
-    STOPS,
-    "images whose file is not there",
-    "stops when it comes to the image (FileNotFoundError)",
-    DROP,
-)
-UNREADABLE = _of(
-    IMAGE_PROBLEMS,
-    "image-unreadable",
-    STOPS,
-    "image files that cannot be read",
-    "stops when it comes to the image",
-    DROP,
-)
-OTHER_SIZE = _of(
-    IMAGE_PROBLEMS,
-    "image-other-size",
-    STOPS,
-    "image files of another size than the file says (after EXIF rotation)",
-    "stops when it comes to the image (SizeMismatchError)",
-    f"annotate the image as it is stored, remove its EXIF orientation, or {DROP}",
-)
-REPEATED_IMAGE_ID = _of(
-    IMAGE_PROBLEMS,
-    "image-id-repeated",
-    HURTS,
-    "images whose id a later image has again",
-    "uses the later image, with the annotations of both",
-    "give every image an id of its own",
-)
-REPEATED_FILE = _of(
-    IMAGE_PROBLEMS,
-    "image-file-repeated",
-    HURTS,
-    "images whose file another image has had before",
-    "shows the file once per entry: objects annotated under one entry are background under the other",
-    "merge the entries",
-)
-DEEP = _of(
-    IMAGE_PROBLEMS,
-    "image-not-8-bit",
-    HURTS,
-    "image files of more than 8 bits per channel",
-    "clips their values at 255, which is white nearly everywhere",
-    "convert them to 8 bits",
-)
-EMPTIED = _of(
-    IMAGE_PROBLEMS,
-    "image-all-unusable",
-    HURTS,
-    "images with annotations none of which can be learned",
-    "teaches the whole image as background",
-    "see what is wrong with their annotations",
-)
-NO_ANNOTATIONS = _of(IMAGE_PROBLEMS, "image-without-annotations", FINE, "images without annotations", "")
-ONLY_CROWD = _of(IMAGE_PROBLEMS, "image-only-crowd", FINE, "images with nothing but crowd regions", "")
-ROTATED = _of(
-    IMAGE_PROBLEMS, "image-exif", FINE, "images that their EXIF orientation turns", "turns them, as the sizes here were"
-)
-
-# The others.
-NO_IMAGES = Problem("no-images", STOPS, "images", "stops (AssertionError: the dataset is empty)", "name another file")
-NO_CATEGORIES = Problem("no-categories", STOPS, "categories", "stops while loading (KeyError)", "list the categories")
-NOTHING_TO_LEARN = Problem(
-    "nothing-to-learn",
-    STOPS,
-    "annotations that are no crowd",
-    "stops: every image is left out (AssertionError: no valid data)",
-    "name another file",
-)
-CATEGORY_KEYS = Problem(
-    "category-keys", STOPS, "categories without id or name", "stops while loading (KeyError)", "give them both"
-)
-MIXED_IDS = Problem(
-    "mixed-ids",
-    STOPS,
-    "sections whose ids are of types that do not sort",
-    "stops while loading (TypeError)",
-    "use numbers",
-)
-REPEATED_CATEGORY_ID = Problem(
-    "category-id-repeated",
-    HURTS,
-    "categories whose id another has",
-    "counts one class too many, which learns nothing, and evaluation stops (AssertionError)",
-    "give every category an id of its own",
-)
-REPEATED_NAME = Problem(
-    "category-name-repeated",
-    HURTS,
-    "categories whose name another has",
-    "learns two classes that nobody can tell apart",
-    "merge or rename them",
-)
-NO_INSTANCES = Problem(
-    "class-without-instances",
-    HURTS,
-    "classes without an object to learn",
-    "learns never to find them; evaluation leaves out classes that its file has no objects of",
-    "remove the category, or add objects",
-)
-FEW_INSTANCES = Problem(
-    "class-with-few-instances", FINE, "classes with fewer than 10 objects", "learns them badly", "add objects"
-)
-POORLY_REDRAWN = Problem(
-    "class-poorly-encoded",
-    HURTS,
-    "classes that no measured encoding redraws well",
-    "limits the IoU of perfect predictions to what the table says",
-    "choose a larger MODEL.MEINST.MASK_SIZE or DIM_MASK",
 )
 
 LEFT_OUT = bits(
@@ -399,5 +213,3 @@ LEFT_OUT = bits(
 """Annotations that training does not learn, or only by accident."""
 DROPPED = bits(EMPTY) | LEFT_OUT & ~bits(CROWD)
 """Annotations that --drop-bad leaves out."""
-DROPPED_IMAGES = bits(IMAGE_NO_OBJECT, IMAGE_KEYS, IMAGE_SIDES, MISSING, UNREADABLE, OTHER_SIZE)
-"""Images that --drop-bad leaves out, with their annotations."""

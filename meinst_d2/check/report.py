@@ -9,7 +9,8 @@ from typing import Any
 from meinst_d2.check.coverage import Coverage
 from meinst_d2.check.encodings import Encodings
 from meinst_d2.check.findings import Finding, class_counts
-from meinst_d2.check.problems import ANNOTATION_PROBLEMS, Problem, Severity
+from meinst_d2.check.problem import Problem, Severity
+from meinst_d2.check.problems import ANNOTATION_PROBLEMS
 from meinst_d2.check.scan import CocoFile
 from meinst_d2.evaluation.reconstruction_report import as_json
 

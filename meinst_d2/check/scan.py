@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +11,16 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from meinst_d2.check import image_problems as ip
 from meinst_d2.check import problems as p
+from meinst_d2.check.elements import annotation_flags, is_key, is_side
 from meinst_d2.check.ids import Ids
+from meinst_d2.check.problem import Problem, bits
 from meinst_d2.data.annotations import AnnotationTable, InstanceAnnotation
 from meinst_d2.data.coco_json import NO_BOX, from_coco
 from meinst_d2.data.json_stream import iterate_json
 
 SECTIONS = ("images", "annotations", "categories")
-LARGEST_SIDE = 2**31
 NOTHING = InstanceAnnotation(None, NO_BOX, (0, 0), -1, False)
 
 
@@ -76,11 +77,11 @@ class CocoFile:
     sizes: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     image_flags: npt.NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, np.uint32))
     classes: list[str] = field(default_factory=list)
-    general: dict[p.Problem, list[str]] = field(default_factory=dict)
+    general: dict[Problem, list[str]] = field(default_factory=dict)
 
-    def having(self, *problems: p.Problem) -> npt.NDArray[np.bool_]:
+    def having(self, *problems: Problem) -> npt.NDArray[np.bool_]:
         """(M,) whether annotations have any of the problems."""
-        return (self.flags & np.uint32(p.bits(*problems))) != 0
+        return (self.flags & np.uint32(bits(*problems))) != 0
 
     @property
     def learned(self) -> npt.NDArray[np.bool_]:
@@ -132,16 +133,16 @@ class _Scanner:
         file, flags = self.file, 0
         image = value if isinstance(value, dict) else {}
         if not isinstance(value, dict):
-            flags |= p.IMAGE_NO_OBJECT.bit
-        elif not all(key in image for key in ("id", "file_name", "height", "width")) or not _is_key(image["id"]):
-            flags |= p.IMAGE_KEYS.bit
+            flags |= ip.IMAGE_NO_OBJECT.bit
+        elif not all(key in image for key in ("id", "file_name", "height", "width")) or not is_key(image["id"]):
+            flags |= ip.IMAGE_KEYS.bit
         sides = [image.get("height"), image.get("width")]
-        if not all(_is_side(side) for side in sides):
-            flags |= p.IMAGE_SIDES.bit if not flags else 0
+        if not all(is_side(side) for side in sides):
+            flags |= ip.IMAGE_SIDES.bit if not flags else 0
             sides = [0, 0]
         name = image.get("file_name")
         if image and not flags and not isinstance(name, str):
-            flags |= p.IMAGE_KEYS.bit
+            flags |= ip.IMAGE_KEYS.bit
         file.image_ids.append(image.get("id"))
         file.names.append(name if isinstance(name, str) else "")
         self.sizes.extend(int(side) for side in sides)  # type: ignore[arg-type]
@@ -173,7 +174,7 @@ class _Scanner:
         file.image_rows = file.image_ids.find(self.image_keys)
         no_image = file.image_rows < 0
         file.annotations.settle(0, np.where(no_image[:, None], 0, _rows(file.sizes, file.image_rows)), known)
-        keyed = (file.flags & np.uint32(p.bits(p.NO_OBJECT, p.NO_KEYS))) == 0
+        keyed = (file.flags & np.uint32(bits(p.NO_OBJECT, p.NO_KEYS))) == 0
         # Detectron2 looks at the annotations of images alone; createIndex at the keys of all.
         for_nothing = no_image & keyed
         file.flags[for_nothing] &= np.uint32(p.CROWD.bit)
@@ -181,25 +182,25 @@ class _Scanner:
         reached = keyed & ~no_image
         file.flags[reached & (known < 0)] |= np.uint32(p.UNKNOWN_CATEGORY.bit)
         file.flags[reached & _repeats_among(file.annotation_ids, reached)] |= np.uint32(p.REPEATED_ID.bit)
-        file.image_flags[file.image_ids.repeats(earlier=False)] |= np.uint32(p.REPEATED_IMAGE_ID.bit)
-        file.image_flags[file.names.repeats()] |= np.uint32(p.REPEATED_FILE.bit)
+        file.image_flags[file.image_ids.repeats(earlier=False)] |= np.uint32(ip.REPEATED_IMAGE_ID.bit)
+        file.image_flags[file.names.repeats()] |= np.uint32(ip.REPEATED_FILE.bit)
         if not len(file.image_flags):
-            file.general[p.NO_IMAGES] = ["the file lists none"]
+            file.general[ip.NO_IMAGES] = ["the file lists none"]
         if file.image_ids.mixed:
-            file.general[p.MIXED_IDS] = ["images"]
+            file.general[ip.MIXED_IDS] = ["images"]
 
     def _settle_categories(self, has_categories: bool) -> npt.NDArray[np.int64]:
         """The class of every annotation as training numbers them, -1 for none; lists the classes."""
         file, ids = self.file, Ids()
         for category in self.categories:
-            usable = isinstance(category, dict) and _is_key(category.get("id")) and "name" in category
+            usable = isinstance(category, dict) and is_key(category.get("id")) and "name" in category
             if not usable:
-                file.general.setdefault(p.CATEGORY_KEYS, []).append(repr(category))
+                file.general.setdefault(ip.CATEGORY_KEYS, []).append(repr(category))
             ids.append(category["id"] if usable else None)
         if not has_categories or not self.categories:
-            file.general[p.NO_CATEGORIES] = ["there is no list of them" if not has_categories else "the list is empty"]
+            file.general[ip.NO_CATEGORIES] = ["there is no list of them" if not has_categories else "the list is empty"]
         if ids.mixed:
-            file.general.setdefault(p.MIXED_IDS, []).append("categories")
+            file.general.setdefault(ip.MIXED_IDS, []).append("categories")
             order = sorted(range(len(ids)), key=lambda row: (str(type(ids[row])), str(ids[row])))
         else:
             order = sorted((row for row in range(len(ids)) if ids[row] is not None), key=lambda row: ids[row])
@@ -208,11 +209,11 @@ class _Scanner:
         repeated = ids.repeats()
         for row in usable_rows:
             if repeated[row]:
-                file.general.setdefault(p.REPEATED_CATEGORY_ID, []).append(
+                file.general.setdefault(ip.REPEATED_CATEGORY_ID, []).append(
                     f"{ids[row]} ({self.categories[row]['name']})"
                 )
         for name in dict.fromkeys(name for name in file.classes if file.classes.count(name) > 1):
-            file.general.setdefault(p.REPEATED_NAME, []).append(name)
+            file.general.setdefault(ip.REPEATED_NAME, []).append(name)
         number = np.full(len(ids) + 1, -1, np.int64)  # the last for annotations of no category
         number[usable_rows] = np.arange(len(usable_rows))
         return number[ids.find(self.category_keys)]
@@ -233,64 +234,3 @@ def _repeats_among(ids: Ids, chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.bo
     found[:] = False
     found[rows] = among.repeats()
     return found
-
-
-def annotation_flags(annotation: Mapping[str, Any]) -> int:
-    """The problems of an annotation by itself."""
-    crowd = bool(annotation.get("iscrowd", 0))
-    flags = p.CROWD.bit if crowd else 0
-    if not all(_is_key(annotation.get(key)) for key in ("id", "image_id", "category_id")):
-        flags |= p.NO_KEYS.bit
-    if annotation.get("ignore", 0) != 0:
-        flags |= p.IGNORED.bit
-    flags |= _segmentation_flags(annotation.get("segmentation"), crowd)
-    flags |= _box_flags(annotation.get("bbox"), crowd)
-    if not _is_number(annotation.get("area")) or "iscrowd" not in annotation:
-        flags |= p.NOT_FOR_EVALUATION.bit
-    if annotation.get("id") == 0:
-        flags |= p.ZERO_ID.bit
-    return flags
-
-
-def _segmentation_flags(segmentation: Any, crowd: bool) -> int:
-    """What Detectron2's ``load_coco_json`` would do with it; crowd regions only have to be readable."""
-    if not segmentation:
-        return 0 if crowd else p.NO_MASK.bit
-    try:
-        if isinstance(segmentation, dict):
-            counts = segmentation["counts"]
-            if isinstance(counts, list):
-                height, width = segmentation["size"]
-                np.array([*counts, height, width], dtype=np.uint32)
-            return 0
-        good = [len(part) % 2 == 0 and len(part) >= 6 for part in segmentation]
-    except (TypeError, KeyError, ValueError, OverflowError):
-        return p.BAD_SEGMENTATION.bit
-    if all(good) or (crowd and any(good)):
-        return 0
-    return p.SOME_FEW_POINTS.bit if any(good) else p.FEW_POINTS.bit
-
-
-def _box_flags(box: Any, crowd: bool) -> int:
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(side) for side in box):
-        return 0 if crowd and box != [] else p.BAD_BOX.bit
-    if crowd:
-        return 0
-    width, height = box[2:]
-    if not np.isfinite(np.array(box, np.float64).astype(np.float32)).all():
-        return p.NOT_FINITE.bit
-    if width < 0 or height < 0:
-        return p.NEGATIVE.bit
-    return 0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_key(value: Any) -> bool:
-    return isinstance(value, (int, float, str))
-
-
-def _is_side(value: Any) -> bool:
-    return _is_number(value) and 0 < value < LARGEST_SIDE and value == int(value)

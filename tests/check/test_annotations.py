@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from meinst_d2.check import problems as p
+from meinst_d2.check.problem import HURTS, STOPS
 from tests.check.datasets import (
     HEIGHT,
     IMAGES,
@@ -88,7 +89,7 @@ def test_what_stops_training(tmp_path: Path, what: str) -> None:
     path = spoiled(tmp_path, spoil)
     report = check(path)
     found = finding(report, problem.key)
-    assert found.count == 1 and found.severity == p.STOPS and report.severity == 2
+    assert found.count == 1 and found.severity == STOPS and report.severity == 2
     assert len(found.examples) == 1 and "stops" in found.effect
     with pytest.raises(error):
         train(path)
@@ -144,7 +145,7 @@ def test_an_rle_that_fits(tmp_path: Path) -> None:
 def test_a_part_with_two_points_goes_and_the_other_stays(tmp_path: Path) -> None:
     whole = good_content()["annotations"][1]["segmentation"][0]
     path = spoiled(tmp_path, change(segmentation=[[40.0, 4.0, 50.0, 9.0], whole]))
-    assert finding(check(path), p.SOME_FEW_POINTS.key).severity == p.HURTS
+    assert finding(check(path), p.SOME_FEW_POINTS.key).severity == HURTS
     assert len(train(path)[1]) == PER_IMAGE
 
 
@@ -164,7 +165,7 @@ def test_boxes_that_leave_the_image_are_clipped(tmp_path: Path) -> None:
     outline = [[50.0, 4.0, 78.0, 4.0, 78.0, 18.0, 50.0, 18.0]]
     path = spoiled(tmp_path, change(bbox=[50.0, 4.0, 28.0, 14.0], segmentation=outline))
     found = finding(check(path), p.CROSSES.key)
-    assert found.severity == p.HURTS and "clips" in found.effect
+    assert found.severity == HURTS and "clips" in found.effect
     instances = train(path)[1]
     assert instances.gt_boxes.tensor[1].tolist() == [50, 4, 64, 18] and instances.gt_mask_templates[1].all()
 
@@ -178,7 +179,7 @@ def test_a_box_may_leave_by_a_pixel(tmp_path: Path) -> None:
 def test_a_box_that_is_not_its_masks_is_learned(tmp_path: Path) -> None:
     path = spoiled(tmp_path, change(bbox=[26.0, 4.0, 28.0, 14.0]))  # the mask fills its right half
     found = finding(check(path), p.MISMATCH.key)
-    assert found.count == 1 and found.severity == p.HURTS and "learns the box as it is" in found.effect
+    assert found.count == 1 and found.severity == HURTS and "learns the box as it is" in found.effect
     instances = train(path)[1]
     assert instances.gt_boxes.tensor[1].tolist() == [26, 4, 54, 18]
     template = instances.gt_mask_templates[1]

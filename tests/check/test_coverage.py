@@ -8,6 +8,7 @@ import torch
 from meinst_d2.check import problems as p
 from meinst_d2.check.coverage import Settings, measure_coverage, settings_of
 from meinst_d2.check.findings import Context, find
+from meinst_d2.check.problem import FINE, HURTS, Severity
 from meinst_d2.check.scan import scan
 from meinst_d2.fcos.assign import AssignmentRule
 from tests.check.datasets import Content, config, good_content, square, write
@@ -88,7 +89,7 @@ def test_no_objects(tmp_path: Path) -> None:
     assert coverage.objects == 0 and coverage.per_level == (0, 0) and torch.tensor(coverage.sides).isnan().all()
 
 
-def severity(tmp_path: Path, lost: int, learned: int) -> tuple[p.Severity, str]:
+def severity(tmp_path: Path, lost: int, learned: int) -> tuple[Severity, str]:
     squares = [(5.0, 5.0, 6.0)] * lost + [(17.0 + 8 * (n % 5), 17.0, 6.0) for n in range(learned)]
     content = content_of(*squares)
     content["images"] = [{**content["images"][0], "id": n} for n in range(len(squares))]
@@ -101,9 +102,9 @@ def severity(tmp_path: Path, lost: int, learned: int) -> tuple[p.Severity, str]:
 
 
 def test_a_few_lost_objects_are_usual(tmp_path: Path) -> None:
-    assert severity(tmp_path, 1, 99) == (p.FINE, "1.0 % of the objects")
-    assert severity(tmp_path, 4, 96) == (p.HURTS, "4.0 % of the objects")
-    assert severity(tmp_path, 20, 80) == (p.HURTS, "20.0 % of the objects; 20 % of box")
+    assert severity(tmp_path, 1, 99) == (FINE, "1.0 % of the objects")
+    assert severity(tmp_path, 4, 96) == (HURTS, "4.0 % of the objects")
+    assert severity(tmp_path, 20, 80) == (HURTS, "20.0 % of the objects; 20 % of box")
 
 
 def test_the_test_config_is_at_the_images_size() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from meinst_d2.check import problems as p
 from meinst_d2.check.drop import listed, require_other_file, write_without_bad
+from meinst_d2.check.problem import HURTS
 from tests.check.datasets import IMAGES, PER_IMAGE, Content, check, good_content, spoiled, train, write
 
 
@@ -61,7 +61,7 @@ def test_the_copy_trains_and_is_otherwise_the_same(tmp_path: Path) -> None:
     (tmp_path / "new/train.json").write_text(out.read_text())
     for number in range(1, IMAGES + 1):
         (tmp_path / f"new/{number}.png").write_bytes((tmp_path / f"{number}.png").read_bytes())
-    assert check(out).severity <= p.HURTS  # two squares at one place
+    assert check(out).severity <= HURTS  # two squares at one place
     assert [len(instances) for instances in train(out).values()] == [PER_IMAGE + 1, PER_IMAGE, PER_IMAGE, PER_IMAGE]
 
 

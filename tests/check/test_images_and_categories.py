@@ -11,7 +11,8 @@ from detectron2.data.detection_utils import SizeMismatchError, read_image
 from detectron2.evaluation import COCOEvaluator
 from PIL import Image
 
-from meinst_d2.check import problems as p
+from meinst_d2.check import image_problems as ip
+from meinst_d2.check.problem import FINE, STOPS, Problem
 from meinst_d2.check.scan import scan
 from tests.check.datasets import (
     HEIGHT,
@@ -39,8 +40,8 @@ def drop_annotations_of(content: Content, image: int) -> None:
 
 def test_a_missing_file(good: Path) -> None:
     (good.parent / "2.png").unlink()
-    found = finding(check(good), p.MISSING.key)
-    assert (found.count, found.examples, found.severity) == (1, ["image 2 (2.png)"], p.STOPS)
+    found = finding(check(good), ip.MISSING.key)
+    assert (found.count, found.examples, found.severity) == (1, ["image 2 (2.png)"], STOPS)
     with pytest.raises(FileNotFoundError):
         train(good)
     assert check(good, images=False).severity == 0
@@ -49,7 +50,7 @@ def test_a_missing_file(good: Path) -> None:
 def test_a_missing_file_of_an_image_without_objects(tmp_path: Path) -> None:
     path = spoiled(tmp_path, lambda content: drop_annotations_of(content, 2))
     (tmp_path / "2.png").unlink()
-    assert "1 of them have no objects" in finding(check(path), p.MISSING.key).note
+    assert "1 of them have no objects" in finding(check(path), ip.MISSING.key).note
     assert set(train(path)) == {1, 3, 4, 5}
 
 
@@ -58,13 +59,13 @@ def test_files_in_another_folder(good: Path) -> None:
     for image in content["images"]:
         image["file_name"] = "train/" + image["file_name"]
     good.write_text(json.dumps(content))
-    assert "without the folders" in finding(check(good), p.MISSING.key).note
+    assert "without the folders" in finding(check(good), ip.MISSING.key).note
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
 def test_no_image_in_a_file(good: Path, content: bytes) -> None:
     (good.parent / "2.png").write_bytes(content)
-    assert finding(check(good), p.UNREADABLE.key).count == 1
+    assert finding(check(good), ip.UNREADABLE.key).count == 1
     with pytest.raises(OSError):
         train(good)
 
@@ -76,7 +77,7 @@ def test_decoding_finds_files_that_are_cut_off(tmp_path: Path, suffix: str) -> N
     whole = (tmp_path / f"cut.{suffix}").read_bytes()
     (tmp_path / f"cut.{suffix}").write_bytes(whole[: len(whole) // 2])
     assert check(path).severity == 0
-    assert finding(check(path, decode=True), p.UNREADABLE.key).count == 1
+    assert finding(check(path, decode=True), ip.UNREADABLE.key).count == 1
     with pytest.raises(OSError):
         train(path)
 
@@ -84,7 +85,7 @@ def test_decoding_finds_files_that_are_cut_off(tmp_path: Path, suffix: str) -> N
 @pytest.mark.parametrize("decode", [False, True])
 def test_another_size(good: Path, decode: bool) -> None:
     Image.new("RGB", (WIDTH + 1, HEIGHT)).save(good.parent / "2.png")
-    assert finding(check(good, decode=decode), p.OTHER_SIZE.key).severity == p.STOPS
+    assert finding(check(good, decode=decode), ip.OTHER_SIZE.key).severity == STOPS
     with pytest.raises(SizeMismatchError):
         train(good)
 
@@ -100,9 +101,9 @@ def test_exif_turns_images(tmp_path: Path, orientation: int, suffix: str, decode
     report = check(path, decode=decode)
     turned = read_image(str(tmp_path / f"exif.{suffix}")).shape[:2] == (WIDTH, HEIGHT)
     assert turned == (orientation > 4)
-    assert report.severity == (p.STOPS if turned else p.FINE)
+    assert report.severity == (STOPS if turned else FINE)
     if orientation > 1:
-        finding(report, p.ROTATED.key)
+        finding(report, ip.ROTATED.key)
     if turned:
         with pytest.raises(SizeMismatchError):
             train(path)
@@ -113,20 +114,20 @@ def test_exif_turns_images(tmp_path: Path, orientation: int, suffix: str, decode
 @pytest.mark.parametrize(
     ("spoil", "problem", "error"),
     [
-        (lambda content: content["images"].append(3), p.IMAGE_NO_OBJECT, TypeError),
-        (lambda content: content["images"][0].pop("id"), p.IMAGE_KEYS, KeyError),
-        (lambda content: content["images"][0].pop("file_name"), p.IMAGE_KEYS, KeyError),
-        (lambda content: content["images"][0].pop("width"), p.IMAGE_KEYS, KeyError),
-        (lambda content: content["images"][0].update(width="64"), p.IMAGE_SIDES, (SizeMismatchError, TypeError)),
-        (lambda content: content["images"][0].update(height=0), p.IMAGE_SIDES, SizeMismatchError),
-        (lambda content: content["images"][0].update(id="one"), p.MIXED_IDS, TypeError),
+        (lambda content: content["images"].append(3), ip.IMAGE_NO_OBJECT, TypeError),
+        (lambda content: content["images"][0].pop("id"), ip.IMAGE_KEYS, KeyError),
+        (lambda content: content["images"][0].pop("file_name"), ip.IMAGE_KEYS, KeyError),
+        (lambda content: content["images"][0].pop("width"), ip.IMAGE_KEYS, KeyError),
+        (lambda content: content["images"][0].update(width="64"), ip.IMAGE_SIDES, (SizeMismatchError, TypeError)),
+        (lambda content: content["images"][0].update(height=0), ip.IMAGE_SIDES, SizeMismatchError),
+        (lambda content: content["images"][0].update(id="one"), ip.MIXED_IDS, TypeError),
     ],
 )
 def test_entries_that_stop_training(
-    tmp_path: Path, spoil: Callable[[Content], object], problem: p.Problem, error: type[Exception]
+    tmp_path: Path, spoil: Callable[[Content], object], problem: Problem, error: type[Exception]
 ) -> None:
     path = spoiled(tmp_path, spoil)
-    assert finding(check(path), problem.key).severity == p.STOPS
+    assert finding(check(path), problem.key).severity == STOPS
     with pytest.raises(error):
         train(path)
 
@@ -134,7 +135,7 @@ def test_entries_that_stop_training(
 def test_an_image_id_twice(tmp_path: Path) -> None:
     path = spoiled(tmp_path, lambda content: content["images"][4].update(id=2))
     report = check(path)
-    found = finding(report, p.REPEATED_IMAGE_ID.key)
+    found = finding(report, ip.REPEATED_IMAGE_ID.key)
     assert found.examples == ["image 2 (2.png)"] and "later image" in found.effect
     assert [report.file.names[row] for row in report.file.image_rows[4:8]] == ["5.png"] * 4
     assert set(train(path)) == {1, 2, 3, 4}
@@ -142,14 +143,14 @@ def test_an_image_id_twice(tmp_path: Path) -> None:
 
 def test_a_file_twice(tmp_path: Path) -> None:
     path = spoiled(tmp_path, lambda content: content["images"][4].update(file_name="2.png"))
-    assert finding(check(path), p.REPEATED_FILE.key).examples == ["image 5 (2.png)"]
+    assert finding(check(path), ip.REPEATED_FILE.key).examples == ["image 5 (2.png)"]
     assert [len(instances) for instances in train(path).values()] == [PER_IMAGE] * IMAGES
 
 
 def test_sixteen_bits(tmp_path: Path) -> None:
     path = spoiled(tmp_path, lambda content: content["images"][1].update(file_name="deep.png"))
     Image.fromarray(np.full((HEIGHT, WIDTH), 3000, np.uint16)).save(tmp_path / "deep.png")
-    assert "clips" in finding(check(path), p.DEEP.key).effect
+    assert "clips" in finding(check(path), ip.DEEP.key).effect
     assert (read_image(str(tmp_path / "deep.png"), "BGR") == 255).all()
 
 
@@ -162,9 +163,9 @@ def test_images_without_objects_are_counted(tmp_path: Path) -> None:
     path = spoiled(tmp_path, spoil)
     report = check(path)
     assert report.severity == 0
-    assert finding(report, p.NO_ANNOTATIONS.key).examples == ["image 2 (2.png)"]
-    assert finding(report, p.ONLY_CROWD.key).examples == ["image 3 (3.png)"]
-    assert "leaves them out" in finding(report, p.ONLY_CROWD.key).effect
+    assert finding(report, ip.NO_ANNOTATIONS.key).examples == ["image 2 (2.png)"]
+    assert finding(report, ip.ONLY_CROWD.key).examples == ["image 3 (3.png)"]
+    assert "leaves them out" in finding(report, ip.ONLY_CROWD.key).effect
     assert set(train(path)) == {1, 4, 5}
 
 
@@ -174,30 +175,30 @@ def test_images_nothing_of_which_can_be_learned(tmp_path: Path) -> None:
             annotation["segmentation"] = []
 
     path = spoiled(tmp_path, spoil)
-    assert finding(check(path), p.EMPTIED.key).examples == ["image 1 (1.png)"]
+    assert finding(check(path), ip.EMPTIED.key).examples == ["image 1 (1.png)"]
     assert len(train(path)[1]) == 0
 
 
 @pytest.mark.parametrize(
     ("spoil", "problem", "error"),
     [
-        (lambda content: content.update(images=[]), p.NO_IMAGES, AssertionError),
-        (lambda content: content.pop("images"), p.NO_IMAGES, AssertionError),
-        (lambda content: content.update(annotations=[]), p.NOTHING_TO_LEARN, AssertionError),
-        (lambda content: content.pop("annotations"), p.NOTHING_TO_LEARN, AssertionError),
-        (lambda content: content.pop("categories"), p.NO_CATEGORIES, KeyError),
-        (lambda content: content.update(categories=[]), p.NO_CATEGORIES, ValueError),
-        (lambda content: content["categories"][0].pop("name"), p.CATEGORY_KEYS, KeyError),
-        (lambda content: content["categories"][0].pop("id"), p.CATEGORY_KEYS, KeyError),
-        (lambda content: content["categories"][0].update(id="7"), p.MIXED_IDS, TypeError),
+        (lambda content: content.update(images=[]), ip.NO_IMAGES, AssertionError),
+        (lambda content: content.pop("images"), ip.NO_IMAGES, AssertionError),
+        (lambda content: content.update(annotations=[]), ip.NOTHING_TO_LEARN, AssertionError),
+        (lambda content: content.pop("annotations"), ip.NOTHING_TO_LEARN, AssertionError),
+        (lambda content: content.pop("categories"), ip.NO_CATEGORIES, KeyError),
+        (lambda content: content.update(categories=[]), ip.NO_CATEGORIES, ValueError),
+        (lambda content: content["categories"][0].pop("name"), ip.CATEGORY_KEYS, KeyError),
+        (lambda content: content["categories"][0].pop("id"), ip.CATEGORY_KEYS, KeyError),
+        (lambda content: content["categories"][0].update(id="7"), ip.MIXED_IDS, TypeError),
     ],
 )
 def test_files_that_stop_training(
-    tmp_path: Path, spoil: Callable[[Content], object], problem: p.Problem, error: type[Exception]
+    tmp_path: Path, spoil: Callable[[Content], object], problem: Problem, error: type[Exception]
 ) -> None:
     path = spoiled(tmp_path, spoil)
     report = check(path)
-    assert finding(report, problem.key).severity == p.STOPS and report.severity == 2
+    assert finding(report, problem.key).severity == STOPS and report.severity == 2
     with pytest.raises(error):
         train(path)
 
@@ -205,9 +206,9 @@ def test_files_that_stop_training(
 def test_a_category_id_twice(tmp_path: Path) -> None:
     path = spoiled(tmp_path, lambda content: content["categories"].append({"id": 3, "name": "bag"}))
     report = check(path)
-    assert finding(report, p.REPEATED_CATEGORY_ID.key).examples == ["3 (bag)"]
+    assert finding(report, ip.REPEATED_CATEGORY_ID.key).examples == ["3 (bag)"]
     assert report.file.classes == ["box", "bag", "cross"]
-    assert finding(report, p.NO_INSTANCES.key).examples == ["box"]
+    assert finding(report, ip.NO_INSTANCES.key).examples == ["box"]
     assert {int(k) for instances in train(path).values() for k in instances.gt_classes} == {1, 2}
 
 
@@ -231,7 +232,7 @@ def test_evaluation_stops_where_a_category_id_comes_twice(tmp_path: Path) -> Non
 
 def test_a_name_twice(tmp_path: Path) -> None:
     path = spoiled(tmp_path, lambda content: content["categories"][0].update(name="box"))
-    assert finding(check(path), p.REPEATED_NAME.key).examples == ["box"]
+    assert finding(check(path), ip.REPEATED_NAME.key).examples == ["box"]
 
 
 def test_a_class_without_and_one_with_few_objects(tmp_path: Path) -> None:
@@ -241,9 +242,9 @@ def test_a_class_without_and_one_with_few_objects(tmp_path: Path) -> None:
             annotation["category_id"] = 7
 
     report = check(spoiled(tmp_path, spoil))
-    assert finding(report, p.NO_INSTANCES.key).examples == ["none"] and report.severity == 1
-    few = finding(report, p.FEW_INSTANCES.key)
-    assert few.examples == ["box (2)"] and few.severity == p.FINE
+    assert finding(report, ip.NO_INSTANCES.key).examples == ["none"] and report.severity == 1
+    few = finding(report, ip.FEW_INSTANCES.key)
+    assert few.examples == ["box (2)"] and few.severity == FINE
 
 
 @pytest.mark.parametrize(
