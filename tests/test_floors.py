@@ -32,6 +32,7 @@ FLOORS = {  # the longest matching prefix counts
     "meinst_d2.export": 3,
     "meinst_d2.model_zoo": 3,
     "meinst_d2.publish": 3,
+    "meinst_d2.check": 3,
     "meinst_d2.config": 3,
     "meinst_d2.data": 3,
     "meinst_d2.engine": 3,

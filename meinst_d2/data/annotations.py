@@ -68,10 +68,31 @@ class AnnotationTable(Sequence[InstanceAnnotation]):
         self._crowd.append(annotation.iscrowd)
         self._areas.append(math.nan if annotation.area is None else annotation.area)
 
-    def settle(self, start: int, image_sizes: Sequence[tuple[int, int]], categories: Sequence[int]) -> None:
-        """Say of the annotations from number ``start`` on what was not known when they were appended."""
-        self._sizes[2 * start :] = array("q", [side for size in image_sizes for side in size])
-        self._categories[start:] = array("q", categories)
+    def settle(
+        self,
+        start: int,
+        image_sizes: Sequence[tuple[int, int]] | npt.NDArray[np.int64],
+        categories: Sequence[int] | npt.NDArray[np.int64],
+    ) -> None:
+        """Say of the annotations from number ``start`` on what was not known when they were appended.
+
+        Args:
+            start: a number of annotations.
+            image_sizes: (height, width) of each.
+            categories: of each.
+        """
+        self._sizes[2 * start :] = array("q", np.asarray(image_sizes, np.int64).tobytes())
+        self._categories[start:] = array("q", np.asarray(categories, np.int64).tobytes())
+
+    @property
+    def boxes(self) -> npt.NDArray[np.float64]:
+        """(M, 4) ``xyxy`` of all, looking into the table: nothing can be appended while it is in use."""
+        return np.asarray(self._boxes).reshape(-1, 4)
+
+    @property
+    def categories(self) -> npt.NDArray[np.int64]:
+        """(M,) of all, looking into the table."""
+        return np.asarray(self._categories)
 
     def _append_polygons(self, segmentation: Any) -> bool:
         """Whether it is a list of lists of numbers, which then are stored."""

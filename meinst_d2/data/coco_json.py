@@ -48,7 +48,7 @@ def _append(table: AnnotationTable, path: str | os.PathLike[str]) -> None:
                 )
         elif entry.section == "annotations":
             annotation = require_object(entry, path)
-            table.append(_from_coco(annotation))
+            table.append(from_coco(annotation))
             image_ids.append(annotation.get("image_id"))
             category_ids.append(annotation.get("category_id"))
         elif entry.section == "images":
@@ -87,7 +87,8 @@ def _lookup(found: Mapping[Any, Any], key: Any, otherwise: Any) -> Any:
         return otherwise
 
 
-def _from_coco(annotation: Mapping[str, Any]) -> InstanceAnnotation:
+def from_coco(annotation: Mapping[str, Any]) -> InstanceAnnotation:
+    """An annotation of the file, of no image and no category yet."""
     area = annotation.get("area")
     return InstanceAnnotation(
         annotation.get("segmentation"),

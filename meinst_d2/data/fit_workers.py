@@ -18,7 +18,13 @@ T = TypeVar("T")
 
 
 def run_shards(
-    function: Callable[..., T], items: Sequence[Any], workers: int, title: str, *args: Any, chunk: int
+    function: Callable[..., T],
+    items: Sequence[Any],
+    workers: int,
+    title: str,
+    *args: Any,
+    chunk: int,
+    unit: str = " masks",
 ) -> list[T]:
     """Call ``function(chunks, *args)`` once per worker, each on every workers-th chunk, with a progress bar.
 
@@ -29,13 +35,14 @@ def run_shards(
         title: of the bar.
         args: what ``function`` needs besides; shared with the processes, not pickled.
         chunk: items at a time.
+        unit: what the bar counts.
 
     Raises:
         ChildProcessError: a process was killed. What the function raises in a process is raised here.
     """
     num_chunks = -(-len(items) // chunk)
     workers = max(1, min(workers, num_chunks))
-    with tqdm(total=len(items), desc=title, unit=" masks", unit_scale=True, dynamic_ncols=True) as bar:
+    with tqdm(total=len(items), desc=title, unit=unit, unit_scale=True, dynamic_ncols=True) as bar:
         if workers == 1:
             return [function(_chunks(items, range(num_chunks), chunk, bar.update), *args)]
         shards = [range(first, num_chunks, workers) for first in range(workers)]

@@ -1,0 +1,97 @@
+"""A small correct dataset to spoil, and training on it as far as its data is concerned."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import Instances
+from PIL import Image
+
+from meinst_d2.check.coverage import settings_of
+from meinst_d2.check.doctor import examine
+from meinst_d2.check.findings import Finding
+from meinst_d2.check.report import Report
+from meinst_d2.data.mapper import MEInstDatasetMapper
+from tests.models import tiny_cfg
+
+WIDTH, HEIGHT, IMAGES, PER_IMAGE = 64, 48, 5, 4
+Content = dict[str, Any]
+_numbers = itertools.count()
+
+
+def square(x: float, y: float, side: float = 14.0) -> dict[str, Any]:
+    """Box and polygon of a square."""
+    corners = [x, y, x + side, y, x + side, y + side, x, y + side]
+    return {"bbox": [x, y, side, side], "segmentation": [corners], "area": side * side}
+
+
+def good_content() -> Content:
+    """Images with four squares each, of two classes."""
+    annotations = [
+        {"id": 10 * image + k, "image_id": image, "category_id": 3 + 4 * (k % 2), "iscrowd": 0, **square(x, y)}
+        for image in range(1, IMAGES + 1)
+        for k, (x, y) in enumerate([(4.0, 4.0), (40.0, 4.0), (4.0, 28.0), (40.0, 28.0)])
+    ]
+    images = [
+        {"id": image, "file_name": f"{image}.png", "height": HEIGHT, "width": WIDTH} for image in range(1, IMAGES + 1)
+    ]
+    categories = [{"id": 7, "name": "cross"}, {"id": 3, "name": "box"}]
+    return copy.deepcopy({"images": images, "annotations": annotations, "categories": categories})
+
+
+def write(folder: Path, content: Content, *, images: bool = True) -> Path:
+    """Write the JSON, and images of noise for its entries."""
+    path = folder / "train.json"
+    path.write_text(json.dumps(content))
+    if images:
+        noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        for number in range(1, IMAGES + 1):
+            Image.fromarray(noise).save(folder / f"{number}.png")
+    return path
+
+
+def spoiled(folder: Path, spoil: Callable[[Content], object]) -> Path:
+    """A dataset with a fault."""
+    content = good_content()
+    spoil(content)
+    return write(folder, content)
+
+
+def config() -> CfgNode:
+    """At the images' own size, so that what training sees can be told by the pixel."""
+    return tiny_cfg(
+        *("INPUT.MIN_SIZE_TRAIN", (HEIGHT,), "INPUT.MIN_SIZE_TEST", HEIGHT, "INPUT.RANDOM_FLIP", "none"),
+        *("DATALOADER.FILTER_EMPTY_ANNOTATIONS", True),
+    )
+
+
+def check(path: Path, images: bool = True, **options: Any) -> Report:
+    return examine(path, path.parent if images else None, settings_of(config()), **options)
+
+
+def finding(report: Report, key: str) -> Finding:
+    found = [finding for finding in report.findings if finding.problem.key == key]
+    assert len(found) == 1, [finding.problem.key for finding in report.findings]
+    return found[0]
+
+
+def train(path: Path) -> dict[int, Instances]:
+    """What training is given of every image, by image id: loading, filtering, mapping. Raises what it raises."""
+    name = f"check_{next(_numbers)}"
+    register_coco_instances(name, {}, str(path), str(path.parent))
+    try:
+        records = get_detection_dataset_dicts([name])
+        mapper = MEInstDatasetMapper(config())
+        return {record["image_id"]: mapper(record)["instances"] for record in records}
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

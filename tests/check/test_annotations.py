@@ -1,0 +1,275 @@
+"""One spoiled dataset per problem of annotations: what is said of it, and what training really does."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from meinst_d2.check import problems as p
+from meinst_d2.check.problem import HURTS, STOPS
+from tests.check.datasets import (
+    HEIGHT,
+    IMAGES,
+    PER_IMAGE,
+    WIDTH,
+    Content,
+    check,
+    finding,
+    good_content,
+    spoiled,
+    train,
+    write,
+)
+
+FIRST = 11  # the first annotation of image 1 but one
+NUM = IMAGES * PER_IMAGE
+
+
+def change(**values: Any) -> Callable[[Content], None]:
+    """Give one annotation other values; None removes the key."""
+
+    def spoil(content: Content) -> None:
+        annotation = content["annotations"][1]
+        assert annotation["id"] == FIRST
+        for key, value in values.items():
+            annotation[key] = value
+            if value is None:
+                del annotation[key]
+
+    return spoil
+
+
+def rle(height: int, width: int, total: int | None = None) -> dict[str, Any]:
+    """A square of 14 in a mask, as runs."""
+    mask = np.zeros((height, width), np.uint8)
+    mask[4:18, 40:54] = 1
+    flat = mask.T.reshape(-1)
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff([0, *edges, total or flat.size]).tolist()
+    return {"size": [height, width], "counts": runs}
+
+
+STOPPED = {
+    "an element that is no object": (
+        lambda content: content["annotations"].append(7),
+        p.NO_OBJECT,
+        TypeError,
+    ),
+    "no id": (change(id=None), p.NO_KEYS, KeyError),
+    "no image": (change(image_id=None), p.NO_KEYS, KeyError),
+    "no category": (change(category_id=None), p.NO_KEYS, KeyError),
+    "an id that is a list": (change(id=[1]), p.NO_KEYS, TypeError),
+    "an id twice": (change(id=12), p.REPEATED_ID, AssertionError),
+    "an unknown category": (change(category_id=5), p.UNKNOWN_CATEGORY, KeyError),
+    "to be ignored": (change(ignore=1), p.IGNORED, AssertionError),
+    "no box": (change(bbox=None), p.BAD_BOX, KeyError),
+    "an empty box": (change(bbox=[]), p.BAD_BOX, ValueError),
+    "an empty box of a crowd": (change(bbox=[], iscrowd=1), p.BAD_BOX, ValueError),
+    "three numbers": (change(bbox=[4.0, 4.0, 9.0]), p.BAD_BOX, ValueError),
+    "a flat polygon": (change(segmentation=[4.0, 4.0, 18.0, 4.0, 4.0, 18.0]), p.BAD_SEGMENTATION, TypeError),
+    "a number": (change(segmentation=3), p.BAD_SEGMENTATION, TypeError),
+    "an RLE without counts": (change(segmentation={"size": [48, 64]}), p.BAD_SEGMENTATION, KeyError),
+    "runs without a size": (change(segmentation={"counts": [1, 2]}), p.BAD_SEGMENTATION, KeyError),
+    "negative runs": (
+        change(segmentation={"size": [HEIGHT, WIDTH], "counts": [-1, HEIGHT * WIDTH + 1]}),
+        p.BAD_SEGMENTATION,
+        (ValueError, OverflowError),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", STOPPED)
+def test_what_stops_training(tmp_path: Path, what: str) -> None:
+    spoil, problem, error = STOPPED[what]
+    path = spoiled(tmp_path, spoil)
+    report = check(path)
+    found = finding(report, problem.key)
+    assert found.count == 1 and found.severity == STOPS and report.severity == 2
+    assert len(found.examples) == 1 and "stops" in found.effect
+    with pytest.raises(error):
+        train(path)
+
+
+LEFT_OUT = {
+    "of an unknown image": (change(image_id="1"), p.UNKNOWN_IMAGE),
+    "no segmentation": (change(segmentation=None), p.NO_MASK),
+    "an empty segmentation": (change(segmentation=[]), p.NO_MASK),
+    "two points": (change(segmentation=[[40.0, 4.0, 54.0, 18.0]]), p.FEW_POINTS),
+    "an odd number of coordinates": (change(segmentation=[[40.0, 4, 54, 18, 40, 18, 3]]), p.FEW_POINTS),
+    "a text": (change(segmentation="polygon"), p.FEW_POINTS),
+    "texts in a polygon": (change(segmentation=[["a", 4, 54, 18, 40, 18]]), p.BAD_POLYGON),
+    "no numbers in a polygon": (change(segmentation=[[float("nan"), 4, 54, 18, 40, 18]]), p.BAD_POLYGON),
+    "an RLE of the size turned round": (change(segmentation=rle(WIDTH, HEIGHT)), p.BAD_RLE),
+    "runs that are too few": (change(segmentation=rle(HEIGHT, WIDTH, 2700)), p.BAD_RLE),
+    "counts that are no runs": (change(segmentation={"size": [HEIGHT, WIDTH], "counts": "~~~"}), p.BAD_RLE),
+    "a box with NaN": (change(bbox=[float("nan"), 4, 14, 14]), p.NOT_FINITE),
+    "a box without width": (change(bbox=[40.0, 4, 0, 14]), p.NO_AREA),
+    "a box outside": (change(bbox=[70.0, 4, 14, 14]), p.OUTSIDE),
+    "a box above": (change(bbox=[40.0, -20, 14, 14]), p.OUTSIDE),
+    "a crowd": (change(iscrowd=1), p.CROWD),
+}
+
+
+@pytest.mark.parametrize("what", LEFT_OUT)
+def test_what_training_leaves_out(tmp_path: Path, what: str) -> None:
+    spoil, problem = LEFT_OUT[what]
+    path = spoiled(tmp_path, spoil)
+    report = check(path)
+    found = finding(report, problem.key)
+    expected = 0 if problem is p.CROWD else 1
+    assert found.count == 1 and report.severity == found.severity == expected
+    assert str(FIRST) in found.examples[0]
+    assert report.file.learned.sum() == NUM - 1
+    assert len(train(path)[1]) == PER_IMAGE - 1
+
+
+def test_all_is_well(tmp_path: Path) -> None:
+    path = write(tmp_path, good_content())
+    report = check(path)
+    few = [finding for finding in report.findings if finding.severity > 0]
+    assert not few and report.severity == 0 and report.file.classes == ["box", "cross"]
+    assert [len(instances) for instances in train(path).values()] == [PER_IMAGE] * IMAGES
+
+
+def test_an_rle_that_fits(tmp_path: Path) -> None:
+    path = spoiled(tmp_path, change(segmentation=rle(HEIGHT, WIDTH)))
+    assert check(path).severity == 0
+    assert train(path)[1].gt_mask_templates[1].all()
+
+
+def test_a_part_with_two_points_goes_and_the_other_stays(tmp_path: Path) -> None:
+    whole = good_content()["annotations"][1]["segmentation"][0]
+    path = spoiled(tmp_path, change(segmentation=[[40.0, 4.0, 50.0, 9.0], whole]))
+    assert finding(check(path), p.SOME_FEW_POINTS.key).severity == HURTS
+    assert len(train(path)[1]) == PER_IMAGE
+
+
+def test_negative_sides_are_turned_round(tmp_path: Path) -> None:
+    path = spoiled(tmp_path, change(bbox=[40.0, 20.0, -14.0, -14.0]))
+    assert "turns them round" in finding(check(path), p.NEGATIVE.key).effect
+    assert train(path)[1].gt_boxes.tensor[1].tolist() == [26, 6, 40, 20]
+
+
+def test_infinite_sides_are_clipped(tmp_path: Path) -> None:
+    path = spoiled(tmp_path, change(bbox=[40.0, 4.0, float("inf"), 14.0]))
+    assert "clips infinite sides" in finding(check(path), p.NOT_FINITE.key).effect
+    assert train(path)[1].gt_boxes.tensor[1].tolist() == [40, 4, WIDTH, 18]
+
+
+def test_boxes_that_leave_the_image_are_clipped(tmp_path: Path) -> None:
+    outline = [[50.0, 4.0, 78.0, 4.0, 78.0, 18.0, 50.0, 18.0]]
+    path = spoiled(tmp_path, change(bbox=[50.0, 4.0, 28.0, 14.0], segmentation=outline))
+    found = finding(check(path), p.CROSSES.key)
+    assert found.severity == HURTS and "clips" in found.effect
+    instances = train(path)[1]
+    assert instances.gt_boxes.tensor[1].tolist() == [50, 4, 64, 18] and instances.gt_mask_templates[1].all()
+
+
+def test_a_box_may_leave_by_a_pixel(tmp_path: Path) -> None:
+    outline = [[50.0, 4.0, 64.9, 4.0, 64.9, 18.0, 50.0, 18.0]]
+    path = spoiled(tmp_path, change(bbox=[50.0, 4.0, 14.9, 14.0], segmentation=outline))
+    assert check(path).severity == 0
+
+
+def test_a_box_that_is_not_its_masks_is_learned(tmp_path: Path) -> None:
+    path = spoiled(tmp_path, change(bbox=[26.0, 4.0, 28.0, 14.0]))  # the mask fills its right half
+    found = finding(check(path), p.MISMATCH.key)
+    assert found.count == 1 and found.severity == HURTS and "learns the box as it is" in found.effect
+    instances = train(path)[1]
+    assert instances.gt_boxes.tensor[1].tolist() == [26, 4, 54, 18]
+    template = instances.gt_mask_templates[1]
+    assert not template[:, :14].any() and template[:, 14:].all()
+
+
+def test_a_mask_outside_its_box_is_learned_as_empty(tmp_path: Path) -> None:
+    path = spoiled(tmp_path, change(bbox=[4.0, 4.0, 10.0, 10.0]))
+    assert "learns an empty mask" in finding(check(path), p.EMPTY.key).effect
+    instances = train(path)[1]
+    assert len(instances) == PER_IMAGE and not instances.gt_mask_templates[1].any()
+
+
+def test_an_rle_without_a_pixel(tmp_path: Path) -> None:
+    path = spoiled(tmp_path, change(segmentation={"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}))
+    assert finding(check(path), p.EMPTY.key).count == 1
+    assert not train(path)[1].gt_mask_templates[1].any()
+
+
+def test_boxes_given_by_their_corners(tmp_path: Path) -> None:
+    def spoil(content: Content) -> None:
+        for annotation in content["annotations"]:
+            x, y, width, height = annotation["bbox"]
+            annotation["bbox"] = [x, y, x + width, y + height]
+
+    found = finding(check(spoiled(tmp_path, spoil)), p.MISMATCH.key)
+    assert "[x0, y0, x1, y1]" in found.note
+
+
+def test_boxes_between_0_and_1(tmp_path: Path) -> None:
+    def spoil(content: Content) -> None:
+        for annotation in content["annotations"]:
+            annotation["bbox"] = [v / s for v, s in zip(annotation["bbox"], [WIDTH, HEIGHT] * 2, strict=True)]
+
+    assert "between 0 and 1" in finding(check(spoiled(tmp_path, spoil)), p.MISMATCH.key).note
+
+
+def test_rles_turned_round_are_recognised(tmp_path: Path) -> None:
+    path = spoiled(tmp_path, change(segmentation=rle(WIDTH, HEIGHT)))
+    assert "[width, height]" in finding(check(path), p.BAD_RLE.key).note
+
+
+def test_annotations_of_no_image_may_be_wrong(tmp_path: Path) -> None:
+    path = spoiled(tmp_path, change(image_id=99, id=12, category_id=5, ignore=1, bbox=[], segmentation=3))
+    report = check(path)
+    assert [f.problem for f in report.findings if f.severity > 0] == [p.UNKNOWN_IMAGE]
+    assert len(train(path)[1]) == PER_IMAGE - 1
+
+
+def evaluate(path: Path, count: int) -> float:
+    """The box AP of perfect detections."""
+    truth = COCO(str(path))
+    results = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
+        for a in good_content()["annotations"][:count]
+    ]
+    evaluator = COCOeval(truth, truth.loadRes(results), "bbox")
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
+    return float(evaluator.stats[0])
+
+
+@pytest.mark.parametrize("key", ["area", "iscrowd"])
+def test_evaluation_needs_area_and_iscrowd(tmp_path: Path, key: str) -> None:
+    path = spoiled(tmp_path, change(**{key: None}))
+    assert "evaluation" in finding(check(path), p.NOT_FOR_EVALUATION.key).effect
+    assert len(train(path)[1]) == PER_IMAGE
+    with pytest.raises(KeyError, match=key):
+        evaluate(path, NUM)
+
+
+def test_evaluation_does_not_know_the_id_0(tmp_path: Path) -> None:
+    assert evaluate(write(tmp_path, good_content()), NUM) == pytest.approx(1)
+    path = spoiled(tmp_path, change(id=0))
+    assert finding(check(path), p.ZERO_ID.key).count == 1 and len(train(path)[1]) == PER_IMAGE
+    assert evaluate(path, NUM) < 0.99
+
+
+def test_counts_and_the_first_examples(tmp_path: Path) -> None:
+    def spoil(content: Content) -> None:
+        for annotation in content["annotations"][3:12]:
+            annotation["segmentation"] = []
+
+    found = finding(check(spoiled(tmp_path, spoil), num_examples=2), p.NO_MASK.key)
+    assert found.count == 9 and found.examples == ["annotation 13 of 1.png", "annotation 20 of 2.png"]
+
+
+def test_numbers_that_only_python_reads(tmp_path: Path) -> None:
+    content = json.loads(json.dumps(good_content()))
+    content["annotations"][0]["id"] = 2**70
+    content["annotations"][1]["id"] = 2**70
+    assert finding(check(write(tmp_path, content)), p.REPEATED_ID.key).count == 1

@@ -1,0 +1,108 @@
+"""The copy without what cannot be used."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meinst_d2.check.drop import listed, require_other_file, write_without_bad
+from meinst_d2.check.problem import HURTS
+from tests.check.datasets import IMAGES, PER_IMAGE, Content, check, good_content, spoiled, train, write
+
+
+def spoil(content: Content) -> None:
+    """Everything that training stops at or leaves out, once."""
+    annotations = content["annotations"]
+    wrong: list[dict[str, Any]] = [
+        {"category_id": 5},
+        {"ignore": 1},
+        {"bbox": [1.0]},
+        {"segmentation": 3},
+        {"image_id": 77},
+        {"segmentation": []},
+        {"segmentation": [[1, 2]]},
+        {"segmentation": {"size": [2, 2], "counts": [4]}},
+        {"bbox": [70.0, 4, 5, 5]},
+        {"bbox": [30.0, 30, -5, 5]},
+        {"bbox": [4.0, 4, 0, 5]},
+        {"bbox": [4.0, 4.0, 10.0, 10.0]},
+    ]
+    template = annotations[1]
+    annotations[:0] = [{**template, "id": 1000 + n, **values} for n, values in enumerate(wrong)]
+    annotations[3:3] = [None, {"id": 5}]
+    annotations.append({**template, "id": 20, "note": "kept"})  # an id that is taken
+    annotations.append({**template, "id": 99, "iscrowd": 1})
+    content["images"][4]["height"] += 1
+    content["licenses"] = [{"id": 1, "name": "caf\u00e9 \ud800"}]
+    content["info"] = {"year": 2026, "nested": [1, {"a": None}]}
+    content["empty"] = []
+
+
+def test_the_copy_trains_and_is_otherwise_the_same(tmp_path: Path) -> None:
+    path = spoiled(tmp_path, spoil)
+    before = path.read_bytes()
+    report = check(path)
+    assert report.severity == 2
+    out = tmp_path / "new/usable.json"
+    dropped = write_without_bad(report.file, out)
+    old, new = json.loads(before), json.loads(out.read_text())
+    assert path.read_bytes() == before and list(new) == list(old)
+    assert {key: new[key] for key in ("licenses", "info", "empty", "categories")} == {
+        key: old[key] for key in ("licenses", "info", "empty", "categories")
+    }
+    assert new["images"] == old["images"][:4]
+    good = [a for a in good_content()["annotations"] if a["image_id"] != 5]
+    assert new["annotations"][:-2] == good
+    again, crowd = new["annotations"][-2:]
+    assert again == {**good[1], "id": 1012, "note": "kept"} and crowd["id"] == 99
+    assert dropped.annotations.sum() == 14 + PER_IMAGE and dropped.images.sum() == 1
+    (tmp_path / "new/train.json").write_text(out.read_text())
+    for number in range(1, IMAGES + 1):
+        (tmp_path / f"new/{number}.png").write_bytes((tmp_path / f"{number}.png").read_bytes())
+    assert check(out).severity <= HURTS  # two squares at one place
+    assert [len(instances) for instances in train(out).values()] == [PER_IMAGE + 1, PER_IMAGE, PER_IMAGE, PER_IMAGE]
+
+
+def test_everything_that_is_left_out_is_listed(tmp_path: Path) -> None:
+    report = check(spoiled(tmp_path, spoil))
+    dropped = write_without_bad(report.file, tmp_path / "usable.json")
+    assert dropped.list_path == tmp_path / "usable.dropped.csv"
+    with open(dropped.list_path, newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["section", "number", "what", "done", "why"]
+    assert rows[1] == ["images", "4", "image 5 (5.png)", "left out", "image-other-size"]
+    assert len(rows) == 1 + 1 + 14 + PER_IMAGE + 1 == 1 + len(listed(report.file, dropped))
+    why = {row[4] for row in rows[2:]}
+    assert {"annotation-no-object", "unknown-category", "mask-empty", "box-outside", "rle-wrong-size"} <= why
+    assert {"its image was left out", "annotation-id-repeated"} <= why
+    assert [row[3] for row in rows if row[4] == "annotation-id-repeated"] == ["new id"]
+
+
+def test_a_good_file_is_copied_whole(tmp_path: Path) -> None:
+    path = write(tmp_path, good_content())
+    dropped = write_without_bad(check(path).file, tmp_path / "copy.json")
+    assert json.loads((tmp_path / "copy.json").read_text()) == good_content()
+    assert not dropped.annotations.any() and not dropped.images.any() and not dropped.renumbered.any()
+
+
+@pytest.mark.parametrize("name", ["train.json", "sub/../train.json", "link.json"])
+def test_the_file_itself_is_never_overwritten(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, good_content())
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.json").symlink_to(path)
+    file = check(path).file
+    for refuse in (lambda: require_other_file(path, tmp_path / name), lambda: write_without_bad(file, tmp_path / name)):
+        with pytest.raises(ValueError, match="is the file that is read"):
+            refuse()
+    assert json.loads(path.read_text()) == good_content()
+
+
+def test_nothing_half_written_stays(tmp_path: Path) -> None:
+    path = write(tmp_path, good_content())
+    file = check(path).file
+    path.write_text(path.read_text()[:-40])
+    with pytest.raises(ValueError, match="cut off"):
+        write_without_bad(file, tmp_path / "copy.json")
+    assert not list(tmp_path.glob("*copy*"))

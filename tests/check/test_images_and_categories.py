@@ -1,0 +1,295 @@
+"""Images, categories and whole files: what is said of them, and what training really does."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data.detection_utils import SizeMismatchError, read_image
+from detectron2.evaluation import COCOEvaluator
+from PIL import Image
+
+from meinst_d2.check import image_problems as ip
+from meinst_d2.check.problem import FINE, STOPS, Problem
+from meinst_d2.check.scan import scan
+from tests.check.datasets import (
+    HEIGHT,
+    IMAGES,
+    PER_IMAGE,
+    WIDTH,
+    Content,
+    check,
+    finding,
+    good_content,
+    spoiled,
+    train,
+    write,
+)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    return write(tmp_path, good_content())
+
+
+def drop_annotations_of(content: Content, image: int) -> None:
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != image]
+
+
+def test_a_missing_file(good: Path) -> None:
+    (good.parent / "2.png").unlink()
+    found = finding(check(good), ip.MISSING.key)
+    assert (found.count, found.examples, found.severity) == (1, ["image 2 (2.png)"], STOPS)
+    with pytest.raises(FileNotFoundError):
+        train(good)
+    assert check(good, images=False).severity == 0
+
+
+def test_a_missing_file_of_an_image_without_objects(tmp_path: Path) -> None:
+    path = spoiled(tmp_path, lambda content: drop_annotations_of(content, 2))
+    (tmp_path / "2.png").unlink()
+    assert "1 of them have no objects" in finding(check(path), ip.MISSING.key).note
+    assert set(train(path)) == {1, 3, 4, 5}
+
+
+def test_files_in_another_folder(good: Path) -> None:
+    content = good_content()
+    for image in content["images"]:
+        image["file_name"] = "train/" + image["file_name"]
+    good.write_text(json.dumps(content))
+    assert "without the folders" in finding(check(good), ip.MISSING.key).note
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
+def test_no_image_in_a_file(good: Path, content: bytes) -> None:
+    (good.parent / "2.png").write_bytes(content)
+    assert finding(check(good), ip.UNREADABLE.key).count == 1
+    with pytest.raises(OSError):
+        train(good)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_decoding_finds_files_that_are_cut_off(tmp_path: Path, suffix: str) -> None:
+    path = spoiled(tmp_path, lambda content: content["images"][1].update(file_name=f"cut.{suffix}"))
+    Image.open(tmp_path / "2.png").save(tmp_path / f"cut.{suffix}")
+    whole = (tmp_path / f"cut.{suffix}").read_bytes()
+    (tmp_path / f"cut.{suffix}").write_bytes(whole[: len(whole) // 2])
+    assert check(path).severity == 0
+    assert finding(check(path, decode=True), ip.UNREADABLE.key).count == 1
+    with pytest.raises(OSError):
+        train(path)
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_another_size(good: Path, decode: bool) -> None:
+    Image.new("RGB", (WIDTH + 1, HEIGHT)).save(good.parent / "2.png")
+    assert finding(check(good, decode=decode), ip.OTHER_SIZE.key).severity == STOPS
+    with pytest.raises(SizeMismatchError):
+        train(good)
+
+
+@pytest.mark.parametrize("decode", [False, True])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_images(tmp_path: Path, orientation: int, suffix: str, decode: bool) -> None:
+    path = spoiled(tmp_path, lambda content: content["images"][1].update(file_name=f"exif.{suffix}"))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / f"exif.{suffix}", exif=exif)
+    report = check(path, decode=decode)
+    turned = read_image(str(tmp_path / f"exif.{suffix}")).shape[:2] == (WIDTH, HEIGHT)
+    assert turned == (orientation > 4)
+    assert report.severity == (STOPS if turned else FINE)
+    if orientation > 1:
+        finding(report, ip.ROTATED.key)
+    if turned:
+        with pytest.raises(SizeMismatchError):
+            train(path)
+    else:
+        assert len(train(path)) == IMAGES
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem", "error"),
+    [
+        (lambda content: content["images"].append(3), ip.IMAGE_NO_OBJECT, TypeError),
+        (lambda content: content["images"][0].pop("id"), ip.IMAGE_KEYS, KeyError),
+        (lambda content: content["images"][0].pop("file_name"), ip.IMAGE_KEYS, KeyError),
+        (lambda content: content["images"][0].pop("width"), ip.IMAGE_KEYS, KeyError),
+        (lambda content: content["images"][0].update(width="64"), ip.IMAGE_SIDES, (SizeMismatchError, TypeError)),
+        (lambda content: content["images"][0].update(height=0), ip.IMAGE_SIDES, SizeMismatchError),
+        (lambda content: content["images"][0].update(id="one"), ip.MIXED_IDS, TypeError),
+    ],
+)
+def test_entries_that_stop_training(
+    tmp_path: Path, spoil: Callable[[Content], object], problem: Problem, error: type[Exception]
+) -> None:
+    path = spoiled(tmp_path, spoil)
+    assert finding(check(path), problem.key).severity == STOPS
+    with pytest.raises(error):
+        train(path)
+
+
+def test_an_image_id_twice(tmp_path: Path) -> None:
+    path = spoiled(tmp_path, lambda content: content["images"][4].update(id=2))
+    report = check(path)
+    found = finding(report, ip.REPEATED_IMAGE_ID.key)
+    assert found.examples == ["image 2 (2.png)"] and "later image" in found.effect
+    assert [report.file.names[row] for row in report.file.image_rows[4:8]] == ["5.png"] * 4
+    assert set(train(path)) == {1, 2, 3, 4}
+
+
+def test_a_file_twice(tmp_path: Path) -> None:
+    path = spoiled(tmp_path, lambda content: content["images"][4].update(file_name="2.png"))
+    assert finding(check(path), ip.REPEATED_FILE.key).examples == ["image 5 (2.png)"]
+    assert [len(instances) for instances in train(path).values()] == [PER_IMAGE] * IMAGES
+
+
+def test_sixteen_bits(tmp_path: Path) -> None:
+    path = spoiled(tmp_path, lambda content: content["images"][1].update(file_name="deep.png"))
+    Image.fromarray(np.full((HEIGHT, WIDTH), 3000, np.uint16)).save(tmp_path / "deep.png")
+    assert "clips" in finding(check(path), ip.DEEP.key).effect
+    assert (read_image(str(tmp_path / "deep.png"), "BGR") == 255).all()
+
+
+def test_images_without_objects_are_counted(tmp_path: Path) -> None:
+    def spoil(content: Content) -> None:
+        drop_annotations_of(content, 2)
+        for annotation in content["annotations"]:
+            annotation["iscrowd"] = int(annotation["image_id"] == 3)
+
+    path = spoiled(tmp_path, spoil)
+    report = check(path)
+    assert report.severity == 0
+    assert finding(report, ip.NO_ANNOTATIONS.key).examples == ["image 2 (2.png)"]
+    assert finding(report, ip.ONLY_CROWD.key).examples == ["image 3 (3.png)"]
+    assert "leaves them out" in finding(report, ip.ONLY_CROWD.key).effect
+    assert set(train(path)) == {1, 4, 5}
+
+
+def test_images_nothing_of_which_can_be_learned(tmp_path: Path) -> None:
+    def spoil(content: Content) -> None:
+        for annotation in content["annotations"][:PER_IMAGE]:
+            annotation["segmentation"] = []
+
+    path = spoiled(tmp_path, spoil)
+    assert finding(check(path), ip.EMPTIED.key).examples == ["image 1 (1.png)"]
+    assert len(train(path)[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem", "error"),
+    [
+        (lambda content: content.update(images=[]), ip.NO_IMAGES, AssertionError),
+        (lambda content: content.pop("images"), ip.NO_IMAGES, AssertionError),
+        (lambda content: content.update(annotations=[]), ip.NOTHING_TO_LEARN, AssertionError),
+        (lambda content: content.pop("annotations"), ip.NOTHING_TO_LEARN, AssertionError),
+        (lambda content: content.pop("categories"), ip.NO_CATEGORIES, KeyError),
+        (lambda content: content.update(categories=[]), ip.NO_CATEGORIES, ValueError),
+        (lambda content: content["categories"][0].pop("name"), ip.CATEGORY_KEYS, KeyError),
+        (lambda content: content["categories"][0].pop("id"), ip.CATEGORY_KEYS, KeyError),
+        (lambda content: content["categories"][0].update(id="7"), ip.MIXED_IDS, TypeError),
+    ],
+)
+def test_files_that_stop_training(
+    tmp_path: Path, spoil: Callable[[Content], object], problem: Problem, error: type[Exception]
+) -> None:
+    path = spoiled(tmp_path, spoil)
+    report = check(path)
+    assert finding(report, problem.key).severity == STOPS and report.severity == 2
+    with pytest.raises(error):
+        train(path)
+
+
+def test_a_category_id_twice(tmp_path: Path) -> None:
+    path = spoiled(tmp_path, lambda content: content["categories"].append({"id": 3, "name": "bag"}))
+    report = check(path)
+    assert finding(report, ip.REPEATED_CATEGORY_ID.key).examples == ["3 (bag)"]
+    assert report.file.classes == ["box", "bag", "cross"]
+    assert finding(report, ip.NO_INSTANCES.key).examples == ["box"]
+    assert {int(k) for instances in train(path).values() for k in instances.gt_classes} == {1, 2}
+
+
+def test_evaluation_stops_where_a_category_id_comes_twice(tmp_path: Path) -> None:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data.datasets import register_coco_instances
+
+    path = spoiled(tmp_path, lambda content: content["categories"].append({"id": 3, "name": "bag"}))
+    register_coco_instances("check_repeated", {}, str(path), str(tmp_path))
+    try:
+        DatasetCatalog.get("check_repeated")
+        evaluator = COCOEvaluator("check_repeated", tasks=("bbox",), distributed=False)
+        evaluator.reset()
+        evaluator._predictions = [{"image_id": 1, "instances": []}]
+        with pytest.raises(AssertionError):
+            evaluator.evaluate()
+    finally:
+        DatasetCatalog.remove("check_repeated")
+        MetadataCatalog.remove("check_repeated")
+
+
+def test_a_name_twice(tmp_path: Path) -> None:
+    path = spoiled(tmp_path, lambda content: content["categories"][0].update(name="box"))
+    assert finding(check(path), ip.REPEATED_NAME.key).examples == ["box"]
+
+
+def test_a_class_without_and_one_with_few_objects(tmp_path: Path) -> None:
+    def spoil(content: Content) -> None:
+        content["categories"].append({"id": 9, "name": "none"})
+        for annotation in content["annotations"][4:]:
+            annotation["category_id"] = 7
+
+    report = check(spoiled(tmp_path, spoil))
+    assert finding(report, ip.NO_INSTANCES.key).examples == ["none"] and report.severity == 1
+    few = finding(report, ip.FEW_INSTANCES.key)
+    assert few.examples == ["box (2)"] and few.severity == FINE
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no object"),
+        ('{"images": [', "cut off"),
+        ("[]", "no object"),
+        ('{"images": {}, "annotations": []}', "'images' is a dict instead of a list"),
+        ('{"info": 1}', "neither images nor annotations"),
+    ],
+)
+def test_files_that_are_no_dataset(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "train.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        scan(path)
+
+
+def test_the_order_of_sections_does_not_matter(good: Path, tmp_path: Path) -> None:
+    content = json.loads(good.read_text())
+    other = tmp_path / "turned"
+    other.mkdir()
+    for image in tmp_path.glob("*.png"):
+        shutil.copy(image, other)
+    path = other / "train.json"
+    path.write_text(json.dumps(dict(reversed(content.items()))))
+    ours, theirs = check(good), check(path)
+    assert ours.findings == theirs.findings and (ours.file.flags == theirs.file.flags).all()
+
+
+def test_the_number_of_workers_does_not_matter(tmp_path: Path) -> None:
+    def spoil(content: Content) -> None:
+        annotations = content["annotations"]
+        more = [{**a, "id": a["id"] + 100 * n} for n in range(1, 150) for a in annotations]
+        for annotation in more[::7]:
+            annotation["segmentation"] = []
+        annotations += more
+
+    path = spoiled(tmp_path, spoil)
+    assert check(path, workers=1).findings == check(path, workers=2).findings
+
+
+def test_no_folder(good: Path) -> None:
+    from meinst_d2.check.images import check_images
+
+    with pytest.raises(NotADirectoryError, match="no folder of images"):
+        check_images(scan(good), good.parent / "nowhere")
