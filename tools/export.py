@@ -24,8 +24,10 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", help="a config, or its name; not needed for files of publish_model.py")
-    parser.add_argument("--weights", help="a checkpoint or URL (default: MODEL.WEIGHTS of the config)")
+    parser.add_argument(
+        "--config-file", help="a config, or its name; not needed for weights that carry theirs, or lie beside it"
+    )
+    parser.add_argument("--weights", help="a checkpoint or URL (default: those that belong to the config)")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="what to write")
     parser.add_argument("--format", choices=("onnx", "exported_program"), default="onnx", help="default onnx")
     parser.add_argument("--opset", type=int, default=20, help="of ONNX, 19 or more (default 20)")
@@ -45,11 +47,12 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
 
     # Imported here so that --help answers at once.
-    from meinst_d2.export import CheckError, check_batches, export_model, load_source, require_exporter
+    from meinst_d2.export import CheckError, check_batches, export_model, make_source, require_exporter
+    from meinst_d2.model_zoo.trained import load_trained
 
     try:
         require_exporter(args.format)
-        source = load_source(args.config_file, args.weights, args.opts)
+        source = make_source(load_trained(args.config_file, args.weights, args.opts, device="cpu"))
         for note in source.notes:
             print(f"note: {note}")
         batches = check_batches(args.image, source.metadata)

@@ -7,7 +7,7 @@ require_detectron2()
 from meinst_d2.export.check import CheckError, CheckResult  # noqa: E402
 from meinst_d2.export.graph import DetectionGraph  # noqa: E402
 from meinst_d2.export.images import check_batches  # noqa: E402
-from meinst_d2.export.source import ExportSource, load_source, make_source  # noqa: E402
+from meinst_d2.export.source import ExportSource, make_source  # noqa: E402
 from meinst_d2.export.write import FORMATS, export_model, require_exporter  # noqa: E402
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "ExportSource",
     "check_batches",
     "export_model",
-    "load_source",
     "make_source",
     "require_exporter",
 ]

@@ -120,7 +120,8 @@ class DetectionGraph(nn.Module):
         num_classes = self.head.cls_logits.out_channels
         if self.rule.nms_thresh > 0:
             group = found.images * num_classes + found.classes
-            kept = nms(spread(found.boxes, group, num_images * num_classes), found.scores, self.rule.nms_thresh)
+            boxes = spread(found.boxes, group, num_images * num_classes)
+            kept = suppress(boxes, found.scores, self.rule.nms_thresh)
         else:
             kept = found.scores.argsort(descending=True)
         images = found.images[kept]
@@ -141,6 +142,20 @@ class DetectionGraph(nn.Module):
         masks = self.mask_encoder.decode(found.coeffs, found.classes)
         mask_boxes = found.boxes if self.paste_box == "predicted" else clipped.clone()
         return clipped, found.scores, found.classes, masks, found.images, mask_boxes
+
+
+def suppress(boxes: Tensor, scores: Tensor, nms_thresh: float) -> Tensor:
+    """Torchvision's ``nms``, also where it leaves none or one: torch.export takes it for granted that it leaves two.
+
+    Args:
+        boxes: (C, 4).
+        scores: (C,), not negative.
+        nms_thresh: overlap above which one of two is dropped.
+    """
+    corner = torch.cat((boxes, boxes.new_zeros(1, 4))).flatten().amin(0)  # never of none
+    apart = corner - torch.tensor([[2.0, 2.0, 1.0, 1.0], [4.0, 4.0, 3.0, 3.0]], device=boxes.device)
+    kept = nms(torch.cat((boxes, apart)), torch.cat((scores, scores.new_full((2,), -1.0))), nms_thresh)
+    return kept[kept < boxes.shape[0]]
 
 
 def spread(boxes: Tensor, group: Tensor, num_groups: int) -> Tensor:

@@ -32,11 +32,13 @@ def parse_args() -> argparse.Namespace:
 def make_source(args: argparse.Namespace):  # type: ignore[no-untyped-def]
     import torch
     from detectron2.config import get_cfg
+    from detectron2.data import transforms as T
     from detectron2.modeling import build_model
 
     import meinst_d2.modeling  # noqa: F401  registers the model
     from benchmarks.models import components, normalise
     from meinst_d2 import add_meinst_config, export
+    from meinst_d2.model_zoo.trained import TrainedModel
 
     cfg = get_cfg()
     add_meinst_config(cfg)
@@ -46,7 +48,9 @@ def make_source(args: argparse.Namespace):  # type: ignore[no-untyped-def]
     meinst.COMPONENTS = str(components(meinst.MASK_SIZE, meinst.DIM_MASK))
     torch.manual_seed(0)
     model = build_model(cfg).eval()
-    source = export.make_source(model, cfg)
+    resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+    names = [str(i) for i in range(meinst.NUM_CLASSES)]
+    source = export.make_source(TrainedModel(model, resize, cfg.INPUT.FORMAT, names, ""))
     batches = export.check_batches(args.image, source.metadata)
     normalise(model, [{"image": batches[0][0]}])
     with torch.no_grad():  # enough pairs above the threshold, and boxes of many sizes
