@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+UNWRITTEN = re.compile("PytorchStreamWriter failed|unexpected pos|I/O error", re.IGNORECASE)
+WAY_OUT = "make room and run it again; what was there before is untouched"
 
 
 @contextmanager
@@ -14,10 +21,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside ``path`` that replaces it when the block ends, and vanishes when the block fails.
 
     The temporary name keeps the suffix of ``path``, which some writers look at. Missing folders are made.
+
+    Raises:
+        OSError: the folder refuses new files, or the file could not be written to its end (a full disk, a quota); the
+            sentence names ``path``.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -28,9 +42,24 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
         os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in (*NO_SPACE, *NO_PERMISSION):
+            raise _cannot_write(target, error) from error
+        raise
+    except RuntimeError as error:
+        temporary.unlink(missing_ok=True)
+        if UNWRITTEN.search(str(error)):  # torch.save does not say which error the system gave
+            raise OSError(f"cannot write {target}: {WAY_OUT} ({str(error).splitlines()[0]})") from error
+        raise
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _cannot_write(target: Path, error: OSError) -> OSError:
+    way_out = WAY_OUT if error.errno in NO_SPACE else "name a folder that takes new files"
+    return type(error)(f"cannot write {target}: {error.strerror}; {way_out}")
 
 
 def require_writable(path: str | os.PathLike[str]) -> None:

@@ -22,10 +22,15 @@ CROWD = "crowd region"
 NO_MASK = "no segmentation"
 FEW_POINTS = "polygon with fewer than 3 points"
 NO_BOX = "box without area"
+NO_IMAGE = "image that is not in the file"
+HUGE_BOX = "box larger than any image"
 BAD_RLE = "RLE that does not fit its image"
 MALFORMED = "segmentation of an unknown kind"
 EMPTY = "mask without a pixel in its box"
-REASONS = (CROWD, NO_MASK, FEW_POINTS, NO_BOX, BAD_RLE, MALFORMED, EMPTY)
+REASONS = (CROWD, NO_MASK, FEW_POINTS, NO_BOX, BAD_RLE, MALFORMED, EMPTY, NO_IMAGE, HUGE_BOX)
+
+LONGEST_SIDE = 2.0**20
+"""Pixels of a box: what cropping an RLE costs grows with it."""
 
 
 class UnusableInstance(ValueError):
@@ -102,9 +107,13 @@ def make_templates(annotations: Sequence[InstanceAnnotation], mask_size: int) ->
 def _check_usable(annotation: InstanceAnnotation) -> None:
     if annotation.iscrowd:
         raise UnusableInstance(CROWD)
+    if annotation.image_size == (0, 0):
+        raise UnusableInstance(NO_IMAGE)
     x0, y0, x1, y1 = annotation.box
     if not (x1 > x0 and y1 > y0):
         raise UnusableInstance(NO_BOX)
+    if not max(x1 - x0, y1 - y0) <= LONGEST_SIDE:
+        raise UnusableInstance(HUGE_BOX)
 
 
 def _crop(segmentation: Any, image_size: tuple[int, int], box: npt.NDArray[np.float32], mask_size: int) -> BoolArray:

@@ -22,6 +22,10 @@ Polygons = Sequence[npt.NDArray[np.float64]]
 SMALLEST_SIDE = 0.1
 """Boxes narrower than this many pixels are scaled as if they had this side."""
 
+LONGEST_OUTLINE = 2**21
+"""Template pixels that the coordinates of a polygon add up to, signs aside. pycocotools walks along the outline and keeps
+every step of it, unchecked: this bounds its memory to some 300 MB, and its integers. Real outlines have some thousands."""
+
 HALF = 0.5 - 1e-9
 """The coverage from which a template pixel is set: exactly one half counts, whatever the rounding."""
 
@@ -35,7 +39,7 @@ def rasterize_polygons(instances: Sequence[Polygons], boxes: npt.NDArray[np.floa
         mask_size: S.
 
     Returns:
-        (M, S, S); all False for an instance without parts.
+        (M, S, S); all False for an instance without parts, or with one that is absurdly far from its box.
     """
     num_parts = [len(parts) for parts in instances]
     masks = np.zeros((len(instances), mask_size, mask_size), bool)
@@ -45,9 +49,15 @@ def rasterize_polygons(instances: Sequence[Polygons], boxes: npt.NDArray[np.floa
     lengths = np.array([len(part) // 2 for part in parts])
     owner = np.repeat(np.repeat(np.arange(len(instances)), num_parts), lengths)  # of each point
     points = np.concatenate(parts).reshape(-1, 2) - boxes[:, :2].astype(np.float64).take(owner, axis=0)
-    points *= _ratios(boxes, mask_size).take(owner, axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):  # absurd coordinates, found below
+        points *= _ratios(boxes, mask_size).take(owner, axis=0)
     ends = 2 * np.cumsum(lengths)
     flat = points.reshape(-1)
+    absurd = ~(np.add.reduceat(np.abs(flat), ends - 2 * lengths) <= LONGEST_OUTLINE)
+    if absurd.any():
+        far = np.isin(np.arange(len(instances)), np.repeat(np.arange(len(instances)), num_parts)[absurd])
+        usable = [[] if far[i] else parts for i, parts in enumerate(instances)]
+        return rasterize_polygons(usable, boxes, mask_size)
     rles = mask_util.frPyObjects(
         [flat[start:end] for start, end in zip(ends - 2 * lengths, ends, strict=True)], mask_size, mask_size
     )

@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from meinst_d2.data.rasterize import HALF, BoolArray, FloatArray, sampling_weights
 
+MOST_PIXELS = 2**28
+"""Of an image, 16384 x 16384: more than Pillow opens."""
 LONGEST_RUN = 7
 """Characters of a run: 35 bits, more than the pixels of any image."""
 
@@ -81,18 +83,27 @@ def runs_of(rle: Mapping[str, Any], height: int, width: int) -> npt.NDArray[np.i
     """The checked lengths of the runs of zeros and ones in turn, down the columns.
 
     Raises:
-        ValueError: the RLE is malformed, or not of this size.
+        ValueError: the RLE is malformed, not of this size, or of an absurd one.
     """
     size = rle.get("size")
-    if not isinstance(size, (list, tuple)) or [int(v) for v in size] != [height, width]:
+    if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
         raise ValueError(f"an RLE of size {size} in an image of {height} x {width}")
+    if not 0 <= height * width <= MOST_PIXELS or height < 0:
+        raise ValueError(f"an RLE of {height} x {width} pixels, {MOST_PIXELS:,} are the most")
     counts = rle.get("counts")
-    runs = np.array(counts) if isinstance(counts, (list, tuple)) else _runs_of_string(counts)
+    runs = _runs_of_list(counts) if isinstance(counts, (list, tuple)) else _runs_of_string(counts)
     # The largest first: the sum of absurd runs may wrap around.
     integers = runs.ndim == 1 and (runs.dtype.kind in "iu" or len(runs) == 0)
     if not integers or (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
         raise ValueError(f"an RLE whose runs do not add up to {height} x {width} pixels")
     return runs.astype(np.int64)
+
+
+def _runs_of_list(counts: Sequence[Any]) -> npt.NDArray[Any]:
+    try:
+        return np.array(counts)
+    except (ValueError, TypeError, OverflowError) as error:  # lists of several lengths, for one
+        raise ValueError("an RLE with counts that are no list of whole numbers") from error
 
 
 def _runs_of_string(counts: Any) -> npt.NDArray[np.int64]:
