@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -13,40 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ALLOWED_GLOBALS = {
-    ("_codecs", "encode"),
-    ("collections", "OrderedDict"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy._core.numeric", "_frombuffer"),
-}
-"""What pickles of numpy arrays and plain containers ask for; NumPy 2 renamed numpy.core."""
-
-BROKEN = (pickle.UnpicklingError, AttributeError, EOFError, ImportError, IndexError, KeyError, TypeError, ValueError)
-"""What an unpickler raises on a file that is cut off or never was a pickle."""
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED_GLOBALS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module, name)
+from meinst_d2.array_pickle import BROKEN, ArrayUnpickler, require_modest_pickle
+from meinst_d2.tensor_file import require_modest_file
 
 
 def load_array_pickle(path: str | os.PathLike[str]) -> Any:
     """Read a .pkl of numpy arrays and plain containers (ImageNet and Detectron2 model-zoo weights), and nothing else.
 
     Raises:
-        ValueError: the file is no pickle, or needs more than arrays, which could run code.
+        ValueError: the file is no pickle, or needs more than arrays, which could run code, or more memory than it is
+            long.
     """
     with open(path, "rb") as file:
         try:
-            return _ArrayUnpickler(file, encoding="latin1").load()
+            require_modest_pickle(file, os.path.getsize(path))
+            file.seek(0)
+            return ArrayUnpickler(file, encoding="latin1").load()
         except BROKEN as error:
             raise ValueError(
                 f"{path} is refused: a .pkl of weights may hold numpy arrays and plain containers only ({error})"
@@ -61,13 +42,15 @@ def load_tensor_file(path: str | os.PathLike[str], mmap: bool = False) -> Any:
         mmap: map the tensors instead of reading them.
 
     Raises:
-        ValueError: the file is truncated, or needs more than tensors, which could run code.
+        ValueError: the file is truncated, or needs more than tensors, which could run code, or more memory than it is
+            long.
     """
     try:
+        require_modest_file(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError:
         raise
-    except (*BROKEN, RuntimeError, OSError, struct.error) as error:
+    except (*BROKEN, RuntimeError, OSError, struct.error, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} is refused: a checkpoint may hold tensors and plain containers only, and must be whole ({reason})"
@@ -92,17 +75,20 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
             about = (file.metadata() or {}).get("meinst")
         return {"model": state} | ({} if about is None else {"meinst": json.loads(about)})
-    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+    except (safetensors.SafetensorError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path} is refused: it is no whole .safetensors file ({error})") from error
 
 
 def save_safetensors(path: str | os.PathLike[str], state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write weights by name, and what JSON can hold beside them."""
-    _require_safetensors(path)
+    safetensors = _require_safetensors(path)
     from safetensors.torch import save_file
 
     metadata = {"format": "pt", "meinst": json.dumps(dict(about))}
-    save_file({name: value.contiguous() for name, value in state.items()}, path, metadata)
+    try:
+        save_file({name: value.contiguous() for name, value in state.items()}, path, metadata)
+    except safetensors.SafetensorError as error:
+        raise RuntimeError(str(error)) from error
 
 
 def _require_safetensors(path: str | os.PathLike[str]) -> Any:

@@ -23,8 +23,8 @@ SMALLEST_SIDE = 0.1
 """Boxes narrower than this many pixels are scaled as if they had this side."""
 
 LONGEST_OUTLINE = 2**21
-"""Template pixels that the coordinates of a polygon add up to, signs aside. pycocotools walks along the outline and keeps
-every step of it, unchecked: this bounds its memory to some 300 MB, and its integers. Real outlines have some thousands."""
+"""Template pixels that the coordinates of a polygon add up to, signs aside, at most. pycocotools keeps every step along
+an outline, unchecked: this bounds its memory to some 300 MB, and its integers. Real outlines have some thousands."""
 
 HALF = 0.5 - 1e-9
 """The coverage from which a template pixel is set: exactly one half counts, whatever the rounding."""

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from meinst_d2.encoding.npz import NpzFile
 from meinst_d2.encoding.pca import PCABasis
 from meinst_d2.files import atomic_path
 
 ORTHONORMAL_TOLERANCE = 1e-3
 """Largest deviation of ``components @ components.T`` from the identity; published float32 files reach 1e-5."""
+
+ARRAYS = ("components_c", "mean_c", "explained_variance_c", "ratio_c")
+LONGEST_PROVENANCE = 2**20
+"""Characters."""
 
 
 @dataclass(frozen=True)
@@ -77,60 +81,73 @@ def load_components(path: str | os.PathLike[str]) -> Components:
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is not a readable .npz, or its contents are not a dictionary; the sentence says which.
+            Arrays of other shapes, of objects, or that would grow absurdly are refused before they are read.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there are no components at {path}: make them with fit_pca.py --output {path}")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        file = NpzFile(path, (*ARRAYS, "provenance"))
+    except ValueError as error:
         raise ValueError(
             f"{path} is not a readable components file ({error}): make it again with fit_pca.py"
         ) from error
-    try:
-        return _components_from_arrays(arrays)
-    except ValueError as error:
-        raise ValueError(f"{path} holds no usable components: {error}. Make them again with fit_pca.py") from error
+    with file:
+        try:
+            _check_headers(file.headers)
+            return _components_from_arrays({name: file.read(name) for name in file.headers})
+        except ValueError as error:
+            raise ValueError(f"{path} holds no usable components: {error}. Make them again with fit_pca.py") from error
+
+
+def _check_headers(headers: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
+    missing = [name for name in ARRAYS if name not in headers]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    for name in ARRAYS:
+        dtype = headers[name][1]
+        if not np.issubdtype(dtype, np.floating):
+            raise ValueError(f"{name} has dtype {dtype} instead of float32")
+    _check_shapes({name: headers[name][0] for name in ARRAYS})
+    shape, dtype = headers.get("provenance", ((), np.dtype("U1")))
+    if shape != () or dtype.kind != "U" or dtype.itemsize > 4 * LONGEST_PROVENANCE:
+        raise ValueError(f"its provenance is {dtype} of shape {shape} instead of a text")
 
 
 def _components_from_arrays(arrays: Mapping[str, np.ndarray]) -> Components:
-    names = ("components_c", "mean_c", "explained_variance_c", "ratio_c")
-    missing = [name for name in names if name not in arrays]
-    if missing:
-        raise ValueError(f"it lacks {', '.join(missing)}")
-    for name in names:
-        array = arrays[name]
-        if not np.issubdtype(array.dtype, np.floating):
-            raise ValueError(f"{name} has dtype {array.dtype} instead of float32")
-        if not np.isfinite(array).all():
+    for name in ARRAYS:
+        if not np.isfinite(arrays[name]).all():
             raise ValueError(f"{name} holds values that are not finite")
-    components, mean, variance, ratio = (arrays[name].astype(np.float32) for name in names)
-    _check_shapes(components, mean, variance, ratio)
+    with np.errstate(over="ignore"):
+        components, mean, variance, ratio = (arrays[name].astype(np.float32) for name in ARRAYS)
     rows = components.astype(np.float64)
-    deviation = np.abs(rows @ rows.transpose(0, 2, 1) - np.eye(rows.shape[1])).max()
-    if deviation > ORTHONORMAL_TOLERANCE:
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviation = np.abs(rows @ rows.transpose(0, 2, 1) - np.eye(rows.shape[1])).max()
+    if not deviation <= ORTHONORMAL_TOLERANCE:
         raise ValueError(f"the rows of components_c are not orthonormal (off by {deviation:.2g})")
     if variance.min() <= 0:
         raise ValueError(f"explained_variance_c holds {variance.min():.3g}, variances must be positive")
+    if not all(np.isfinite(array).all() for array in (mean, variance, ratio)):  # a float64 before
+        raise ValueError("it holds values that float32 has not")
     bases = tuple(PCABasis(*arrays) for arrays in zip(components, mean, variance, ratio, strict=True))
     return Components(bases, _read_provenance(arrays.get("provenance")))
 
 
-def _check_shapes(components: np.ndarray, mean: np.ndarray, variance: np.ndarray, ratio: np.ndarray) -> None:
-    if components.ndim != 3 or 0 in components.shape:
-        raise ValueError(f"components_c has shape {components.shape} instead of (C, D, S*S)")
-    num_classes, dim, pixels = components.shape
+def _check_shapes(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    components = shapes["components_c"]
+    if len(components) != 3 or 0 in components:
+        raise ValueError(f"components_c has shape {components} instead of (C, D, S*S)")
+    num_classes, dim, pixels = components
     if round(pixels**0.5) ** 2 != pixels:
         raise ValueError(f"components_c has rows of {pixels} pixels, which is no square")
     if dim > pixels:
         raise ValueError(f"components_c has {dim} rows of only {pixels} pixels")
-    for name, array, shape in (
-        ("mean_c", mean, (num_classes, pixels)),
-        ("explained_variance_c", variance, (num_classes, dim)),
-        ("ratio_c", ratio, (num_classes, dim)),
+    for name, shape in (
+        ("mean_c", (num_classes, pixels)),
+        ("explained_variance_c", (num_classes, dim)),
+        ("ratio_c", (num_classes, dim)),
     ):
-        if array.shape != shape:
-            raise ValueError(f"{name} has shape {array.shape} instead of {shape}")
+        if shapes[name] != shape:
+            raise ValueError(f"{name} has shape {shapes[name]} instead of {shape}")
 
 
 def _read_provenance(array: np.ndarray | None) -> Mapping[str, Any]:
@@ -138,7 +155,7 @@ def _read_provenance(array: np.ndarray | None) -> Mapping[str, Any]:
         return {}
     try:
         provenance = json.loads(str(array))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"its provenance is not JSON ({error})") from error
     if not isinstance(provenance, dict):
         raise ValueError("its provenance is not a JSON object")

@@ -1,0 +1,140 @@
+"""Pickles of numpy arrays and plain containers, read without calling anything that a pickle asks for."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import pickletools
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import IO, Any, NoReturn
+
+import numpy as np
+
+BROKEN = (
+    *(pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, ImportError, LookupError),
+    *(MemoryError, RecursionError, TypeError, ValueError),
+)
+"""What an unpickler raises on a file that is cut off or never was a pickle."""
+
+PLAIN_KINDS = "biufcSU"
+"""Numbers and texts, of numpy's kinds of types."""
+LONGEST_ITEM = 4096
+"""Bytes of one of them."""
+BYTE_ORDERS = ("<", ">", "|", "=")
+
+
+def require_modest_pickle(data: bytes | IO[bytes], length: int) -> None:
+    """Raise an UnpicklingError if C's unpickler would take much more memory than the pickle is long.
+
+    Its memo is a list up to the largest number that is asked for, so a pickle of six bytes can make it one of 64 GB.
+
+    Args:
+        data: of the pickle, or a file, which is left after its end.
+        length: of the data in bytes, which bounds the memo.
+    """
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > length:
+            raise pickle.UnpicklingError(f"it asks for a memo of {argument:,} entries")
+
+
+class Callee:
+    """What a pickle gets for a name: it can be called, and not be changed by the pickle."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+    def __setstate__(self, state: Any) -> NoReturn:
+        raise pickle.UnpicklingError("it changes a function")
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Makes numpy arrays of numbers and texts, and plain containers.
+
+    What builds arrays is called the way pickles of arrays call it, or not at all: numpy's own would make arrays of any
+    size, and believe a pickle that bytes are pointers to objects.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        function = BUILDERS.get((module.replace("numpy._core", "numpy.core"), name))  # NumPy 2 renamed it
+        if function is None:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return Callee(function)
+
+
+class _Array(np.ndarray):
+    """An array that takes its shape and bytes from a pickle only where they belong together."""
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, data = state
+        _require_bytes(data, shape, dtype)
+        super().__setstate__((1, shape, dtype.dtype, bool(fortran), data))  # type: ignore[arg-type]  # its own layout
+
+
+class _PlainType:
+    """A numpy type under construction: pickles set the byte order of plain types and nothing else."""
+
+    def __init__(self, text: Any, *_: Any) -> None:
+        self.dtype = np.dtype(text) if isinstance(text, str) else np.dtype("O")
+        if self.dtype.kind not in PLAIN_KINDS or self.dtype.itemsize > LONGEST_ITEM:
+            raise pickle.UnpicklingError(f"it has an array of {str(text)[:40]!r}, which are no numbers")
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] not in BYTE_ORDERS or any(part is not None for part in state[2:5]):
+            raise pickle.UnpicklingError("it has an array of records")
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+def _reconstruct(_kind: Any, shape: Any, _code: Any) -> _Array:
+    if shape != (0,):
+        raise pickle.UnpicklingError("it makes an array in an unknown way")
+    array: _Array = _Array(0, np.int8)
+    return array
+
+
+def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray[Any, Any]:
+    _require_bytes(data, shape, dtype)
+    array: np.ndarray[Any, Any] = np.frombuffer(data, dtype.dtype)
+    shaped: np.ndarray[Any, Any] = array.reshape(shape, order="F" if order == "F" else "C")
+    return shaped
+
+
+def _scalar(dtype: Any, data: Any) -> Any:
+    _require_bytes(data, (1,), dtype)
+    return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype.dtype)[0]
+
+
+def _require_bytes(data: Any, shape: Any, dtype: Any) -> None:
+    """Raise an UnpicklingError unless the bytes are those of an array of this shape and type."""
+    plain = isinstance(dtype, _PlainType) and isinstance(data, (bytes, bytearray, str)) and isinstance(shape, tuple)
+    if not plain or any(type(side) is not int or side < 0 for side in shape):
+        raise pickle.UnpicklingError("it makes an array in an unknown way")
+    if math.prod(shape) * dtype.dtype.itemsize != len(data):  # Python's integers do not wrap around
+        raise pickle.UnpicklingError(f"it has an array of shape {shape} in {len(data):,} bytes")
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it encodes as {encoding!r}")
+    return text.encode("latin1")
+
+
+def _not_called(*_: Any) -> NoReturn:
+    raise pickle.UnpicklingError("it calls numpy.ndarray")
+
+
+BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("_codecs", "encode"): _encode,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("numpy", "ndarray"): _not_called,
+    ("numpy", "dtype"): _PlainType,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+}
+"""What pickles of numpy arrays and plain containers ask for."""

@@ -1,0 +1,162 @@
+"""What a file of torch.save claims to hold, found out before torch makes any of it."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from typing import IO, Any
+
+from meinst_d2.array_pickle import Callee, require_modest_pickle
+
+CALLED = {
+    *(("collections", "OrderedDict"), ("collections", "Counter"), ("_codecs", "encode")),
+    *(("builtins", "set"), ("__builtin__", "set"), ("builtins", "complex"), ("__builtin__", "complex")),
+    *(("torch", "Size"), ("torch", "device"), ("torch.serialization", "_get_layout")),
+    *(("torch._utils", "_rebuild_tensor"), ("torch._utils", "_rebuild_tensor_v2")),
+    *(("torch._utils", "_rebuild_parameter"), ("torch._utils", "_rebuild_parameter_with_state")),
+}
+"""What pickles of tensors and plain containers call. torch allows more, some of which make tensors of any size."""
+
+ITEM_SIZES = {"Double": 8, "Long": 8, "ComplexFloat": 8, "ComplexDouble": 16, "Float": 4, "Int": 4, "Half": 2}
+ITEM_SIZES |= {"BFloat16": 2, "Short": 2, "Char": 1, "Byte": 1, "Bool": 1, "Untyped": 1}
+"""Bytes of an element, by the first part of the name of torch's storages."""
+
+MOST_COPIES = 4
+SLACK = 2**30
+"""Tensors may share a storage, or repeat what is in it: altogether so many times the file and so many bytes."""
+LONGEST_PICKLE = 2**28
+ZIP = b"PK\x03\x04"
+NUM_LEGACY_HEADERS = 3
+"""Pickles before the content in files of torch before 1.6: magic number, protocol, sizes of types."""
+
+
+def require_modest_file(path: str | os.PathLike[str]) -> None:
+    """Raise if reading the file would take memory out of proportion to its size.
+
+    Raises:
+        UnpicklingError, ValueError, zipfile.BadZipFile: the sentence says why.
+        OSError: it cannot be read.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        zipped = file.read(len(ZIP)) == ZIP
+        file.seek(0)
+        contents = _read_archive(file, size) if zipped else _read_legacy(file, size)
+    _Claims(contents[1], size).read(contents[0])
+
+
+def _read_archive(file: IO[bytes], size: int) -> tuple[bytes, Mapping[str, int]]:
+    """The pickle of a zip file, and the bytes of every storage."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        packed = next((member for member in members if member.compress_type != zipfile.ZIP_STORED), None)
+        if packed is not None:
+            raise ValueError(f"{packed.filename} is compressed, which torch.save does not do")
+        if sum(member.file_size for member in members) > size or len({m.filename for m in members}) != len(members):
+            raise ValueError("its parts overlap")
+        root = members[0].filename.partition("/")[0] if members else ""
+        sizes = {member.filename.removeprefix(f"{root}/data/"): member.file_size for member in members}
+        try:
+            return archive.read(f"{root}/data.pkl"), sizes
+        except KeyError as error:
+            raise ValueError("it holds no pickle") from error
+
+
+def _read_legacy(file: IO[bytes], size: int) -> tuple[bytes, None]:
+    """The pickle of a file of torch before 1.6."""
+    for _ in range(NUM_LEGACY_HEADERS):
+        require_modest_pickle(file, size)
+    start = file.tell()
+    require_modest_pickle(file, size)
+    length = file.tell() - start
+    file.seek(start)
+    return file.read(length), None
+
+
+class _Claims(pickle.Unpickler):
+    """Goes through a pickle with stand-ins for everything that it calls, adding up what torch would make."""
+
+    def __init__(self, storages: Mapping[str, int] | None, file_size: int) -> None:
+        self.storages, self.file_size = storages, file_size
+        self.declared: dict[str, int] = {}
+        self.tensor_bytes = 0
+
+    def read(self, data: bytes) -> None:
+        require_modest_pickle(data, len(data))
+        super().__init__(io.BytesIO(data), encoding="latin1")
+        self.load()
+        if sum(self.declared.values()) > self.file_size:
+            raise pickle.UnpicklingError(
+                f"it claims storages of {sum(self.declared.values()):,} bytes in a file of {self.file_size:,}"
+            )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith("torch") and name.endswith("Storage"):
+            return _Name(name.removesuffix("Storage"))
+        if (module, name) not in CALLED:
+            return _Name(f"{module}.{name}")
+        if name.startswith("_rebuild_tensor"):
+            return Callee(self._tensor)
+        return Callee(_Thing)
+
+    def persistent_load(self, pid: Any) -> Any:
+        kind, name, key, _, count = pid[:5]
+        item = ITEM_SIZES.get(str(name), 1)
+        if kind != "storage" or not isinstance(name, _Name) or type(count) is not int or count < 0:
+            raise pickle.UnpicklingError("it refers to something that is no storage")
+        length = count * item
+        if self.storages is not None and self.storages.get(str(key), -1) < length:
+            raise pickle.UnpicklingError(f"its storage {key} claims {length:,} bytes and has fewer")
+        self.declared[str(key)] = max(length, self.declared.get(str(key), 0))
+        return _Storage(item)
+
+    def _tensor(self, storage: Any, _offset: Any, shape: Any, *_: Any) -> Any:
+        sides: Any = shape if isinstance(shape, tuple) else getattr(shape, "args", (None,))[0]
+        plain = isinstance(storage, _Storage) and isinstance(sides, (tuple, list))
+        if not plain or any(type(side) is not int or side < 0 for side in sides):
+            raise pickle.UnpicklingError("it makes a tensor in an unknown way")
+        self.tensor_bytes += math.prod(sides) * storage.item
+        if self.tensor_bytes > MOST_COPIES * self.file_size + SLACK:
+            raise pickle.UnpicklingError(f"it claims tensors of {self.tensor_bytes:,} bytes or more")
+        return _Thing()
+
+
+class _Name:
+    """Stands for what may be named and not called, a type for one."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __call__(self, *_: Any) -> Any:
+        raise pickle.UnpicklingError(f"it calls {self.text}")
+
+
+class _Storage:
+    def __init__(self, item: int) -> None:
+        self.item = item
+
+
+class _Thing:
+    """Stands for what torch would make: takes whatever it is given."""
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        pass
+
+    def extend(self, values: Any) -> None:
+        pass
