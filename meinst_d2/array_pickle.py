@@ -12,7 +12,8 @@ from typing import IO, Any, NoReturn
 import numpy as np
 
 BROKEN = (
-    *(pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, ImportError, LookupError),
+    *(pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError),
+    *(ImportError, LookupError),
     *(MemoryError, RecursionError, TypeError, ValueError),
 )
 """What an unpickler raises on a file that is cut off or never was a pickle."""
@@ -24,16 +25,27 @@ LONGEST_ITEM = 4096
 BYTE_ORDERS = ("<", ">", "|", "=")
 
 
-def require_modest_pickle(data: bytes | IO[bytes], length: int) -> None:
-    """Raise an UnpicklingError if C's unpickler would take much more memory than the pickle is long.
+class _Bounded:
+    """A file that is never asked for more than it has: Python makes room for all that is asked for."""
+
+    def __init__(self, file: IO[bytes], length: int) -> None:
+        self.file, self.length = file, length
+        self.readline, self.tell = file.readline, file.tell
+
+    def read(self, count: int) -> bytes:
+        return self.file.read(min(count, self.length))
+
+
+def require_modest_pickle(file: IO[bytes], length: int) -> None:
+    """Raise an error of ``BROKEN`` if C's unpickler would take much more memory than the pickle is long.
 
     Its memo is a list up to the largest number that is asked for, so a pickle of six bytes can make it one of 64 GB.
 
     Args:
-        data: of the pickle, or a file, which is left after its end.
-        length: of the data in bytes, which bounds the memo.
+        file: at the start of the pickle; is left after its end.
+        length: of the file in bytes.
     """
-    for opcode, argument, _ in pickletools.genops(data):
+    for opcode, argument, _ in pickletools.genops(_Bounded(file, length)):  # type: ignore[arg-type]  # enough of a file
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > length:
             raise pickle.UnpicklingError(f"it asks for a memo of {argument:,} entries")
 
@@ -65,6 +77,13 @@ class ArrayUnpickler(pickle.Unpickler):
         if function is None:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return Callee(function)
+
+
+def plain_arrays(content: Any, depth: int = 3) -> Any:
+    """The same with numpy's own arrays, in dictionaries up to a depth."""
+    if isinstance(content, dict) and depth:
+        return {key: plain_arrays(value, depth - 1) for key, value in content.items()}
+    return content.view(np.ndarray) if isinstance(content, _Array) else content
 
 
 class _Array(np.ndarray):

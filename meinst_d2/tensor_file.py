@@ -86,7 +86,7 @@ class _Claims(pickle.Unpickler):
         self.tensor_bytes = 0
 
     def read(self, data: bytes) -> None:
-        require_modest_pickle(data, len(data))
+        require_modest_pickle(io.BytesIO(data), len(data))
         super().__init__(io.BytesIO(data), encoding="latin1")
         self.load()
         if sum(self.declared.values()) > self.file_size:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meinst_d2.array_pickle import BROKEN, ArrayUnpickler, require_modest_pickle
+from meinst_d2.array_pickle import BROKEN, ArrayUnpickler, plain_arrays, require_modest_pickle
 from meinst_d2.tensor_file import require_modest_file
 
 
@@ -27,10 +27,11 @@ def load_array_pickle(path: str | os.PathLike[str]) -> Any:
         try:
             require_modest_pickle(file, os.path.getsize(path))
             file.seek(0)
-            return ArrayUnpickler(file, encoding="latin1").load()
+            return plain_arrays(ArrayUnpickler(file, encoding="latin1").load())
         except BROKEN as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
-                f"{path} is refused: a .pkl of weights may hold numpy arrays and plain containers only ({error})"
+                f"{path} is refused: a .pkl of weights may hold numpy arrays and plain containers only ({reason})"
             ) from error
 
 

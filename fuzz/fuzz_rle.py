@@ -1,0 +1,74 @@
+#!/usr/bin/env python
+"""Run-length encodings and polygons: runs, the decoded mask and the crop agree with each other and with pycocotools."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+MOST_PIXELS = 2**16
+
+
+def instrument() -> None:
+    """Import what is fuzzed, watched by the fuzzer."""
+    import atheris
+
+    with atheris.instrument_imports(include=["meinst_d2"]):
+        import meinst_d2.data.instances
+        import meinst_d2.data.rasterize
+        import meinst_d2.data.rle  # noqa: F401
+
+
+def one_input(data: bytes) -> None:
+    """Height and width, four sides of a box, then compressed counts, or JSON: a list of counts, or polygons."""
+    import numpy as np
+
+    from meinst_d2.data.instances import InstanceAnnotation, make_templates
+
+    if len(data) < 10:
+        return
+    height, width = int.from_bytes(data[:2], "little"), int.from_bytes(data[2:4], "little")
+    x0, y0, x1, y1 = np.frombuffer(data[4:8], np.int8).astype(float).tolist()
+    content: Any = data[9:]
+    if data[8] % 2:
+        try:
+            content = json.loads(content)
+        except (ValueError, RecursionError):
+            return
+    polygons = isinstance(content, list) and any(isinstance(part, list) for part in content)
+    segmentation = content if polygons else {"size": [height, width], "counts": content}
+    annotation = InstanceAnnotation(segmentation, (x0, y0, x1, y1), (height, width), 0, False)
+    templates = make_templates([annotation], 7)
+    assert len(templates.masks) + templates.skipped.total() == 1
+    if not polygons and height * width <= MOST_PIXELS:
+        compare(segmentation, height, width, (x0, y0, x1, y1))
+
+
+def compare(rle: dict[str, Any], height: int, width: int, box: tuple[float, float, float, float]) -> None:
+    """What is accepted means the same to all."""
+    import numpy as np
+    import pycocotools.mask as mask_util
+
+    from meinst_d2.data.rasterize import crop_bitmask
+    from meinst_d2.data.rle import crop_rle, decode_rle
+
+    try:
+        mask = decode_rle(rle, height, width)
+    except ValueError:
+        return
+    assert mask.shape == (height, width)
+    if height and width:
+        assert (crop_rle(rle, height, width, box, 7) == crop_bitmask(mask, box, 7)).all()
+        theirs = mask_util.frPyObjects(rle, height, width) if isinstance(rle["counts"], list) else rle
+        assert np.array_equal(mask_util.decode(theirs), mask)
+
+
+if __name__ == "__main__":
+    instrument()
+    from fuzz.harness import fuzz
+
+    fuzz("rle", one_input)
