@@ -17,7 +17,6 @@ SUFFIXES = (".pth", ".pkl", ".safetensors")
 def instrument() -> None:
     """Import what is fuzzed, watched by the fuzzer."""
     import atheris
-
     import torch  # noqa: F401  too large to watch
 
     with atheris.instrument_imports(include=["meinst_d2", "pickletools", "zipfile", "torch._weights_only_unpickler"]):

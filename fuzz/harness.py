@@ -11,7 +11,7 @@ from pathlib import Path
 
 CORPUS = Path(__file__).parent / "corpus"
 MEMORY = 3 * 2**30
-"""Bytes that the process may map more than when it starts: what exceeds it is a MemoryError, which no reader documents."""
+"""Bytes that the process may map more than when it starts; more is a MemoryError, which no reader documents."""
 
 
 def with_file(suffix: str, read: Callable[[str], object]) -> Callable[[bytes], None]:
