@@ -13,6 +13,8 @@ from detectron2.data.transforms import ResizeShortestEdge
 
 from meinst_d2.check import problems as p
 from meinst_d2.check.scan import CocoFile
+from meinst_d2.data.fit_workers import run_shards
+from meinst_d2.evaluation.reconstruction import one_torch_thread
 from meinst_d2.fcos.assign import AssignmentRule, assign_batch
 
 BATCH = 64
@@ -63,54 +65,71 @@ class Coverage:
     sides: tuple[float, float, float]
 
 
-def measure_coverage(file: CocoFile, settings: Settings) -> Coverage:
+def measure_coverage(file: CocoFile, settings: Settings, workers: int = 1) -> Coverage:
     """Assign all objects as training does at the test size, and flag those without a positive location.
 
     Args:
         file: scanned and checked; its flags change.
         settings: of the config.
+        workers: processes.
     """
     chosen = np.flatnonzero(file.learned)
     chosen = chosen[(file.sizes[file.image_rows[chosen]] > 0).all(axis=1)]
     chosen = chosen[file.image_rows[chosen].argsort(kind="stable")]
+    images = np.unique(file.image_rows[chosen])
+    parts = run_shards(_assign_shard, images, workers, "assigning", file, chosen, settings, chunk=BATCH, unit=" images")
     per_level = np.zeros(len(settings.rule.strides), np.int64)
     sides = [np.zeros(0, np.float32)]
-    for rows, boxes, counts, shape in _batches(file, chosen, settings):
-        levels = [(-(-shape[0] // stride), -(-shape[1] // stride)) for stride in settings.rule.strides]
-        starts = np.cumsum([0, *(height * width for height, width in levels)])
-        positives = assign_batch(boxes.split(counts), levels, settings.rule)
-        gt, location = positives.gt_idx.numpy(), positives.location_idx.numpy()
-        level = starts.searchsorted(location, side="right") - 1
-        for k in range(len(levels)):
-            per_level[k] += len(np.unique(gt[level == k]))
-        lost = np.setdiff1d(np.arange(len(rows)), gt)
-        alone = assign_batch(boxes[lost].split(1), levels, settings.rule).gt_idx.unique().numpy() if len(lost) else lost
-        file.flags[rows[lost]] |= np.uint32(p.NO_CELL.bit)
-        file.flags[rows[lost[alone]]] ^= np.uint32(p.NO_CELL.bit | p.OUTDONE.bit)
-        sides.append(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt().numpy())
+    for assigned in (assigned for part in parts for assigned in part):
+        file.flags[assigned.too_small] |= np.uint32(p.NO_CELL.bit)
+        file.flags[assigned.outdone] |= np.uint32(p.OUTDONE.bit)
+        per_level += assigned.per_level
+        sides.append(assigned.sides)
     all_sides = np.concatenate(sides)
     quantiles = np.quantile(all_sides, (0.05, 0.5, 0.95)).tolist() if len(all_sides) else [float("nan")] * 3
     return Coverage(settings, len(chosen), tuple(per_level.tolist()), tuple(quantiles))  # type: ignore[arg-type]
 
 
-def _batches(
-    file: CocoFile, chosen: npt.NDArray[np.int64], settings: Settings
-) -> Iterator[tuple[npt.NDArray[np.int64], torch.Tensor, list[int], tuple[int, int]]]:
-    """Rows, their boxes in input pixels, how many each image has, and (height, width) that holds every image."""
+@dataclass(frozen=True)
+class _Assigned:
+    """Of some images: rows without a location, (L,) objects per level, (M,) sides of all objects."""
+
+    too_small: npt.NDArray[np.int64]
+    outdone: npt.NDArray[np.int64]
+    per_level: npt.NDArray[np.int64]
+    sides: npt.NDArray[np.float32]
+
+
+def _assign_shard(
+    chunks: Iterator[npt.NDArray[np.int64]], file: CocoFile, chosen: npt.NDArray[np.int64], settings: Settings
+) -> list[_Assigned]:
     of_image = file.image_rows[chosen]
-    first = np.flatnonzero(np.diff(of_image, prepend=-1))
-    ends = np.append(first[1:], len(chosen))
-    for at in range(0, len(first), BATCH):
-        images = of_image[first[at : at + BATCH]]
-        counts = (ends - first)[at : at + BATCH]
-        rows = chosen[first[at] : ends[min(at + BATCH, len(first)) - 1]]
-        sizes = file.sizes[images]
-        resized = np.array(
-            [ResizeShortestEdge.get_output_shape(h, w, settings.min_size, settings.max_size) for h, w in sizes.tolist()]
-        )
-        limits = np.tile(sizes[:, ::-1], 2).repeat(counts, axis=0)
-        boxes = file.annotations.boxes[rows].clip(0, limits) * np.tile((resized / sizes)[:, ::-1], 2).repeat(
-            counts, axis=0
-        )
-        height, width = resized.max(axis=0).tolist()
-        yield rows, torch.from_numpy(boxes.astype(np.float32)), counts.tolist(), (height, width)
+    with one_torch_thread():
+        return [
+            _assign(file, images, chosen[slice(*of_image.searchsorted((images[0], images[-1] + 1)))], settings)
+            for images in chunks
+        ]
+
+
+def _assign(
+    file: CocoFile, images: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], settings: Settings
+) -> _Assigned:
+    """Assign the objects of some images, all as if they were as large as the largest: cells outside are in no box."""
+    rule, sizes = settings.rule, file.sizes[images]
+    counts = np.unique(file.image_rows[rows], return_counts=True)[1]
+    resized = np.array(
+        [ResizeShortestEdge.get_output_shape(h, w, settings.min_size, settings.max_size) for h, w in sizes.tolist()]
+    )
+    limits = np.tile(sizes[:, ::-1], 2).repeat(counts, axis=0)
+    scales = np.tile((resized / sizes)[:, ::-1], 2).repeat(counts, axis=0)
+    boxes = torch.from_numpy((file.annotations.boxes[rows].clip(0, limits) * scales).astype(np.float32))
+    height, width = resized.max(axis=0).tolist()
+    levels = [(-(-height // stride), -(-width // stride)) for stride in rule.strides]
+    positives = assign_batch(boxes.split(counts.tolist()), levels, rule)
+    gt, location = positives.gt_idx.numpy(), positives.location_idx.numpy()
+    level = np.cumsum([h * w for h, w in levels]).searchsorted(location, side="right")
+    per_level = np.array([len(np.unique(gt[level == k])) for k in range(len(levels))], np.int64)
+    lost = np.setdiff1d(np.arange(len(rows)), gt)
+    alone = assign_batch(boxes[lost].split(1), levels, rule).gt_idx.unique().numpy() if len(lost) else lost
+    sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt().numpy()
+    return _Assigned(rows[np.delete(lost, alone)], rows[lost[alone]], per_level, sides)

@@ -47,7 +47,7 @@ def examine(
     if images is not None:
         check_images(file, images, decode=decode, workers=workers)
     settle_images(file)
-    coverage = measure_coverage(file, settings)
+    coverage = measure_coverage(file, settings, workers)
     encodings = measure_classes(file, pairs, components, workers) if pairs or components is not None else None
     poor = encodings.poor_classes() if encodings else []
     findings = find(Context(file, coverage, images, poor, num_examples))

@@ -49,12 +49,20 @@ def _segmentation_flags(segmentation: Any, crowd: bool) -> int:
 
 
 def _box_flags(box: Any, crowd: bool) -> int:
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(side) for side in box):
-        return 0 if crowd and box != [] else p.BAD_BOX.bit
+    """What the mapper's conversion to float32 would do with it; of a crowd region the box is never read."""
     if crowd:
-        return 0
+        return p.BAD_BOX.bit if box == [] else 0
+    try:
+        with np.errstate(over="ignore"):
+            sides = np.array(box, np.float32)
+    except (TypeError, ValueError, OverflowError):
+        return p.BAD_BOX.bit
+    if sides.shape != (4,):
+        return p.BAD_BOX.bit
+    if not all(_is_number(side) for side in box):
+        return p.NO_NUMBERS.bit
     width, height = box[2:]
-    if not np.isfinite(np.array(box, np.float64).astype(np.float32)).all():
+    if not np.isfinite(sides).all():
         return p.NOT_FINITE.bit
     if width < 0 or height < 0:
         return p.NEGATIVE.bit

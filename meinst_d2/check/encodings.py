@@ -22,6 +22,8 @@ HELD_OUT_SHARE = 5
 """One of so many masks of a class is measured, the others are fitted to."""
 MOST_PER_CLASS = 200
 """Masks of a class that are measured."""
+MOST_FITTED = 50_000
+"""Masks that dictionaries are fitted to: enough to compare them."""
 FEWEST = 5
 """Measured masks of a class below which its mean says little."""
 POOR_IOU = 0.75
@@ -89,7 +91,7 @@ class Encodings:
 
 
 def held_out(file: CocoFile) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The rows to fit to and those to measure: of each class a fifth, evenly spaced, 200 at most."""
+    """The rows to fit to and those to measure: of each class a fifth, 200 at most, all evenly spaced."""
     usable = np.flatnonzero(file.learned & ~file.having(p.EMPTY) & (_sizes_of(file).min(axis=1) > 0))
     categories = file.annotations.categories[usable]
     measured = []
@@ -98,7 +100,9 @@ def held_out(file: CocoFile) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int6
         count = min(MOST_PER_CLASS, -(-len(rows) // HELD_OUT_SHARE))
         measured.append(rows[(np.arange(count) * len(rows)) // count])
     chosen = np.sort(np.concatenate(measured)) if measured else np.zeros(0, np.int64)
-    return np.setdiff1d(usable, chosen), chosen
+    others = np.setdiff1d(usable, chosen)
+    count = min(MOST_FITTED, len(others))
+    return others[np.arange(count) * len(others) // max(1, count)], chosen
 
 
 def _sizes_of(file: CocoFile) -> npt.NDArray[np.int64]:

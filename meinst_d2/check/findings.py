@@ -71,7 +71,7 @@ def settle_images(file: CocoFile) -> None:
     def per_image(chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         return np.bincount(file.image_rows[known & chosen], minlength=count)
 
-    accidental = file.having(p.NEGATIVE, p.NOT_FINITE)
+    accidental = file.having(p.NEGATIVE, p.NO_NUMBERS, p.NOT_FINITE)
     everything, objects = per_image(known), per_image(~file.having(p.CROWD))
     learned = per_image(file.learned | accidental)
     usable = (file.image_flags & np.uint32(bits(ip.IMAGE_NO_OBJECT, ip.IMAGE_KEYS, ip.REPEATED_IMAGE_ID))) == 0

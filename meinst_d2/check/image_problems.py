@@ -55,7 +55,7 @@ OTHER_SIZE = numbered(
     IMAGE_PROBLEMS,
     "image-other-size",
     STOPS,
-    "image files of another size than the file says (after EXIF rotation)",
+    "image files of another size than the JSON says (after EXIF rotation)",
     "stops when it comes to the image (SizeMismatchError)",
     f"annotate the image as it is stored, remove its EXIF orientation, or {DROP}",
 )

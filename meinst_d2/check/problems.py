@@ -55,7 +55,7 @@ BAD_BOX = numbered(
     ANNOTATION_PROBLEMS,
     "box-unreadable",
     STOPS,
-    "annotations whose bbox is missing or not four numbers",
+    "annotations whose bbox is missing or cannot be read as four numbers",
     "stops when it comes to the image, an empty bbox while loading",
     DROP,
 )
@@ -114,6 +114,14 @@ BAD_RLE = numbered(
     "RLEs whose size or whose runs do not fit their image",
     BACKGROUND,
     f"RLE sizes are [height, width]; {DROP}",
+)
+NO_NUMBERS = numbered(
+    ANNOTATION_PROBLEMS,
+    "box-no-numbers",
+    HURTS,
+    "boxes some of whose sides are texts, booleans or null",
+    "learns texts and booleans as the numbers that they can be read as, and drops boxes with null",
+    f"write numbers, or {DROP}",
 )
 NOT_FINITE = numbered(
     ANNOTATION_PROBLEMS,
@@ -208,7 +216,7 @@ CROWD = numbered(
 
 LEFT_OUT = bits(
     NO_OBJECT, NO_KEYS, UNKNOWN_CATEGORY, IGNORED, BAD_BOX, BAD_SEGMENTATION, UNKNOWN_IMAGE, NO_MASK, FEW_POINTS,
-    BAD_POLYGON, BAD_RLE, NOT_FINITE, NO_AREA, NEGATIVE, OUTSIDE, CROWD,
+    BAD_POLYGON, BAD_RLE, NO_NUMBERS, NOT_FINITE, NO_AREA, NEGATIVE, OUTSIDE, CROWD,
 )  # fmt: skip
 """Annotations that training does not learn, or only by accident."""
 DROPPED = bits(EMPTY) | LEFT_OUT & ~bits(CROWD)

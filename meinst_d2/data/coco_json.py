@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -96,7 +97,7 @@ def from_coco(annotation: Mapping[str, Any]) -> InstanceAnnotation:
         (0, 0),
         -1,
         bool(annotation.get("iscrowd", 0)),
-        area if isinstance(area, (int, float)) else None,
+        area if isinstance(area, (int, float)) and not _beyond_float(area) else None,
     )
 
 
@@ -104,7 +105,14 @@ def _box(xywh: Any) -> tuple[float, float, float, float]:
     """``xyxy``, rounded as Detectron2 rounds it."""
     if not isinstance(xywh, list) or len(xywh) != 4 or any(type(value) not in (int, float) for value in xywh):
         return NO_BOX
+    if any(map(_beyond_float, xywh)):
+        return NO_BOX
     with np.errstate(over="ignore", invalid="ignore"):
         box = np.array(xywh, np.float64).astype(np.float32)
         box[2:] += box[:2]
     return tuple(box.tolist())
+
+
+def _beyond_float(value: float) -> bool:
+    """Whether it is a whole number that no float can hold."""
+    return isinstance(value, int) and abs(value) > sys.float_info.max

@@ -107,7 +107,7 @@ def _measure_shard(
     sums = np.zeros((len(encodings), len(SIZES), num_classes, NUM_SUMS))
     skipped: Counter[str] = Counter()
     template_sizes = sorted({e.codec.mask_size for e in encodings if isinstance(e.codec, MaskEncoder)})
-    with _one_torch_thread():
+    with one_torch_thread():
         for chunk in chunks:
             masks, reasons = read_masks(chunk, template_sizes)
             skipped.update(reasons)
@@ -118,8 +118,8 @@ def _measure_shard(
 
 
 @contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    # There is a process per core already, and OpenMP's threads do not survive a fork.
+def one_torch_thread() -> Iterator[None]:
+    """For workers: there is a process per core already, and OpenMP's threads do not survive a fork."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Instances
+from detectron2.utils import logger
 from PIL import Image
 
 from meinst_d2.check.coverage import settings_of
@@ -91,7 +94,8 @@ def train(path: Path) -> dict[int, Instances]:
     try:
         records = get_detection_dataset_dicts([name])
         mapper = MEInstDatasetMapper(config())
-        return {record["image_id"]: mapper(record)["instances"] for record in records}
+        with mock.patch.object(logger, "_LOG_COUNTER", Counter()):  # ten warnings per process: not other tests'
+            return {record["image_id"]: mapper(record)["instances"] for record in records}
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)

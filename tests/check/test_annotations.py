@@ -70,6 +70,8 @@ STOPPED = {
     "no box": (change(bbox=None), p.BAD_BOX, KeyError),
     "an empty box": (change(bbox=[]), p.BAD_BOX, ValueError),
     "an empty box of a crowd": (change(bbox=[], iscrowd=1), p.BAD_BOX, ValueError),
+    "a text in a box": (change(bbox=[40.0, 4.0, "wide", 14.0]), p.BAD_BOX, ValueError),
+    "a number beyond floats": (change(bbox=[40.0, 4.0, 10**400, 14.0]), p.BAD_BOX, OverflowError),
     "three numbers": (change(bbox=[4.0, 4.0, 9.0]), p.BAD_BOX, ValueError),
     "a flat polygon": (change(segmentation=[4.0, 4.0, 18.0, 4.0, 4.0, 18.0]), p.BAD_SEGMENTATION, TypeError),
     "a number": (change(segmentation=3), p.BAD_SEGMENTATION, TypeError),
@@ -153,6 +155,22 @@ def test_negative_sides_are_turned_round(tmp_path: Path) -> None:
     path = spoiled(tmp_path, change(bbox=[40.0, 20.0, -14.0, -14.0]))
     assert "turns them round" in finding(check(path), p.NEGATIVE.key).effect
     assert train(path)[1].gt_boxes.tensor[1].tolist() == [26, 6, 40, 20]
+
+
+@pytest.mark.parametrize(
+    ("box", "learned"),
+    [
+        ([40.0, "4", 14.0, "1.4e1"], [40, 4, 54, 18]),
+        ([True, True, 14.0, 14.0], [1, 1, 15, 15]),
+        ([40.0, 4.0, None, 14.0], None),
+    ],
+)
+def test_boxes_that_are_read_all_the_same(tmp_path: Path, box: list[Any], learned: list[float] | None) -> None:
+    path = spoiled(tmp_path, change(bbox=box))
+    found = finding(check(path), p.NO_NUMBERS.key)
+    assert found.count == 1 and found.severity == p.HURTS and "drops boxes with null" in found.effect
+    boxes = train(path)[1].gt_boxes.tensor.tolist()
+    assert boxes[1] == learned if learned else len(boxes) == PER_IMAGE - 1
 
 
 def test_infinite_sides_are_clipped(tmp_path: Path) -> None:
@@ -273,3 +291,8 @@ def test_numbers_that_only_python_reads(tmp_path: Path) -> None:
     content["annotations"][0]["id"] = 2**70
     content["annotations"][1]["id"] = 2**70
     assert finding(check(write(tmp_path, content)), p.REPEATED_ID.key).count == 1
+
+
+def test_an_area_beyond_floats_is_not_read(tmp_path: Path) -> None:
+    path = spoiled(tmp_path, change(area=10**400))
+    assert check(path).severity == 0 and len(train(path)[1]) == PER_IMAGE
