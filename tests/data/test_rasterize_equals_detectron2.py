@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torchvision
 from detectron2.structures import BitMasks, PolygonMasks, polygons_to_bitmask
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meinst_d2.data.coco_json import read_coco_json
@@ -52,6 +52,7 @@ def test_every_real_polygon_gives_the_same_bits(real_data: Path) -> None:
 
 
 @settings(max_examples=100, deadline=None)
+@example(seed=328561, whole=True, size=7)
 @given(seed=st.integers(0, 10**6), whole=st.booleans(), size=st.sampled_from([7, 28]))
 def test_bit_masks_agree_but_for_rounding_at_one_half(seed: int, whole: bool, size: int) -> None:
     rng = np.random.default_rng(seed)
@@ -64,8 +65,10 @@ def test_bit_masks_agree_but_for_rounding_at_one_half(seed: int, whole: bool, si
     if differ.any():
         exact = torch.from_numpy(mask[None, None].astype(np.float64))
         rois = torch.cat((torch.zeros(1), torch.from_numpy(box)))[None].double()
-        coverage = torchvision.ops.roi_align(exact, rois, size, 1.0, 0, aligned=True)[0, 0].numpy()
-        assert np.abs(coverage[differ] - 0.5).max() < 1e-5
+        # Also moved by less than float32 resolves: a sample on the edge of the image counts or does not.
+        moved = torch.cat([rois + torch.tensor([0.0, *[shift] * 4]) for shift in (-1e-5, 0.0, 1e-5)]).double()
+        coverage = torchvision.ops.roi_align(exact, moved, size, 1.0, 0, aligned=True)[:, 0].numpy()
+        assert (coverage.min(0)[differ] < 0.5 + 1e-5).all() and (coverage.max(0)[differ] > 0.5 - 1e-5).all()
 
 
 def test_a_polygon_and_the_rle_of_its_pixels_make_similar_templates(real_data: Path) -> None:
