@@ -1,97 +1,100 @@
-#!/usr/bin/env python
-"""Exports of R-50 with random weights that behave like trained ones: the check on real images, and the time."""
+"""Exported models: onnxruntime against PyTorch on the same image, and how far their detections are apart.
+
+Models of R-50 have random weights that behave like trained ones (see benchmarks/models.py), with biases that let enough
+pairs above the score threshold and make boxes of many sizes.
+"""
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import sys
+import dataclasses
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-EXAMPLES = """example:
-  tools/benchmarks/export.py --config-file configs/MEInst_R_50_1x.yaml --image a.jpg --image b.jpg
-"""
+from benchmarks.common import Goal, Row, alternate
+from benchmarks.models import CONFIG, components, normalise
+from benchmarks.source import find_source
+
+VARIANTS = {"plain": ("MODEL.MEINST.DEFORM_CONV", "none"), "deformable": ("MODEL.MEINST.DEFORM_CONV", "last")}
+CLASS_BIAS, BOX_BIAS = -3.2, 4.0
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--short-edge", type=int, default=800, help="of the network's input in pixels (default 800)")
+    parser.add_argument("--images", type=int, default=2, help="the check compares this many (default 2)")
+    parser.add_argument("--head", choices=sorted(VARIANTS), help="one of them (default both)")
+    parser.set_defaults(rounds=3)
+
+
+def run(args: argparse.Namespace) -> list[Row]:
+    if args.device != "cpu":
+        raise ValueError(f"--device {args.device}: exports are measured on the CPU, onnxruntime's default package")
+    source = find_source(args.data)
+    images = [str(source.images / record["file_name"]) for record in source.load()["images"][: args.images]]
+    return [_row(name, images, args) for name in ([args.head] if args.head else VARIANTS)]
+
+
+def _row(variant: str, images: list[str], args: argparse.Namespace) -> Row:
+    import onnxruntime
+
+    from meinst_d2 import export
+    from meinst_d2.export.check import expected_detections, pad_batch
+
+    source, batches = _exportable(VARIANTS[variant], images, args.short_edge)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        start = time.perf_counter()
+        result = export.export_model(source, path, batches)
+        seconds, megabytes = time.perf_counter() - start, path.stat().st_size / 1e6
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = args.threads
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    pixels, sizes = pad_batch(batches[0], int(source.metadata["size_divisibility"]))
+    inputs = {"images": pixels, "image_sizes": sizes}
+    sides = alternate(
+        {
+            "onnxruntime": lambda: session.run(None, inputs),
+            "PyTorch": lambda: expected_detections(source.model, batches[0]),
+        },
+        args.rounds,
     )
-    parser.add_argument("--config-file", default=str(ROOT / "configs/MEInst_R_50_1x.yaml"))
-    parser.add_argument("--image", action="append", required=True, metavar="FILE", help="may be repeated")
-    parser.add_argument("--min-size", type=int, default=800, help="shortest side of the images (default 800)")
-    parser.add_argument("--rounds", type=int, default=3, help="of each of the two, in turn (default 3)")
-    parser.add_argument("--threads", type=int, default=0, help="of both (default: all cores)")
-    return parser.parse_args()
+    height, width = sizes[0]
+    row = Row(f"R-50, {variant}, batch {len(sizes)} of {height} x {width}", *sides.values())
+    notes = {f"largest difference in {name}": f"{value:.1e}" for name, value in result.differences.items()}
+    notes |= {"detections compared": result.detections}
+    notes |= {"exported and checked in": f"{seconds:.0f} s", "file": f"{megabytes:.0f} MB"}
+    return dataclasses.replace(row, goal=Goal("same detections", True), notes=notes)
 
 
-def make_source(args: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _exportable(overrides: tuple[Any, ...], images: list[str], short_edge: int) -> tuple[Any, Any]:
+    """The model with what an export needs to know about it, and the batches that it is checked on."""
     import torch
     from detectron2.config import get_cfg
-    from detectron2.data import transforms as T
+    from detectron2.data.transforms import ResizeShortestEdge
     from detectron2.modeling import build_model
 
     import meinst_d2.modeling  # noqa: F401  registers the model
-    from benchmarks.models import components, normalise
+    from benchmarks.common import ROOT
     from meinst_d2 import add_meinst_config, export
     from meinst_d2.model_zoo.trained import TrainedModel
 
     cfg = get_cfg()
     add_meinst_config(cfg)
-    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_file(str(ROOT / "configs" / CONFIG))
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *overrides])
     meinst = cfg.MODEL.MEINST
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", args.min_size])
     meinst.COMPONENTS = str(components(meinst.MASK_SIZE, meinst.DIM_MASK))
     torch.manual_seed(0)
     model = build_model(cfg).eval()
-    resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
-    names = [str(i) for i in range(meinst.NUM_CLASSES)]
+    resize = ResizeShortestEdge(short_edge, 1333 * short_edge // 800)
+    names = [str(number) for number in range(meinst.NUM_CLASSES)]
     source = export.make_source(TrainedModel(model, resize, cfg.INPUT.FORMAT, names, ""))
-    batches = export.check_batches(args.image, source.metadata)
+    batches = export.check_batches(images, source.metadata)
     normalise(model, [{"image": batches[0][0]}])
-    with torch.no_grad():  # enough pairs above the threshold, and boxes of many sizes
-        model.proposal_generator.head.cls_logits.bias.fill_(-3.2)
-        model.proposal_generator.head.bbox_pred.bias.fill_(4.0)
+    head = model.proposal_generator.head
+    with torch.no_grad():
+        head.cls_logits.bias.fill_(CLASS_BIAS)
+        head.bbox_pred.bias.fill_(BOX_BIAS)
     return source, batches
-
-
-def main() -> None:
-    args = parse_args()
-    import torch
-
-    threads = args.threads or torch.get_num_threads()
-    torch.set_num_threads(threads)
-    import onnxruntime
-
-    from meinst_d2.export import export_model
-    from meinst_d2.export.check import expected_detections, pad_batch
-
-    source, batches = make_source(args)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        start = time.perf_counter()
-        print(export_model(source, path, batches).table())
-        print(f"exported and checked in {time.perf_counter() - start:.0f} s, {path.stat().st_size / 1e6:.1f} MB")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    images, sizes = pad_batch(batches[0], int(source.metadata["size_divisibility"]))
-    seconds: dict[str, list[float]] = {"PyTorch": [], "onnxruntime": []}
-    for _ in range(args.rounds):
-        start = time.perf_counter()
-        expected_detections(source.model, batches[0])
-        middle = time.perf_counter()
-        session.run(None, {"images": images, "image_sizes": sizes})
-        seconds["PyTorch"].append(middle - start)
-        seconds["onnxruntime"].append(time.perf_counter() - middle)
-    pytorch, onnx = (statistics.median(values) for values in seconds.values())
-    print(f"one image of {sizes[0].tolist()}, {threads} threads, median of {args.rounds}: PyTorch {pytorch:.2f} s,")
-    print(f"onnxruntime {onnx:.2f} s, ratio {onnx / pytorch:.2f}")
-
-
-if __name__ == "__main__":
-    main()
