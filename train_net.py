@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
@@ -20,6 +20,7 @@ from meinst_d2.data.datasets import counting_classes, register_coco
 from meinst_d2.engine import PreflightError, Trainer, check_before_start, settle_seed
 from meinst_d2.engine.launch import launch
 from meinst_d2.engine.lazy import run_lazy
+from meinst_d2.engine.setup import default_setup
 
 EPILOG = """examples:
   train_net.py --num-gpus 8 --config-file configs/MEInst_R_50_1x.yaml

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from meinst_d2 import __version__
 from meinst_d2.files import atomic_path
 from meinst_d2.fine_tuning import Layer, changed_layers, leave_out
 from meinst_d2.prerequisites import require_detectron2
+from meinst_d2.resume import TAG, last_whole_checkpoint
 from meinst_d2.weights import (
     load_array_pickle,
     load_safetensors,
@@ -27,6 +29,7 @@ require_detectron2()
 from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
 from detectron2.config import CfgNode  # noqa: E402
 from detectron2.data import MetadataCatalog  # noqa: E402
+from detectron2.utils import comm  # noqa: E402
 
 from meinst_d2.download import fetch  # noqa: E402
 
@@ -169,8 +172,29 @@ class MEInstCheckpointer(DetectionCheckpointer):
             torch.save({"model": model.state_dict(), **about, **extra}, temporary)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        with atomic_path(os.path.join(self.save_dir, "last_checkpoint")) as temporary:
+        with atomic_path(os.path.join(self.save_dir, TAG)) as temporary:
             temporary.write_text(last_filename_basename)
+
+    def get_checkpoint_file(self) -> str:
+        """The last checkpoint that is whole, as the main process sees it; all processes call this.
+
+        Raises:
+            ValueError: there are some, and none is whole.
+        """
+        problem, path = "", ""
+        if comm.is_main_process():
+            try:
+                found = last_whole_checkpoint(Path(self.save_dir))
+            except ValueError as error:
+                problem = str(error)
+            else:
+                path = str(found.path) if found else ""
+                for reason in found.passed_over if found else ():
+                    self.logger.warning(f"Going on from an earlier checkpoint, {path}, because {reason}.")
+        problem, path = comm.all_gather((problem, path))[0]
+        if problem:
+            raise ValueError(problem)
+        return path
 
 
 def info_of(checkpoint: dict[str, Any]) -> dict[str, Any]:

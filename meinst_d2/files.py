@@ -13,6 +13,8 @@ from pathlib import Path
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 UNWRITTEN = re.compile("PytorchStreamWriter failed|unexpected pos|I/O error", re.IGNORECASE)
+UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
+"""The names of temporary files, without suffix."""
 WAY_OUT = "make room and run it again; what was there before is untouched"
 
 
@@ -55,6 +57,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(folder: str | os.PathLike[str], suffix: str) -> None:
+    """Delete what processes that were killed within :func:`atomic_path` have left in a folder.
+
+    Args:
+        folder: nothing else may be writing there.
+        suffix: of the files, such as ".pth".
+    """
+    for path in Path(folder).glob(f".*{suffix}"):
+        if UNFINISHED.fullmatch(path.stem):
+            path.unlink(missing_ok=True)
 
 
 def _cannot_write(target: Path, error: OSError) -> OSError:

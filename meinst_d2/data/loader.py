@@ -6,7 +6,10 @@ number of workers changes nothing, and training can go on at any iteration.
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -68,6 +71,7 @@ class TrainLoader:
             batch_sampler=batches,
             num_workers=num_workers,
             collate_fn=trivial_batch_collator,
+            worker_init_fn=_obey_parent_only,
             generator=torch.Generator(),  # an iterator draws a seed, which must not come from the global generator
         )
 
@@ -77,6 +81,23 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         return iter(self._loader)
+
+
+def _obey_parent_only(_: int) -> None:
+    """In a process of the loader: SIGTERM from the run ends it, SIGTERM from a scheduler to all processes does not.
+
+    The run gets that one too, ends in order, and needs its loader until then.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            continue
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def make_train_loader(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import default_setup, default_writers, hooks
+from detectron2.engine import default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import DictConfig
@@ -16,10 +16,12 @@ from torch import nn
 
 from meinst_d2.checkpoint import MEInstCheckpointer
 from meinst_d2.engine.averaging import WeightAverage
+from meinst_d2.engine.setup import default_setup
 from meinst_d2.engine.step import TrainStep
 from meinst_d2.engine.trainer import distribute
 from meinst_d2.engine.validation import Validation
 from meinst_d2.fine_tuning import CLASS_LAYER
+from meinst_d2.modeling.retinanet import further_state
 
 
 def run_lazy(args: argparse.Namespace) -> Any:
@@ -60,8 +62,9 @@ def train(cfg: DictConfig, model: nn.Module, *, resume: bool) -> Any:
     optimizer: torch.optim.Optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)
     scale_loss = cfg.model.get("precision") == "float16"
-    trainer = TrainStep(distribute(model), loader, optimizer, seed=cfg.train.seed, scale_loss=scale_loss)
-    checkpointer = trainer.checkpointer = MEInstCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    seed, folder = cfg.train.seed, cfg.train.output_dir
+    trainer = TrainStep(distribute(model), loader, optimizer, seed=seed, scale_loss=scale_loss, failures=folder)
+    checkpointer = trainer.checkpointer = MEInstCheckpointer(model, folder, trainer=trainer, **further_state(model))
     average = WeightAverage(model, cfg.train.ema_decay) if cfg.train.get("ema_decay") else None
     if average is not None:
         checkpointer.add_checkpointable("ema", average)
@@ -72,9 +75,9 @@ def train(cfg: DictConfig, model: nn.Module, *, resume: bool) -> Any:
         results.update(evaluate(cfg, model if average is None else average.averaged_model))
         return results
 
-    def keep_best(metric: float) -> None:
+    def keep_best(metric: float, iteration: int) -> None:
         best = model if average is None else average.averaged_model
-        checkpointer.save_weights("model_best", best, iteration=trainer.iter, best=metric)
+        checkpointer.save_weights("model_best", best, iteration=iteration, best=metric)
 
     trainer.register_hooks(
         [
@@ -89,7 +92,7 @@ def train(cfg: DictConfig, model: nn.Module, *, resume: bool) -> Any:
                 patience=cfg.train.get("patience", 0),
                 keep_best=keep_best,
             ),
-            hooks.PeriodicWriter(default_writers(cfg.train.output_dir, cfg.train.max_iter), period=cfg.train.log_period)
+            hooks.PeriodicWriter(default_writers(folder, cfg.train.max_iter), period=cfg.train.log_period)
             if comm.is_main_process()
             else None,
         ]

@@ -11,6 +11,12 @@ from detectron2.utils.events import EventStorage
 
 from meinst_d2.engine.preemption import Preempted, Termination
 
+LOST_WORKER = "a process that loads images ended, perhaps for want of memory: lower DATALOADER.NUM_WORKERS and --resume"
+
+
+class LostWorkerError(RuntimeError):
+    """Training cannot go on without a process of the loader."""
+
 
 class TrainingLoop(TrainerBase):
     """Detectron2's loop, but that a hook may call :meth:`finish`, and that SIGTERM saves a checkpoint and ends it.
@@ -30,6 +36,7 @@ class TrainingLoop(TrainerBase):
 
         Raises:
             Preempted: SIGTERM came; what was learned is saved.
+            LostWorkerError: a process of the loader was killed.
         """
         logger = logging.getLogger(__name__)
         logger.info(f"Starting training from iteration {start_iter}")
@@ -47,20 +54,29 @@ class TrainingLoop(TrainerBase):
                     if self.all_stop and self.iter + 1 < self.max_iter:
                         raise Preempted
                     self.iter += 1
-            except Preempted:
-                if learned == self.iter:
-                    self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
-                    comm.synchronize()  # or the process that writes would be ended by the others' end
-                logger.info(f"SIGTERM: training ends after iteration {self.iter}; go on with --resume.")
-                raise
-            except Exception:
+            except Exception as error:
+                lost_worker = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+                if lost_worker and self.termination.requested:  # it got the signal too
+                    self._end_early(learned)
+                    raise Preempted from error
                 logger.exception("Exception during training:")
+                if lost_worker:
+                    raise LostWorkerError(f"{LOST_WORKER} ({error})") from error
+                raise
+            except Preempted:
+                self._end_early(learned)
                 raise
             finally:
                 self.after_train()
 
-    def finish(self, reason: str) -> None:
-        """Make this iteration the last one. All processes call it in the same iteration."""
-        logging.getLogger(__name__).info(f"Training ends after iteration {self.iter}: {reason}.")
-        self.max_iter = self.iter + 1
-        self.checkpointer.save("model_final", iteration=self.iter)
+    def _end_early(self, learned: int) -> None:
+        if learned == self.iter:
+            self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+            comm.synchronize()  # or the process that writes would be ended by the others' end
+        logging.getLogger(__name__).info(f"SIGTERM: training ends after iteration {learned}; go on with --resume.")
+
+    def finish(self, iteration: int, reason: str) -> None:
+        """Make an iteration, the one just learned, the last one. All processes call it in the same iteration."""
+        logging.getLogger(__name__).info(f"Training ends after iteration {iteration}: {reason}.")
+        self.max_iter = iteration + 1
+        self.checkpointer.save("model_final", iteration=iteration)

@@ -17,6 +17,7 @@ from meinst_d2.data.datasets import class_names, require_dataset
 from meinst_d2.encoding import MASK_ENCODER_REGISTRY, Components, SigmoidClamp, load_components
 from meinst_d2.engine.trainer import COMPONENTS_DIFFER
 from meinst_d2.files import require_writable
+from meinst_d2.resume import last_whole_checkpoint
 from meinst_d2.weights import read_checkpoint
 
 ANEW = (
@@ -211,10 +212,8 @@ def _check_carried(path: str, content: dict[str, Any], carried: torch.Tensor, me
 
 def _starting_weights(cfg: CfgNode, resume: bool) -> tuple[str, bool]:
     """The file that the run starts from, and whether that is a checkpoint of the run itself."""
-    last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
-    if resume and last.is_file():
-        return str(Path(cfg.OUTPUT_DIR) / last.read_text().strip()), True
-    return cfg.MODEL.WEIGHTS, False
+    last = last_whole_checkpoint(Path(cfg.OUTPUT_DIR)) if resume else None
+    return (cfg.MODEL.WEIGHTS, False) if last is None else (str(last.path), True)
 
 
 def _read_weights(path: str) -> tuple[dict[str, Any], bool]:

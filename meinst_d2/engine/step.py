@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from meinst_d2.engine.failed_batch import FailedBatch
 from meinst_d2.engine.loop import TrainingLoop
 from meinst_d2.engine.preemption import Termination
 
@@ -40,6 +41,7 @@ class TrainStep(SimpleTrainer, TrainingLoop):
         seed: int,
         scale_loss: bool = False,
         accumulation: int = 1,
+        failures: str = "",
     ) -> None:
         """
         Args:
@@ -49,10 +51,12 @@ class TrainStep(SimpleTrainer, TrainingLoop):
             seed: not negative.
             scale_loss: for models that compute in float16.
             accumulation: parts that a batch is learned in.
+            failures: folder for batches whose loss is not finite; "" keeps none.
         """
         super().__init__(model, data_loader, optimizer)
         self.seed = seed
         self.accumulation = accumulation
+        self.failures = failures
         device = next(model.parameters()).device
         self.grad_scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
         self.last_batch: Sequence[Mapping[str, Any]] = ()
@@ -99,9 +103,9 @@ class TrainStep(SimpleTrainer, TrainingLoop):
             gathered = [torch.empty_like(mine) for _ in range(comm.get_world_size())]
             dist.all_gather(gathered, mine)
         table = torch.stack(gathered).tolist()  # (ranks, losses + 2): the one time the host waits for the device
-        for rank, row in enumerate(table):
-            if not all(math.isfinite(value) for value in row[:-2]):
-                self._stop(dict(zip(losses, row, strict=False)), rank, data)
+        failed = [rank for rank, row in enumerate(table) if not all(map(math.isfinite, row[:-2]))]
+        if failed:
+            self._stop({rank: dict(zip(losses, table[rank], strict=False)) for rank in failed}, data)
         self.all_stop = any(row[-1] for row in table)
         if comm.is_main_process():
             means = dict(zip(losses, np.mean([row[:-2] for row in table], axis=0).tolist(), strict=True))
@@ -110,14 +114,31 @@ class TrainStep(SimpleTrainer, TrainingLoop):
             storage.put_scalar("total_loss", sum(means.values()))
             storage.put_scalars(**means)
 
-    def _stop(self, losses: Mapping[str, float], rank: int, data: Sequence[Mapping[str, Any]]) -> None:
-        values = ", ".join(f"{name} = {value:g}" for name, value in losses.items())
-        images = ", ".join(str(x.get("image_id", x.get("file_name"))) for x in data)
-        where = f"on process {rank}" if comm.get_world_size() > 1 else "here"
+    def _stop(self, failed: Mapping[int, Mapping[str, float]], data: Sequence[Mapping[str, Any]]) -> None:
+        """Raise on every process once each that failed has kept its batch.
+
+        Args:
+            failed: the losses by process.
+            data: what this process learned from.
+        """
+        rank = comm.get_rank()
+        mine = None
+        if rank in failed:
+            model = getattr(self.model, "module", self.model)
+            seed = _iteration_seed(self.seed, self.iter, rank)
+            batch = FailedBatch(self.iter, rank, seed, failed[rank], data, model.state_dict())
+            mine = (batch.image_ids, _keep(batch, self.failures))
+        found = comm.all_gather(mine)
+        sentences = []
+        for number, losses in failed.items():
+            images, where = found[number]
+            values = ", ".join(f"{name} = {value:g}" for name, value in losses.items())
+            process = f" on process {number}" if len(found) > 1 else ""
+            sentences.append(f"{values}{process} with the images {', '.join(images)}{where}")
         raise FloatingPointError(
-            f"the loss of iteration {self.iter} is not finite {where} ({values}); this process had the images "
-            f"{images}. The weights are still those of the iteration before. Lower SOLVER.BASE_LR, lengthen "
-            "SOLVER.WARMUP_ITERS or enable SOLVER.CLIP_GRADIENTS, then --resume"
+            f"the loss of iteration {self.iter} is not finite: {'; '.join(sentences)}. The weights are still those of "
+            "the iteration before. Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or enable "
+            "SOLVER.CLIP_GRADIENTS, then --resume"
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,6 +148,16 @@ class TrainStep(SimpleTrainer, TrainingLoop):
         super().load_state_dict(state_dict)
         if state_dict.get("grad_scaler"):  # empty in checkpoints of runs without loss scaling
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _keep(batch: FailedBatch, folder: str) -> str:
+    """Save a batch; how the sentence about it goes on."""
+    if not folder:
+        return ""
+    try:
+        return f" (tools/replay_batch.py {batch.save(folder)} shows it again)"
+    except OSError as error:
+        return f" (which could not be kept: {error})"
 
 
 def _iteration_seed(seed: int, iteration: int, rank: int) -> int:

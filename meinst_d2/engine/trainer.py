@@ -27,7 +27,9 @@ from meinst_d2.engine.validation import Validation
 from meinst_d2.engine.validation_loss import build_validation_loader, validation_losses
 from meinst_d2.engine.visualization import Visualization
 from meinst_d2.evaluation.evaluator import build_evaluator
+from meinst_d2.files import remove_unfinished
 from meinst_d2.fine_tuning import CLASS_LAYER, MASK_LAYER
+from meinst_d2.modeling.retinanet import further_state
 
 
 class Trainer(DefaultTrainer, TrainingLoop):
@@ -50,10 +52,12 @@ class Trainer(DefaultTrainer, TrainingLoop):
             seed=cfg.SEED,
             scale_loss=precision_of(cfg) == "float16",
             accumulation=cfg.SOLVER.GRADIENT_ACCUMULATION,
+            failures=cfg.OUTPUT_DIR,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        about = CheckpointInfo.from_config(cfg)
         self.checkpointer = MEInstCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), meinst=CheckpointInfo.from_config(cfg)
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), meinst=about, **further_state(model)
         )
         self.weight_average: WeightAverage | None = None
         if cfg.SOLVER.EMA_DECAY:
@@ -118,9 +122,9 @@ class Trainer(DefaultTrainer, TrainingLoop):
             results = {**results, "validation": validation_losses(getattr(model, "module", model), loader)}
         return results
 
-    def _keep_best(self, metric: float) -> None:
+    def _keep_best(self, metric: float, iteration: int) -> None:
         model = self.evaluated_model
-        self.checkpointer.save_weights("model_best", getattr(model, "module", model), iteration=self.iter, best=metric)
+        self.checkpointer.save_weights("model_best", getattr(model, "module", model), iteration=iteration, best=metric)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; then the loader continues where the checkpoint stopped.
@@ -128,6 +132,8 @@ class Trainer(DefaultTrainer, TrainingLoop):
         Of two sets of mask components the one that ``MODEL.MEINST.COMPONENTS_CONFLICT`` names is kept. Where training
         starts from weights of other classes, the class layer starts anew.
         """
+        if comm.is_main_process():
+            remove_unfinished(self.cfg.OUTPUT_DIR, ".pth")
         conflict = self.cfg.MODEL.MEINST.COMPONENTS_CONFLICT
         if not (resume and self.checkpointer.has_checkpoint()):
             self.checkpointer.may_start_anew = (CLASS_LAYER, MASK_LAYER) if conflict == "file" else (CLASS_LAYER,)

@@ -28,7 +28,7 @@ class Validation(HookBase):
         period: int,
         metric: str = "segm/AP",
         patience: int = 0,
-        keep_best: Callable[[float], None] | None = None,
+        keep_best: Callable[[float, int], None] | None = None,
     ) -> None:
         """
         Args:
@@ -36,7 +36,7 @@ class Validation(HookBase):
             period: iterations; 0 evaluates at the end only.
             metric: what is best where it is highest; "" keeps nothing.
             patience: evaluations without a better metric before training ends; 0 never ends it.
-            keep_best: called by all processes with a metric that is the best so far.
+            keep_best: called by all processes with a metric that is the best so far, and the iteration.
         """
         self.evaluate, self.period = evaluate, period
         self.metric, self.patience, self.keep_best = metric, patience, keep_best
@@ -51,6 +51,8 @@ class Validation(HookBase):
             self.logger.info(f"Evaluating iteration {done - 1}, which the last run did not get to.")
             self.trainer.storage.iter = done - 1
             self._validate(done - 1)
+        elif done > 0:
+            self._end_if_patience_is_over(done - 1)  # it was before the last run ended
 
     def after_step(self) -> None:
         if self._is_due(self.trainer.iter + 1):
@@ -71,23 +73,27 @@ class Validation(HookBase):
         self.trainer.storage.put_scalars(**results, smoothing_hint=False)
         self.last_iteration = iteration
         if self.metric:
-            self._judge(comm.all_gather(results.get(self.metric))[0])
+            self._judge(comm.all_gather(results.get(self.metric))[0], iteration)
         comm.synchronize()
 
-    def _judge(self, value: float | None) -> None:
+    def _judge(self, value: float | None, iteration: int) -> None:
         if value is None or not math.isfinite(value):
             self.logger.warning(f"The evaluation gave no {self.metric}, so it does not say which weights are best.")
             return
         if self.best is None or value > self.best:
             self.best, self.since_best = value, 0
             if self.keep_best is not None:
-                self.keep_best(value)
+                self.keep_best(value, iteration)
             return
         self.since_best += 1
-        if 0 < self.patience <= self.since_best and self.trainer.iter + 1 < self.trainer.max_iter:
+        self._end_if_patience_is_over(iteration)
+
+    def _end_if_patience_is_over(self, iteration: int) -> None:
+        if 0 < self.patience <= self.since_best and iteration + 1 < self.trainer.max_iter:
             self.trainer.finish(
+                iteration,
                 f"{self.metric} has not risen above {self.best:.2f} in {self.since_best} evaluations "
-                f"(TEST.PATIENCE {self.patience})"
+                f"(TEST.PATIENCE {self.patience})",
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Symbols: N images, A anchors per cell, R anchors of an image over all levels, K 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.structures import Boxes, ImageList, Instances
-from torch import Tensor
+from torch import Tensor, nn
 
 from meinst_d2.config import channels_last_of, check_choices, precision_of
 from meinst_d2.encoding import MaskEncoder
@@ -159,7 +159,9 @@ class MEInstRetinaNet(RetinaNet):
         logits, deltas = self._transpose_dense_predictions(predictions[:2], [self.num_classes, 4])
         anchors = self.anchor_generator(features)
         labels, gt_boxes, gt_idx = self._label_anchors(anchors, gt_instances)
-        losses = self.losses(anchors, logits, labels, deltas, gt_boxes)
+        # The compiled focal loss rounds otherwise from its third call on, and a run that goes on starts counting anew.
+        with torch.jit.optimized_execution(False):
+            losses = self.losses(anchors, logits, labels, deltas, gt_boxes)
         if self.mask_encoder is not None:
             coeffs = self._coefficients(predictions[2])[gt_idx >= 0]  # (P, D)
             targets = MaskTargets(
@@ -195,6 +197,11 @@ class MEInstRetinaNet(RetinaNet):
         ]
         return labels, gt_boxes, gt_idx
 
+    def _ema_update(self, name: str, value: float, initial_value: float, momentum: float = 0.9) -> float:
+        """As Detectron2's, of the mean over the processes, which one checkpoint can hold."""
+        mean = reduce_mean(torch.tensor(float(value), device=self.device))
+        return float(super()._ema_update(name, mean.item(), initial_value, momentum))
+
     def _coefficients(self, mask_coeffs: Sequence[Tensor]) -> Tensor:
         """L tensors (N, A * D, H, W) -> (N, R, D)."""
         return torch.cat([permute_to_N_HWA_K(x, self.mask_encoder.dim) for x in mask_coeffs], dim=1)
@@ -223,6 +230,27 @@ class MEInstRetinaNet(RetinaNet):
             levels[-1].anchor_idx = first + _candidates(scores, *args[:2])
             first += len(level)
         return Instances.cat(levels)
+
+
+class LossNormalizer:
+    """The running mean of positive anchors that RetinaNet divides its losses by, for checkpoints: it is no buffer."""
+
+    def __init__(self, model: MEInstRetinaNet) -> None:
+        self.model = model
+
+    def state_dict(self) -> dict[str, float]:
+        """``value``; nothing before the first iteration."""
+        value = getattr(self.model, "loss_normalizer", None)
+        return {} if value is None else {"value": float(value)}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        if state:
+            self.model.loss_normalizer = state["value"]
+
+
+def further_state(model: nn.Module) -> dict[str, LossNormalizer]:
+    """What training such a model changes besides its weights, for a checkpointer."""
+    return {"loss_normalizer": LossNormalizer(model)} if isinstance(model, MEInstRetinaNet) else {}
 
 
 def _candidates(scores: Tensor, score_thresh: float, topk: int) -> Tensor:

@@ -172,7 +172,7 @@ def test_safetensors_are_looked_into(files: Path) -> None:
 def test_a_resumed_run_starts_from_its_last_checkpoint(files: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/last_checkpoint").write_text("model_final.pth")
-    with pytest.raises(PreflightError, match=r"MODEL.WEIGHTS .*out/model_final.pth does not exist"):
+    with pytest.raises(PreflightError, match=r"no checkpoint is whole: .*out/model_final.pth does not exist: delete"):
         check(tmp_path, *components(files), resume=True)
     (tmp_path / "out/model_final.pth").write_bytes((files / "other.pth").read_bytes())
     check(tmp_path, *components(files), resume=True)

@@ -37,9 +37,9 @@ class Run:
     """A trainer whose evaluations give a list of values."""
 
     def __init__(self, values: list[float], *, max_iter: int = 20, **options: Any) -> None:
-        self.values, self.best, self.ended = iter(values), [], None
+        self.values, self.best, self.best_at, self.ended = iter(values), [], [], None
         self.evaluated: list[int] = []
-        self.validation = Validation(self.evaluate, keep_best=self.best.append, **options)
+        self.validation = Validation(self.evaluate, keep_best=self.keep_best, **options)
         self.trainer = SimpleNamespace(
             start_iter=0, iter=0, max_iter=max_iter, finish=self.finish, termination=Termination()
         )
@@ -49,9 +49,13 @@ class Run:
         self.evaluated.append(self.trainer.storage.iter)
         return {"segm": {"AP": next(self.values)}}
 
-    def finish(self, reason: str) -> None:
+    def keep_best(self, value: float, iteration: int) -> None:
+        self.best.append(value)
+        self.best_at.append(iteration)
+
+    def finish(self, iteration: int, reason: str) -> None:
         self.ended = reason
-        self.trainer.max_iter = self.trainer.iter + 1
+        self.trainer.max_iter = iteration + 1
 
     def go(self, start: int = 0, stop: int | None = None) -> None:
         """Iterations until ``stop``, or to the end."""
@@ -92,7 +96,7 @@ def test_an_evaluation_that_was_cut_short_is_done_again() -> None:
     """The checkpoint of iteration 7 was written before its evaluation."""
     run = Run([1, 2, 3], period=8)
     run.go(start=8)
-    assert run.evaluated == [7, 15, 20]
+    assert run.evaluated == [7, 15, 20] and run.best_at == [7, 15, 19]
     done = Run([2, 3], period=8)
     done.validation.load_state_dict({"best": 1.0, "since_best": 0, "last_iteration": 7})
     done.go(start=8)
@@ -108,6 +112,22 @@ def test_best_and_patience_go_on_after_a_stop() -> None:
     second.go(start=4)
     assert first.evaluated + second.evaluated == whole.evaluated == [1, 3, 5, 7, 9]
     assert second.ended == whole.ended and not second.best
+
+
+def test_patience_that_ends_with_an_evaluation_done_again_ends_where_it_would_have() -> None:
+    cut = Run([1], period=4, patience=1)
+    cut.validation.load_state_dict({"best": 2.0, "since_best": 0, "last_iteration": 3})
+    cut.go(start=8)
+    assert cut.evaluated == [7] and cut.ended and cut.trainer.iter == cut.trainer.max_iter == 8
+
+
+def test_a_run_that_patience_has_ended_stays_ended_until_patience_is_raised() -> None:
+    over = {"best": 2.0, "since_best": 3, "last_iteration": 7}
+    for patience, evaluated in ((3, []), (4, [11])):
+        again = Run([1], period=4, patience=patience)
+        again.validation.load_state_dict(over)
+        again.go(start=8)
+        assert again.evaluated == evaluated and again.ended
 
 
 def test_the_average_follows_the_weights() -> None:

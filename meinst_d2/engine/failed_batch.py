@@ -1,0 +1,118 @@
+"""A batch whose loss is not finite, kept with the weights that gave it, so that it can be looked at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from meinst_d2.files import atomic_path
+from meinst_d2.weights import load_tensor_file
+
+FIELD_TYPES = {"Boxes": Boxes, "BitMasks": BitMasks, "PolygonMasks": PolygonMasks}
+
+
+@dataclass(frozen=True)
+class FailedBatch:
+    """What one process learned from in one iteration.
+
+    Attributes:
+        iteration, rank: which.
+        random_seed: of torch's generator when the iteration began.
+        losses: by name, as they were found.
+        inputs: of the model, on the CPU.
+        weights: of the model, from before the iteration.
+    """
+
+    iteration: int
+    rank: int
+    random_seed: int
+    losses: Mapping[str, float]
+    inputs: Sequence[Mapping[str, Any]]
+    weights: Mapping[str, Tensor]
+
+    @property
+    def image_ids(self) -> list[str]:
+        """Of the inputs, or their file names."""
+        return [str(x.get("image_id", x.get("file_name"))) for x in self.inputs]
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write it, as tensors and plain containers.
+
+        Returns:
+            The file.
+        """
+        path = Path(folder) / f"nonfinite_iter_{self.iteration:07d}_process_{self.rank}.pth"
+        content = {name: getattr(self, name) for name in ("iteration", "rank", "random_seed")}
+        content |= {"losses": dict(self.losses), "model": dict(self.weights)}
+        content["inputs"] = [{name: _as_plain(value) for name, value in x.items()} for x in self.inputs]
+        with atomic_path(path) as temporary:
+            torch.save(content, temporary)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> FailedBatch:
+        """Read what :meth:`save` wrote; no code in it can run.
+
+        Raises:
+            ValueError: the file is not whole, or something else.
+        """
+        content = load_tensor_file(path)
+        try:
+            inputs = [{name: _from_plain(value) for name, value in x.items()} for x in content["inputs"]]
+            plain = {name: content[name] for name in ("iteration", "rank", "random_seed", "losses")}
+            return cls(**plain, inputs=inputs, weights=content["model"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} holds no batch whose loss was not finite") from error
+
+    def replay(self, model: nn.Module, inputs: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Tensor]:
+        """The losses once more.
+
+        Args:
+            model: as in the run; gets the weights.
+            inputs: some of the batch's; by default all.
+
+        Returns:
+            By name, with gradients.
+        """
+        model.load_state_dict(dict(self.weights))
+        torch.manual_seed(self.random_seed)
+        with EventStorage(self.iteration):
+            losses: dict[str, Tensor] = model.train()(self.inputs if inputs is None else inputs)
+        return losses
+
+
+def _as_plain(value: Any) -> Any:
+    if isinstance(value, Instances):
+        fields = {name: _as_plain(field) for name, field in value.get_fields().items()}
+        return {"image_size": list(value.image_size), "fields": fields}
+    if isinstance(value, PolygonMasks):
+        polygons = [[torch.as_tensor(polygon) for polygon in instance] for instance in value.polygons]
+        return {"type": "PolygonMasks", "value": polygons}
+    if isinstance(value, (Boxes, BitMasks)):
+        return {"type": type(value).__name__, "value": value.tensor.cpu()}
+    if isinstance(value, np.ndarray):
+        return torch.as_tensor(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return value.cpu() if isinstance(value, Tensor) else value
+
+
+def _from_plain(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "fields" in value:
+        fields = {name: _from_plain(field) for name, field in value["fields"].items()}
+        return Instances(tuple(value["image_size"]), **fields)
+    content = value["value"]
+    if value["type"] == "PolygonMasks":
+        content = [[polygon.numpy() for polygon in instance] for instance in content]
+    return FIELD_TYPES[value["type"]](content)

@@ -1,0 +1,160 @@
+"""Which checkpoint a run goes on from, and that going on changes nothing, wherever it was killed."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from soaking.run import TrainingRun, compare, iterations_lost, make_data
+
+from meinst_d2.data.datasets import register_shapes
+from meinst_d2.data.shape_images import ShapesConfig
+from meinst_d2.data.shapes import generate
+from meinst_d2.files import remove_unfinished
+from meinst_d2.resume import last_whole_checkpoint
+from meinst_d2.weights import read_checkpoint
+from tests.engine.test_engine import run_cfg, train
+from tests.modeling.test_retinanet import RETINANET
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the runs in processes of their own train on."""
+    folder = tmp_path_factory.mktemp("soak")
+    make_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("shapes")
+    generate(root, {"train": 8, "val": 2}, ShapesConfig(height=64, width=64, max_side=50))
+    register_shapes(root)
+
+
+@pytest.mark.parametrize(
+    ("processes", "moments"),
+    [
+        (1, ("best@3", "gradients@4", "checkpoint@5", "tag@7", "evaluation@7")),
+        (2, ("checkpoint@3",)),
+    ],
+)
+def test_a_killed_run_ends_as_one_that_was_not(
+    data: Path, tmp_path: Path, processes: int, moments: tuple[str, ...]
+) -> None:
+    whole = TrainingRun(tmp_path / "whole", data, processes, iterations=10)
+    killed = TrainingRun(tmp_path / "killed", data, processes, iterations=10)
+    assert whole.finish() == 0, whole.output[-2000:]
+    for moment in moments:
+        assert killed.finish(resume=True, kill=moment) == -9, killed.output[-2000:]
+    lost = 0
+    if processes == 2:  # one of the two alone
+        lost = killed.finish(resume=True, kill="gradients@6", only_process=1)
+        sentence = "train_net.py: process 1 of 2 ended (SIGKILL) and the others with it; the last checkpoint is whole"
+        assert sentence in killed.output
+    assert lost == processes - 1 and killed.finish(resume=True) == 0
+    assert compare(whole, killed) == []
+    assert len(iterations_lost(killed.events())) == len(moments) + lost
+    assert max(iterations_lost(killed.events())) <= killed.checkpoint_period
+    assert not list(killed.folder.glob(".*.pth"))  # what was half written is gone
+
+
+def test_two_finished_runs_that_differ_are_told_apart(tmp_path: Path) -> None:
+    """What the test above would say if it had something to say."""
+    runs = [TrainingRun(tmp_path / str(number), tmp_path) for number in range(2)]
+    for number, run in enumerate(runs):
+        run.folder.mkdir()
+        loss = (1.0 + number * 2.0**-52).hex()
+        (run.folder / "events.txt").write_text(f"start 0\niteration 0 loss={loss}\n")
+        content = {"model": {"w": torch.ones(2)}, "optimizer": [{"lr": 1.0}], "iteration": 1 + number}
+        torch.save(content, run.folder / "model_final.pth")
+        content["model"]["w"][1] += number * 1e-7
+        torch.save(content, run.folder / "model_best.pth")
+    assert compare(*runs) == [
+        "losses of iteration 0",
+        "model_final.pth/iteration: differs",
+        "model_best.pth/model/w: differs",
+        "model_best.pth/iteration: differs",
+    ]
+
+
+def checkpoint(path: Path, iteration: int) -> Path:
+    torch.save({"model": {"w": torch.full((1000,), float(iteration))}, "iteration": iteration}, path)
+    return path
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def bit_flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\0\0\x10\x41" * 4)  # 9.0
+    content[at + 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncated, bit_flipped, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_of_a_damaged_checkpoint_the_one_before_it_is_taken(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
+    for iteration in (3, 6, 9, 12):  # 12 is of an earlier run in the same folder
+        checkpoint(tmp_path / f"model_{iteration:07d}.pth", iteration)
+    checkpoint(tmp_path / "model_best.pth", 6)
+    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
+    assert last_whole_checkpoint(tmp_path).path.name == "model_0000009.pth"
+    damage(tmp_path / "model_0000009.pth")
+    found = last_whole_checkpoint(tmp_path)
+    assert found.path.name == "model_0000006.pth" and len(found.passed_over) == 1
+    assert "model_0000009.pth" in found.passed_over[0]
+    truncated(tmp_path / "model_0000006.pth")
+    assert last_whole_checkpoint(tmp_path).path.name == "model_0000003.pth"
+    truncated(tmp_path / "model_0000003.pth")
+    with pytest.raises(ValueError, match=r"no checkpoint is whole: .*0009.*0006.*0003.*delete .*last_checkpoint"):
+        last_whole_checkpoint(tmp_path)
+
+
+def test_before_the_final_checkpoint_comes_the_one_with_the_highest_number(tmp_path: Path) -> None:
+    assert last_whole_checkpoint(tmp_path) is None
+    for iteration in (3, 6):
+        checkpoint(tmp_path / f"model_{iteration:07d}.pth", iteration)
+    truncated(checkpoint(tmp_path / "model_final.pth", 7))
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    assert last_whole_checkpoint(tmp_path).path.name == "model_0000006.pth"
+
+
+def test_training_goes_on_from_the_checkpoint_before_a_truncated_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = train(run_cfg(tmp_path, "SOLVER.CHECKPOINT_PERIOD", 2))
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    truncated(tmp_path / "again/model_final.pth")
+    truncated(tmp_path / "again/model_0000003.pth")
+    cfg = run_cfg(tmp_path, "SOLVER.CHECKPOINT_PERIOD", 2, "OUTPUT_DIR", str(tmp_path / "again"))
+    logging.getLogger("fvcore").propagate = True
+    with caplog.at_level(logging.WARNING):
+        resumed = train(cfg, resume=True)
+    warnings = [record.getMessage() for record in caplog.records if "earlier checkpoint" in record.getMessage()]
+    assert ["model_final.pth" in x or "model_0000003.pth" in x for x in warnings] == [True, True]
+    assert resumed.start_iter == 2
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, whole.model.state_dict()[name]), name
+
+
+def test_what_was_half_written_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = ["model_0000003.pth", ".model.pth", ".hidden_file.npz", ".model_0000003.abcdefgh.npz", ".mine.abc.pth"]
+    for name in (*kept, ".model_0000003.ab_12xyz.pth", ".model_best.abcdefgh.pth"):
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path, ".pth")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_the_running_normalizer_of_retinanet_goes_on_after_a_stop(tmp_path: Path) -> None:
+    overrides = (*RETINANET, "SOLVER.CHECKPOINT_PERIOD", 2)
+    whole = train(run_cfg(tmp_path / "whole", *overrides))
+    train(run_cfg(tmp_path / "parts", *overrides))
+    (tmp_path / "parts/run/last_checkpoint").write_text("model_0000001.pth")
+    stored = read_checkpoint(tmp_path / "parts/run/model_0000001.pth")["loss_normalizer"]["value"]
+    resumed = train(run_cfg(tmp_path / "parts", *overrides), resume=True)
+    assert resumed.model.loss_normalizer == whole.model.loss_normalizer != stored
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, whole.model.state_dict()[name]), name
