@@ -70,6 +70,7 @@ def train_long(folder: Path, iterations: int) -> Usage:
     import train_net
     from meinst_d2.engine.trainer import Trainer
 
+    torch.set_num_threads(1)  # the model is too small for more
     make_data(folder / "data")
     usage = Usage("training", "iterations")
     period = max(1, iterations // SAMPLES)
@@ -99,6 +100,7 @@ def predict_long(weights: Path, predictions: int) -> Usage:
 
     from meinst_d2.model_zoo.trained import load_trained
 
+    torch.set_num_threads(1)
     model = load_trained(weights=str(weights)).model
     rng = np.random.default_rng(0)
     usage = Usage("prediction", "images")
