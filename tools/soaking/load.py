@@ -65,6 +65,7 @@ def _children() -> list[str]:
 
 def train_long(folder: Path, iterations: int) -> Usage:
     """Train a tiny model in ``folder/run``, with ten checkpoints and ten evaluations."""
+    import torch
     from detectron2.engine import HookBase
 
     import train_net
