@@ -17,7 +17,7 @@ run := $(VENV)/bin/python
 parallel := -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-core demo test test-core lint types check docs clean
+.PHONY: help install install-core demo test test-core lint types check soak matrix docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -46,6 +46,12 @@ types: install-core  ## mypy, strict below Detectron2
 	$(run) -m mypy
 
 check: install lint types test  ## lint, types, tests
+
+soak: install  ## kills and resumes, long runs: what docs/reliability.md promises (30 minutes)
+	$(run) tools/soak.py all
+
+matrix: install-core  ## the tests with the oldest and the newest torch, each in an environment of its own (an hour, 15 GB)
+	$(run) tools/matrix.py
 
 docs: install  ## the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(run) -m mkdocs build --strict
