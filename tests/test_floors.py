@@ -36,6 +36,7 @@ FLOORS = {  # the longest matching prefix counts
     "meinst_d2.publish": 3,
     "meinst_d2.check": 3,
     "meinst_d2.config": 3,
+    "meinst_d2.config_file": 3,
     "meinst_d2.data": 3,
     "meinst_d2.engine": 3,
     "meinst_d2.evaluation": 3,

@@ -103,15 +103,16 @@ def class_names(name: str) -> list[str] | None:
 @contextmanager
 def counting_classes(cfg: CfgNode) -> Iterator[None]:
     """Numbers of classes that the block does not set become that of the config's first dataset, where it is known."""
-    defaults = [(node, node.NUM_CLASSES) for node in (cfg.MODEL.MEINST, cfg.MODEL.RETINANET)]
-    for node, _ in defaults:
-        node.NUM_CLASSES = -1
+    nodes = ("MEINST", "RETINANET")
+    defaults = [cfg.MODEL[node].NUM_CLASSES for node in nodes]
+    for node in nodes:
+        cfg.MODEL[node].NUM_CLASSES = -1
     yield
     names = None
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[:1]:
         with suppress(ValueError, OSError):  # the checks before the start say what is wrong
             require_dataset(name)
             names = class_names(name)
-    for node, default in defaults:
-        if node.NUM_CLASSES == -1:
-            node.NUM_CLASSES = len(names) if names else default
+    for node, default in zip(nodes, defaults, strict=True):  # looked up again: old configs come with nodes of their own
+        if cfg.MODEL[node].NUM_CLASSES == -1:
+            cfg.MODEL[node].NUM_CLASSES = len(names) if names else default

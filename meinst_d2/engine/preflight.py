@@ -15,6 +15,7 @@ from meinst_d2.checkpoint import GENERATOR_PREFIX, info_of, settle_names
 from meinst_d2.config import check_choices
 from meinst_d2.data.datasets import class_names, require_dataset
 from meinst_d2.encoding import MASK_ENCODER_REGISTRY, Components, SigmoidClamp, load_components
+from meinst_d2.engine.settings import check_batch, check_device, check_parts, check_validation, require_values
 from meinst_d2.engine.trainer import COMPONENTS_DIFFER
 from meinst_d2.files import require_writable
 from meinst_d2.weights import read_checkpoint
@@ -43,6 +44,10 @@ def check_before_start(cfg: CfgNode, *, eval_only: bool, resume: bool, num_proce
     Raises:
         PreflightError: with every problem found.
     """
+    try:
+        require_values(cfg)
+    except ValueError as error:  # nothing else can be looked at
+        raise PreflightError(str(error)) from error
     problems: list[str] = []
 
     def check(function: Callable[..., None], *args: Any) -> None:
@@ -52,67 +57,17 @@ def check_before_start(cfg: CfgNode, *, eval_only: bool, resume: bool, num_proce
             problems.append(str(error))
 
     check(check_choices, cfg)
-    check(_check_device, cfg)
+    check(check_parts, cfg)
+    check(check_device, cfg)
     for name in (*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
         check(_check_dataset, cfg, name)
     if not eval_only:
-        check(_check_batch, cfg, num_processes)
-        check(_check_validation, cfg)
+        check(check_batch, cfg, num_processes)
+        check(check_validation, cfg)
     check(_check_weights_and_components, cfg, eval_only, resume)
     check(require_writable, os.path.join(cfg.OUTPUT_DIR, "log.txt"))
     if problems:
         raise PreflightError("\n".join(dict.fromkeys(problems)))
-
-
-def _check_device(cfg: CfgNode) -> None:
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but torch sees no GPU: add MODEL.DEVICE cpu to the command"
-        )
-
-
-def _check_batch(cfg: CfgNode, num_processes: int) -> None:
-    if not cfg.DATASETS.TRAIN:
-        raise ValueError("DATASETS.TRAIN is empty: name a dataset to train on")
-    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
-    parts = cfg.SOLVER.GRADIENT_ACCUMULATION
-    share = batch // (reference or num_processes)
-    if parts < 1 or share % parts:
-        raise ValueError(
-            f"SOLVER.GRADIENT_ACCUMULATION = {parts} cannot divide the {share} images that a process has in a batch "
-            f"of SOLVER.IMS_PER_BATCH = {batch}: choose a divisor"
-        )
-    if parts > 1 and cfg.MODEL.META_ARCHITECTURE != "MEInstDetector":
-        raise ValueError(
-            f"SOLVER.GRADIENT_ACCUMULATION = {parts} needs MODEL.META_ARCHITECTURE MEInstDetector, "
-            f"{cfg.MODEL.META_ARCHITECTURE} normalises its losses otherwise: set it to 1"
-        )
-    if reference == 0 and batch % num_processes:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH = {batch} cannot be shared by {num_processes} processes: choose a multiple"
-        )
-
-
-def _check_validation(cfg: CfgNode) -> None:
-    test, decay = cfg.TEST, cfg.SOLVER.EMA_DECAY
-    if not 0 <= decay < 1:
-        raise ValueError(f"SOLVER.EMA_DECAY = {decay} must be below 1, such as 0.9998, or 0 for no average")
-    if test.BEST_METRIC and test.BEST_METRIC.split("/")[0] not in ("segm", "bbox"):
-        raise ValueError(
-            f"TEST.BEST_METRIC = {test.BEST_METRIC!r} is no metric: set it to segm/AP, bbox/AP50 or the like"
-        )
-    if test.PATIENCE < 0 or (
-        test.PATIENCE > 0 and not (test.EVAL_PERIOD > 0 and test.BEST_METRIC and cfg.DATASETS.TEST)
-    ):
-        raise ValueError(
-            f"TEST.PATIENCE = {test.PATIENCE} counts evaluations during training: set TEST.EVAL_PERIOD, "
-            "TEST.BEST_METRIC and DATASETS.TEST, or TEST.PATIENCE 0"
-        )
-    if test.VALIDATION_LOSS and cfg.MODEL.META_ARCHITECTURE != "MEInstDetector":
-        raise ValueError(
-            f"TEST.VALIDATION_LOSS needs MODEL.META_ARCHITECTURE MEInstDetector, not {cfg.MODEL.META_ARCHITECTURE}: "
-            "set it to False"
-        )
 
 
 def _check_dataset(cfg: CfgNode, name: str) -> None:
@@ -248,8 +203,8 @@ def _components_of_file(meinst: CfgNode) -> Components | None:
 
 def _needs_components(meinst: CfgNode) -> bool:
     """Whether masks go through an encoder that is fitted."""
-    explicit_or_implicit = meinst.MASK_REPRESENTATION != "none"
-    return explicit_or_implicit and MASK_ENCODER_REGISTRY.get(meinst.ENCODER).needs_components
+    known = meinst.MASK_REPRESENTATION != "none" and meinst.ENCODER in MASK_ENCODER_REGISTRY
+    return known and MASK_ENCODER_REGISTRY.get(meinst.ENCODER).needs_components
 
 
 def _check_num_dictionaries(path: str, meinst: CfgNode, num_dictionaries: int) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from meinst_d2 import add_meinst_config
 from meinst_d2.checkpoint import info_of, settle_names
+from meinst_d2.config_file import merge_config_file, merge_overrides
 from meinst_d2.download import fetch, require_hash
 from meinst_d2.fine_tuning import CLASS_LAYER
 from meinst_d2.model_check import config_from_text, require_same_tensors
@@ -83,7 +84,7 @@ def load_trained(
     state, about = content["model"], info_of(content)
     cfg = _read_config(file) if file is not None else _config_of(path, about)
     _fit_config(cfg, state, about)
-    _merge(cfg, overrides)
+    merge_overrides(cfg, overrides)
     cfg.MODEL.WEIGHTS = ""  # they are read already
     notes: list[str] = []
     cfg.MODEL.DEVICE = _device(device, cfg.MODEL.DEVICE, notes)
@@ -151,10 +152,7 @@ def _read(weights: str) -> tuple[dict[str, Any], str]:
 def _read_config(file: str) -> CfgNode:
     cfg = get_cfg()
     add_meinst_config(cfg)
-    try:
-        cfg.merge_from_file(file, allow_unsafe=False)
-    except (KeyError, AssertionError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} does not fit this version of meinst_d2 ({error})") from error
+    merge_config_file(cfg, file)
     return cfg
 
 
@@ -186,13 +184,6 @@ def _fit_config(cfg: CfgNode, state: Mapping[str, Tensor], about: Mapping[str, A
         meinst.COMPONENTS = ""  # the weights have them
         for key, name in ENCODER_KEYS.items():
             meinst[name] = about.get(key, meinst[name])
-
-
-def _merge(cfg: CfgNode, overrides: Sequence[str]) -> None:
-    try:
-        cfg.merge_from_list(list(overrides))
-    except (KeyError, AssertionError, ValueError, TypeError) as error:
-        raise ValueError(f"{' '.join(overrides)}: {error}; give pairs KEY VALUE of keys in the config") from error
 
 
 def _device(wanted: str | None, configured: str, notes: list[str]) -> str:
