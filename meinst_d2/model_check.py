@@ -14,8 +14,12 @@ from meinst_d2 import add_meinst_config
 from meinst_d2.config_file import MALFORMED, ConfigError, plain_yaml, sentence
 
 
-def config_from_text(text: str) -> CfgNode:
+def config_from_text(text: str, what: object = "the config") -> CfgNode:
     """A config from YAML of plain values.
+
+    Args:
+        text: YAML.
+        what: where it is from.
 
     Raises:
         ValueError: it is not YAML of plain values, or has keys or types that this version does not know.
@@ -25,7 +29,7 @@ def config_from_text(text: str) -> CfgNode:
     try:
         cfg.merge_from_other_cfg(CfgNode(plain_yaml(text)))
     except MALFORMED as error:
-        raise ConfigError(f"the config does not fit this version of meinst_d2: {sentence(error, cfg)}") from error
+        raise ConfigError(f"{what} does not fit this version of meinst_d2: {sentence(error, cfg)}") from error
     return cfg
 
 

@@ -50,7 +50,7 @@ def publish_run(run: str | os.PathLike[str], output: str | os.PathLike[str], nam
     if not name or name != os.path.basename(name) or "|" in name:
         raise ValueError(f"{name!r} cannot name a file: choose letters, digits, - and _")
     run = Path(run)
-    cfg = config_from_text(_read(run / "config.yaml"))
+    cfg = config_from_text(_read(run / "config.yaml"), run / "config.yaml")
     cfg.merge_from_list([item for pair in PRIVATE_KEYS.items() for item in pair])
     weights = _last_checkpoint(run)
     content = read_checkpoint(weights)

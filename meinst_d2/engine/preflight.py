@@ -18,7 +18,7 @@ from meinst_d2.encoding import MASK_ENCODER_REGISTRY, Components, SigmoidClamp, 
 from meinst_d2.engine.settings import check_batch, check_device, check_parts, check_validation, require_values
 from meinst_d2.engine.trainer import COMPONENTS_DIFFER
 from meinst_d2.files import require_writable
-from meinst_d2.weights import read_checkpoint
+from meinst_d2.weights import load_array_pickle, read_checkpoint
 
 ANEW = (
     "to start the mask predictor anew, name components that fit in MODEL.MEINST.COMPONENTS and train with "
@@ -178,7 +178,10 @@ def _read_weights(path: str) -> tuple[dict[str, Any], bool]:
         return {}, "ImageNetPretrained" not in path
     if path and not os.path.isfile(path):
         raise FileNotFoundError(f"MODEL.WEIGHTS {path} does not exist: give a file, a URL or '' for random weights")
-    if not path or path.endswith(".pkl"):
+    if not path:
+        return {}, False
+    if path.endswith(".pkl"):  # names of other projects
+        load_array_pickle(path)
         return {}, False
     return read_checkpoint(path, mmap=True), False
 

@@ -160,7 +160,7 @@ def _config_of(path: str, about: Mapping[str, Any]) -> CfgNode:
     """The config that weights carry, or that of the run whose folder they are in."""
     beside = Path(path).parent / RUN_CONFIG
     if "config" in about:
-        return config_from_text(about["config"])
+        return config_from_text(about["config"], f"the config in {path}")
     if beside.is_file():
         return _read_config(str(beside))
     raise ValueError(

@@ -138,7 +138,7 @@ def _from_content(path: str, content: dict[str, Any], trained: bool, device: str
         raise ValueError(
             f"{path} carries no config: publish it with tools/publish_model.py, or load it through MODEL.WEIGHTS"
         )
-    cfg = config_from_text(about["config"])
+    cfg = config_from_text(about["config"], f"the config in {path}")
     cfg.MODEL.MEINST.COMPONENTS = ""  # the file's word must not make this machine open other files
     model = _build(cfg, device)
     if trained:

@@ -246,7 +246,7 @@ def test_reading_runs_no_code_and_needs_the_base(tmp_path: Path) -> None:
     path = tmp_path / "theirs.yaml"
     marker = tmp_path / "marker"
     for text in (
-        f"A: !!python/object/apply:pathlib.Path.touch [{marker}]",
+        f"A: !!python/object/apply:os.mkdir [{marker}]",
         "A: !!python/tuple [1]",
         "A: [",
         "- 1",
