@@ -17,7 +17,7 @@ import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2 import add_meinst_config
 from meinst_d2.checkpoint import MEInstCheckpointer
 from meinst_d2.config_file import merge_config_file, merge_overrides, require_file
-from meinst_d2.data.datasets import counting_classes, register_coco
+from meinst_d2.data.datasets import DatasetError, counting_classes, register_coco
 from meinst_d2.engine import Trainer, check_before_start, settle_seed
 from meinst_d2.engine.launch import launch
 from meinst_d2.engine.lazy import run_lazy
@@ -93,7 +93,10 @@ def run(argv: Sequence[str] | None = None) -> None:
             check_before_start(load_config(args), eval_only=args.eval_only, resume=args.resume, num_processes=processes)
     except (ValueError, OSError) as error:
         sys.exit(f"train_net.py: {error}")
-    launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
+    try:
+        launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
+    except DatasetError as error:
+        sys.exit(f"train_net.py: {error}")
 
 
 if __name__ == "__main__":

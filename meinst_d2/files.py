@@ -27,6 +27,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             sentence names ``path``.
     """
     target = Path(path)
+    _require_ordinary(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
@@ -62,11 +63,19 @@ def _cannot_write(target: Path, error: OSError) -> OSError:
     return type(error)(f"cannot write {target}: {error.strerror}; {way_out}")
 
 
+def _require_ordinary(path: Path) -> None:
+    """Raise an OSError if writing would replace a folder, a device or a pipe."""
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "no ordinary file"
+        raise OSError(f"cannot write {path}: it is {kind}; name a file")
+
+
 def require_writable(path: str | os.PathLike[str]) -> None:
     """Raise an OSError now if ``path`` could not be written later.
 
     Missing folders are not made; the nearest one that exists is asked.
     """
+    _require_ordinary(Path(path))
     folder = Path(path).absolute().parent
     while not folder.exists():
         folder = folder.parent

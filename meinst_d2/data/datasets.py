@@ -16,6 +16,9 @@ from meinst_d2.data.categories import read_category_names
 from meinst_d2.data.shape_images import CATEGORIES
 from meinst_d2.data.shapes import SPLITS
 
+UNREADABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What Detectron2's ``load_coco_json`` raises on files that it cannot use."""
+
 
 def register_shapes(root: str | os.PathLike[str]) -> None:
     """Register ``shapes_train`` and ``shapes_val`` below ``root``, in place of an earlier registration."""
@@ -61,6 +64,22 @@ def register_coco(spec: str) -> str:
     return name
 
 
+class DatasetError(ValueError):
+    """A dataset that Detectron2 cannot load, and where to look."""
+
+
+@contextmanager
+def loading(*names: str) -> Iterator[None]:
+    """Within the block, what Detectron2 stumbles over in an annotation file becomes a DatasetError."""
+    try:
+        yield
+    except UNREADABLE as error:
+        files = [file for name in names if (file := MetadataCatalog.get(name).get("json_file")) is not None]
+        reason = f"{type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}".strip()
+        hint = f": tools/check_dataset.py {' '.join(files)} says what is wrong" if files else ""
+        raise DatasetError(f"the dataset {', '.join(names)} cannot be loaded ({reason}){hint}") from error
+
+
 def require_dataset(name: str) -> None:
     """Raise a ValueError, or a FileNotFoundError, if the dataset cannot be loaded."""
     if name not in DatasetCatalog:
@@ -84,7 +103,8 @@ def require_dataset(name: str) -> None:
 def dataset_dicts(name: str) -> list[dict[str, Any]]:
     """The records of a registered dataset."""
     require_dataset(name)
-    return DatasetCatalog.get(name)
+    with loading(name):
+        return DatasetCatalog.get(name)
 
 
 def class_names(name: str) -> list[str] | None:

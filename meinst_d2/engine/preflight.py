@@ -11,13 +11,14 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from meinst_d2.checkpoint import GENERATOR_PREFIX, info_of, settle_names
+from meinst_d2.checkpoint import GENERATOR_PREFIX, carried_components, info_of, settle_names
 from meinst_d2.config import check_choices
 from meinst_d2.data.datasets import class_names, require_dataset
 from meinst_d2.encoding import MASK_ENCODER_REGISTRY, Components, SigmoidClamp, load_components
 from meinst_d2.engine.settings import check_batch, check_device, check_parts, check_validation, require_values
 from meinst_d2.engine.trainer import COMPONENTS_DIFFER
 from meinst_d2.files import require_writable
+from meinst_d2.fine_tuning import CLASS_LAYER
 from meinst_d2.weights import load_array_pickle, read_checkpoint
 
 ANEW = (
@@ -92,6 +93,8 @@ def _check_weights_and_components(cfg: CfgNode, eval_only: bool, resume: bool) -
     meinst = cfg.MODEL.MEINST
     starting = not (resuming or eval_only)
     anew = starting and meinst.COMPONENTS_CONFLICT == "file"  # the mask predictor may start anew
+    if eval_only and content and not any(name.startswith(CLASS_LAYER.prefixes) for name in content["model"]):
+        raise ValueError(f"{path} holds no trained detector (it has no class layer): give the weights of one")
     if not starting:
         _check_num_classes(path, content, meinst.NUM_CLASSES)
         _check_order_of_classes(path, content, cfg)
@@ -107,7 +110,7 @@ def _check_weights_and_components(cfg: CfgNode, eval_only: bool, resume: bool) -
         basis = from_file.basis
         _compare(meinst.COMPONENTS, meinst, basis.dim, basis.mask_size, from_file.sigmoid, from_file.whiten)
         _check_num_dictionaries(meinst.COMPONENTS, meinst, len(from_file.bases))
-    carried = _carried_components(content)
+    carried = carried_components(content.get("model", {}), path)
     if carried is not None and not (anew and from_file is not None):
         _check_carried(path, content, carried, meinst)
     if from_file is None and carried is None and not remote:
@@ -120,10 +123,10 @@ def _check_weights_and_components(cfg: CfgNode, eval_only: bool, resume: bool) -
 
 def _check_num_classes(path: str, content: dict[str, Any], wanted: int) -> None:
     bias = content.get("model", {}).get(GENERATOR_PREFIX + "head.cls_logits.bias")
-    if bias is not None and len(bias) != wanted:
+    if bias is not None and bias.numel() != wanted:
         raise ValueError(
-            f"{path} has {len(bias)} classes, the config asks for MODEL.MEINST.NUM_CLASSES = {wanted}: set "
-            f"MODEL.MEINST.NUM_CLASSES {len(bias)}, or first train on the new classes (the class layer starts anew)"
+            f"{path} has {bias.numel()} classes, the config asks for MODEL.MEINST.NUM_CLASSES = {wanted}: set "
+            f"MODEL.MEINST.NUM_CLASSES {bias.numel()}, or first train on the new classes (the class layer starts anew)"
         )
 
 
@@ -141,7 +144,7 @@ def _check_order_of_classes(path: str, content: dict[str, Any], cfg: CfgNode) ->
 def _check_mask_predictor(path: str, content: dict[str, Any], meinst: CfgNode) -> None:
     state = content.get("model", {})
     names = [GENERATOR_PREFIX + f"head.mask_pred.{name}" for name in ("bias", "conv_l1.conv.bias")]
-    carried = next((len(state[name]) for name in names if name in state), None)
+    carried = next((state[name].numel() for name in names if name in state), None)
     pixels = meinst.MASK_REPRESENTATION == "none"
     wanted = meinst.MASK_SIZE**2 if pixels else meinst.DIM_MASK
     if carried is not None and carried != wanted and (pixels or not _needs_components(meinst)):
@@ -184,13 +187,6 @@ def _read_weights(path: str) -> tuple[dict[str, Any], bool]:
         load_array_pickle(path)
         return {}, False
     return read_checkpoint(path, mmap=True), False
-
-
-def _carried_components(content: dict[str, Any]) -> torch.Tensor | None:
-    """The (..., D, S*S) components of a checkpoint, or None where it has none or they were never fitted."""
-    state = content.get("model", {})
-    components = next((state[key] for key in state if key.endswith("mask_encoder.components")), None)
-    return components.float() if components is not None and bool(components.any()) else None
 
 
 def _dim_and_size(components: torch.Tensor) -> tuple[int, int]:

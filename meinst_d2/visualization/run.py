@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,15 +14,13 @@ from detectron2.structures import Instances
 from PIL import Image
 from tqdm import tqdm
 
+from meinst_d2.data.mapper import UNREADABLE
 from meinst_d2.files import atomic_path
 from meinst_d2.visualization.drawing import MaskVideoVisualizer, MaskVisualizer
 from meinst_d2.visualization.inputs import Source
 from meinst_d2.visualization.predictor import Predictor, UnusableImage
 from meinst_d2.visualization.results import ResultFile
 from meinst_d2.visualization.video import VideoReader, VideoWriter
-
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises on files that are damaged, or no images at all."""
 
 
 @dataclass
