@@ -185,9 +185,9 @@ def _require_groups(content: dict[str, Any], cfg: CfgNode, prefix: str = "") -> 
 
 def _unknown(key: str, cfg: CfgNode) -> str:
     names = {known: known.rpartition(".")[2] for known in _keys(cfg)}
-    close = difflib.get_close_matches(key.rpartition(".")[2], names.values(), 3)
+    close = difflib.get_close_matches(key.rpartition(".")[2].upper(), names.values(), 3)
     # Of keys with names like this, the one whose groups are most like these.
-    near = difflib.get_close_matches(key, [known for known, name in names.items() if name in close], 1)
+    near = difflib.get_close_matches(key.upper(), [known for known, name in names.items() if name in close], 1)
     return f"there is no key {key}" + (f" (did you mean {near[0]}?)" if near else "")
 
 

@@ -51,7 +51,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except RuntimeError as error:
         temporary.unlink(missing_ok=True)
         if UNWRITTEN.search(str(error)):  # torch.save does not say which error the system gave
-            raise OSError(f"cannot write {target}: {WAY_OUT} ({str(error).splitlines()[0]})") from error
+            raise OSError(f"cannot write {target}: {WAY_OUT}") from error
         raise
     except BaseException:
         temporary.unlink(missing_ok=True)

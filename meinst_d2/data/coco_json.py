@@ -77,7 +77,8 @@ def _add_size(sizes: dict[Any, tuple[int, int]], image: Mapping[str, Any], which
         height, width = int(image["height"]), int(image["width"])
         sizes[image["id"]] = (height, width)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{which} needs an id, a height and a width in whole pixels ({error!r})") from error
+        given = ", ".join(f"{key} {image.get(key)!r}" for key in ("id", "height", "width"))
+        raise ValueError(f"{which} needs an id, a height and a width in whole pixels, it has {given}") from error
     if not (0 < height <= LONGEST_SIDE and 0 < width <= LONGEST_SIDE):
         raise ValueError(f"{which} has a height of {height} and a width of {width}: write those of the file, in pixels")
 

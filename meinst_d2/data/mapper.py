@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,13 +13,10 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.logger import log_first_n
-from PIL import Image
 
+from meinst_d2.data.image_files import read_image
 from meinst_d2.data.instances import UnusableInstance, bitmask_of, usable_polygons
 from meinst_d2.data.rasterize import crop_bitmask, rasterize_polygons
-
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises on files that are damaged, or no images at all."""
 
 SMALLEST_BOX = 1e-5
 """Boxes with a side of at most this many pixels after augmentation are dropped, as Detectron2 drops them."""
@@ -126,21 +122,6 @@ class MEInstDatasetMapper:
                 name = record.get("file_name")
                 log_first_n(logging.WARNING, f"{name}: left out an instance: {error.reason}", n=10)
         return usable, segmentations
-
-
-def read_image(path: str, image_format: str) -> np.ndarray:
-    """(H, W, C) uint8 of a file, turned as its EXIF says.
-
-    Raises:
-        FileNotFoundError: no such file.
-        OSError: it is no whole image, or so large that Pillow takes it for an attack.
-    """
-    try:
-        return utils.read_image(path, format=image_format)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"there is no image {path}") from error
-    except UNREADABLE as error:
-        raise OSError(f"the image {path} cannot be read: {str(error) or type(error).__name__}") from error
 
 
 def _transform_boxes(

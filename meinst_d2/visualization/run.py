@@ -14,7 +14,7 @@ from detectron2.structures import Instances
 from PIL import Image
 from tqdm import tqdm
 
-from meinst_d2.data.mapper import UNREADABLE
+from meinst_d2.data.image_files import UNREADABLE, reason_of
 from meinst_d2.files import atomic_path
 from meinst_d2.visualization.drawing import MaskVideoVisualizer, MaskVisualizer
 from meinst_d2.visualization.inputs import Source
@@ -74,7 +74,7 @@ class _Show:
         try:
             image = read_image(str(path), format="RGB")
         except UNREADABLE as error:
-            self._report(path, str(error) or type(error).__name__)
+            self._report(path, reason_of(error))
             return
         try:
             found = self._look(image, path, None)
