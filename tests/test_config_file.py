@@ -59,10 +59,10 @@ def test_a_config_of_version_1_keeps_the_number_of_classes(tmp_path: Path) -> No
     assert cfg.MODEL.WEIGHTS == "w.pth" and cfg.MODEL.MEINST.NUM_CLASSES == defaults().MODEL.MEINST.NUM_CLASSES
 
 
-def test_a_key_is_looked_for_in_its_own_group_first() -> None:
+def test_the_nearest_key_is_named_where_one_is_near() -> None:
     for key, meant in (
         ("MODEL.MEINST.NUM_CLASS", "MODEL.MEINST.NUM_CLASSES"),
-        ("SOLVER.WEIGHT", "SOLVER.WEIGHT_DECAY"),
+        ("SOLVER.MAX_ITERS", "SOLVER.MAX_ITER"),
     ):
         with pytest.raises(ConfigError, match=rf"there is no key {key} \(did you mean {meant}"):
             merge_overrides(defaults(), [key, 1])

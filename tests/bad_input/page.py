@@ -29,7 +29,8 @@ compared with their length before room is made for it (`tests/test_untrusted_fil
 
 Two ways remain for files to run code. A config that ends in `.py` (a LazyConfig) is a Python program, and runs as one:
 use those that you or people you trust have written. And Detectron2's own `cfg.merge_from_file(path)` runs what YAML
-asks for: in scripts of your own, call `meinst_d2.config_file.merge_config_file(cfg, path)`, or add `allow_unsafe=False`.
+asks for: in scripts of your own, call `meinst_d2.config_file.merge_config_file(cfg, path)`, or add
+`allow_unsafe=False`.
 """
 
 
