@@ -93,7 +93,8 @@ def _check_weights_and_components(cfg: CfgNode, eval_only: bool, resume: bool) -
     meinst = cfg.MODEL.MEINST
     starting = not (resuming or eval_only)
     anew = starting and meinst.COMPONENTS_CONFLICT == "file"  # the mask predictor may start anew
-    if eval_only and content and not any(name.startswith(CLASS_LAYER.prefixes) for name in content["model"]):
+    ours = content and cfg.MODEL.META_ARCHITECTURE in ("MEInstDetector", "MEInstRetinaNet")
+    if eval_only and ours and not any(name.startswith(CLASS_LAYER.prefixes) for name in content["model"]):
         raise ValueError(f"{path} holds no trained detector (it has no class layer): give the weights of one")
     if not starting:
         _check_num_classes(path, content, meinst.NUM_CLASSES)

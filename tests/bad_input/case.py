@@ -86,9 +86,9 @@ def datasets_as_they_were() -> Iterator[None]:
 
 
 def listing(folder: Path) -> list[str]:
-    """Every file below, with its length and when it was written."""
+    """Every folder below, and every file with its length and when it was written."""
     found = [(path, path.lstat()) for path in sorted(folder.rglob("*"))]
-    return [f"{path} {about.st_size} {about.st_mtime_ns}" for path, about in found if not path.is_dir()]
+    return [str(path) if path.is_dir() else f"{path} {about.st_size} {about.st_mtime_ns}" for path, about in found]
 
 
 def fit_pca_with(json_file: Path, *arguments: object) -> Call:
