@@ -16,8 +16,9 @@ from detectron2.utils import comm
 import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2 import add_meinst_config
 from meinst_d2.checkpoint import MEInstCheckpointer
+from meinst_d2.config_file import merge_config_file, merge_overrides, require_file
 from meinst_d2.data.datasets import counting_classes, register_coco
-from meinst_d2.engine import PreflightError, Trainer, check_before_start, settle_seed
+from meinst_d2.engine import Trainer, check_before_start, settle_seed
 from meinst_d2.engine.launch import launch
 from meinst_d2.engine.lazy import run_lazy
 from meinst_d2.engine.setup import default_setup
@@ -34,13 +35,8 @@ EPILOG = """examples:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = default_argument_parser(epilog=EPILOG)
     parser.description = __doc__
-    parser.add_argument(
-        "--coco-dataset",
-        action="append",
-        default=[],
-        metavar="NAME=ANNOTATIONS.json:IMAGES",
-        help="register a dataset in COCO's format; repeat",
-    )
+    form, what = "NAME=ANNOTATIONS.json:IMAGES", "register a dataset in COCO's format; repeat"
+    parser.add_argument("--coco-dataset", action="append", default=[], metavar=form, help=what)
     return parser.parse_args(argv)
 
 
@@ -50,8 +46,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     add_meinst_config(cfg)
     with counting_classes(cfg):
         if args.config_file:
-            cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list(args.opts)
+            merge_config_file(cfg, args.config_file)
+        merge_overrides(cfg, args.opts)
     return cfg
 
 
@@ -86,10 +82,12 @@ def run(argv: Sequence[str] | None = None) -> None:
     try:
         for dataset in args.coco_dataset:
             register_coco(dataset)
-        if not args.config_file.endswith(".py"):
+        if args.config_file.endswith(".py"):
+            require_file(args.config_file)
+        else:
             processes = max(args.num_gpus, 1) * args.num_machines
             check_before_start(load_config(args), eval_only=args.eval_only, resume=args.resume, num_processes=processes)
-    except (PreflightError, KeyError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"train_net.py: {error}")
     launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
 

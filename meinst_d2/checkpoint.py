@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Collection, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,11 +107,13 @@ class MEInstCheckpointer(DetectionCheckpointer):
         if suffix == ".pkl":
             content = load_array_pickle(filename)
             require_weights_by_name(content, filename)
+            require_weights_by_name({"model": content.get("blobs", {})}, filename)
             return self._from_array_pickle(content)
         if suffix == ".pyth":
             content = self._torch_load(filename)
             if "model_state" not in content:
                 return content if "model" in content else {"model": content}
+            require_weights_by_name({"model": content["model_state"]}, filename)
             weights = {k: v for k, v in content["model_state"].items() if not k.endswith("num_batches_tracked")}
             return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
         return super()._load_file(filename)  # which reads through _torch_load
@@ -198,9 +201,30 @@ class MEInstCheckpointer(DetectionCheckpointer):
 
 
 def info_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint of ours says about itself; empty for others."""
+    """What a checkpoint of ours says about itself; empty for others. Class names that are no texts are left out."""
     about = checkpoint.get("meinst")
-    return about if isinstance(about, dict) else {}
+    if not isinstance(about, dict):
+        return {}
+    names = about.get("class_names", ())
+    if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
+        return about
+    return {key: value for key, value in about.items() if key != "class_names"}
+
+
+def carried_components(state: Mapping[str, Any], path: object) -> Tensor | None:
+    """The (..., D, S*S) mask components among weights, or None where there are none or they were never fitted.
+
+    Raises:
+        ValueError: they have another shape, or are not finite.
+    """
+    found = next((state[key] for key in state if key.endswith("mask_encoder.components")), None)
+    if found is None or not bool(found.any()):
+        return None
+    if found.ndim not in (2, 3) or math.isqrt(found.shape[-1]) ** 2 != found.shape[-1]:
+        raise ValueError(f"{path} has mask components of shape {tuple(found.shape)} instead of (D, S*S)")
+    if not bool(torch.isfinite(found).all()):
+        raise ValueError(f"{path} has mask components that are not finite: take another checkpoint")
+    return found.float()
 
 
 @dataclass

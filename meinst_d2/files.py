@@ -29,6 +29,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             sentence names ``path``.
     """
     target = Path(path)
+    _require_ordinary(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
@@ -52,7 +53,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except RuntimeError as error:
         temporary.unlink(missing_ok=True)
         if UNWRITTEN.search(str(error)):  # torch.save does not say which error the system gave
-            raise OSError(f"cannot write {target}: {WAY_OUT} ({str(error).splitlines()[0]})") from error
+            raise OSError(f"cannot write {target}: {WAY_OUT}") from error
         raise
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -76,11 +77,19 @@ def _cannot_write(target: Path, error: OSError) -> OSError:
     return type(error)(f"cannot write {target}: {error.strerror}; {way_out}")
 
 
+def _require_ordinary(path: Path) -> None:
+    """Raise an OSError if writing would replace a folder, a device or a pipe."""
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "no ordinary file"
+        raise OSError(f"cannot write {path}: it is {kind}; name a file")
+
+
 def require_writable(path: str | os.PathLike[str]) -> None:
     """Raise an OSError now if ``path`` could not be written later.
 
     Missing folders are not made; the nearest one that exists is asked.
     """
+    _require_ordinary(Path(path))
     folder = Path(path).absolute().parent
     while not folder.exists():
         folder = folder.parent

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2 import add_meinst_config
+from meinst_d2.config_file import MALFORMED, ConfigError, plain_yaml, sentence
 
 
-def config_from_text(text: str) -> CfgNode:
+def config_from_text(text: str, what: object = "the config") -> CfgNode:
     """A config from YAML of plain values.
+
+    Args:
+        text: YAML.
+        what: where it is from.
 
     Raises:
         ValueError: it is not YAML of plain values, or has keys or types that this version does not know.
@@ -23,9 +27,9 @@ def config_from_text(text: str) -> CfgNode:
     cfg = get_cfg()
     add_meinst_config(cfg)
     try:
-        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(text)))
-    except (yaml.YAMLError, AttributeError, KeyError, ValueError, TypeError, AssertionError) as error:
-        raise ValueError(f"the config does not fit this version of meinst_d2 ({error})") from error
+        cfg.merge_from_other_cfg(CfgNode(plain_yaml(text)))
+    except MALFORMED as error:
+        raise ConfigError(f"{what} does not fit this version of meinst_d2: {sentence(error, cfg)}") from error
     return cfg
 
 

@@ -50,23 +50,25 @@ def publish_run(run: str | os.PathLike[str], output: str | os.PathLike[str], nam
     if not name or name != os.path.basename(name) or "|" in name:
         raise ValueError(f"{name!r} cannot name a file: choose letters, digits, - and _")
     run = Path(run)
-    cfg = config_from_text(_read(run / "config.yaml"))
+    cfg = config_from_text(_read(run / "config.yaml"), run / "config.yaml")
     cfg.merge_from_list([item for pair in PRIVATE_KEYS.items() for item in pair])
     weights = _last_checkpoint(run)
     content = read_checkpoint(weights)
     state = weights_to_use(content)
     settle_names(state)
     require_same_tensors(build_on_meta(cfg), state, weights)
+    iteration = content.get("iteration")
     about = CheckpointInfo.from_config(cfg).content | info_of(content)
     about |= {
         "name": name,
         "config": cfg.dump(),
         "metrics": last_metrics(run / "metrics.json"),
-        "iteration": content.get("iteration"),
+        "iteration": iteration if isinstance(iteration, int) else None,
         "versions": _versions(),
     }
     buffer = io.BytesIO()  # a file's own name would be part of its bytes
-    torch.save({"model": {key: value.clone() for key, value in state.items()}, "meinst": about}, buffer)
+    tensors = {key: torch.as_tensor(value).clone() for key, value in state.items()}
+    torch.save({"model": tensors, "meinst": about}, buffer)
     path = Path(output) / f"{name}-{hashlib.sha256(buffer.getbuffer()).hexdigest()[:HASH_LENGTH]}.pth"
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
@@ -92,8 +94,11 @@ def last_metrics(path: Path) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
-        row = json.loads(line)
-        if any(key.endswith(("bbox/AP", "segm/AP")) for key in row):
+        try:
+            row = json.loads(line)
+        except ValueError:  # a run that was killed while it wrote
+            continue
+        if isinstance(row, dict) and any(key.endswith(("bbox/AP", "segm/AP")) for key in row):
             found = {
                 key: value
                 for key, value in row.items()

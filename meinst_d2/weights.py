@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -122,7 +123,11 @@ def read_checkpoint(path: str | os.PathLike[str], mmap: bool = False) -> dict[st
     else:
         content = load_tensor_file(path, mmap=mmap and zipfile.is_zipfile(path))
     require_weights_by_name(content, path)
-    return content if "model" in content else {"model": content}
+    whole: dict[str, Any] = content
+    if "model" not in content:
+        whole = {"model": content["model_state"] if suffix == ".pyth" and "model_state" in content else content}
+        require_weights_by_name(whole, path)
+    return whole
 
 
 def weights_to_use(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,7 +138,18 @@ def weights_to_use(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_weights_by_name(content: Any, path: str | os.PathLike[str]) -> None:
-    """Raise a ValueError if what was read is no state dict, bare or under "model"."""
+    """Raise a ValueError if what was read is no state dict, bare or under "model"; of a bare one only names count.
+
+    Averaged weights under "ema" must be such, too.
+    """
     found = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds a {type(found).__name__} instead of weights by name")
+    for name, value in found.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{path} is no checkpoint: a weight has the name {name!r}, which is no text")
+        if found is not content and not isinstance(value, (Tensor, np.ndarray, np.generic)):
+            raise ValueError(f"{path} is no checkpoint: {name} is a {type(value).__name__} instead of a tensor")
+    average = content.get("ema") if found is not content else None
+    if isinstance(average, dict) and average:
+        require_weights_by_name({"model": average.get("model")}, path)

@@ -15,6 +15,7 @@ from detectron2.structures import Boxes, Instances
 import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2 import add_meinst_config
 from meinst_d2.checkpoint import MEInstCheckpointer
+from meinst_d2.config_file import merge_config_file
 from meinst_d2.encoding import FittedEncoder, PCABasis, PixelMoments, fit_pca, save_components
 from tests.conftest import ROOT, blob_masks
 
@@ -23,7 +24,7 @@ def load_cfg(config_file: str | Path, *overrides: Any) -> CfgNode:
     """A config of this repository, on the CPU."""
     cfg = get_cfg()
     add_meinst_config(cfg)
-    cfg.merge_from_file(str(ROOT / "configs" / config_file))
+    merge_config_file(cfg, str(ROOT / "configs" / config_file))
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", *overrides])
     return cfg
 

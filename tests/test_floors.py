@@ -36,6 +36,7 @@ FLOORS = {  # the longest matching prefix counts
     "meinst_d2.publish": 3,
     "meinst_d2.check": 3,
     "meinst_d2.config": 3,
+    "meinst_d2.config_file": 3,
     "meinst_d2.data": 3,
     "meinst_d2.engine": 3,
     "meinst_d2.evaluation": 3,
@@ -56,7 +57,7 @@ THIRD_PARTY = {  # what a room may import at all; others may import anything
     "meinst_d2.fine_tuning": set(),
     "meinst_d2.array_pickle": {"numpy"},
     "meinst_d2.tensor_file": set(),
-    "meinst_d2.weights": {"torch", "safetensors"},
+    "meinst_d2.weights": {"torch", "numpy", "safetensors"},
     "meinst_d2.precision": {"torch"},
     "meinst_d2.prerequisites": set(),
 }

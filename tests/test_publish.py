@@ -88,7 +88,7 @@ def test_what_cannot_be_published_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model_final.pth do not belong to the config:\n.*mask_pred.weight has shape"):
         publish_run(run, tmp_path / "out", "tiny")
     (run / "config.yaml").write_text("MODEL: {MEINST: {NEW_KEY: 1}}")
-    with pytest.raises(ValueError, match="does not fit this version of meinst_d2 .*NEW_KEY"):
+    with pytest.raises(ValueError, match="does not fit this version of meinst_d2: .*NEW_KEY"):
         publish_run(run, tmp_path / "out", "tiny")
     (run / "model_final.pth").unlink()
     (run / "last_checkpoint").unlink()

@@ -92,13 +92,12 @@ def load_config(config_file: str | None) -> CfgNode:
     from detectron2.config import get_cfg
 
     from meinst_d2 import add_meinst_config
+    from meinst_d2.config_file import merge_config_file
 
     cfg = get_cfg()
     add_meinst_config(cfg)
     if config_file:
-        if not os.path.isfile(config_file):
-            raise FileNotFoundError(f"there is no config file {config_file}")
-        cfg.merge_from_file(config_file)
+        merge_config_file(cfg, config_file)
     return cfg
 
 

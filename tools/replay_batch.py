@@ -30,6 +30,7 @@ def main() -> None:
 
     import meinst_d2.modeling  # noqa: F401  registers the model
     from meinst_d2 import add_meinst_config
+    from meinst_d2.config_file import merge_config_file
     from meinst_d2.engine.failed_batch import FailedBatch
 
     config = args.config_file or args.batch.parent / "config.yaml"
@@ -37,7 +38,7 @@ def main() -> None:
         failed = FailedBatch.load(args.batch)
         cfg = get_cfg()
         add_meinst_config(cfg)
-        cfg.merge_from_file(str(config), allow_unsafe=False)
+        merge_config_file(cfg, config)
     except (OSError, ValueError) as error:
         sys.exit(f"replay_batch.py: {error}")
     cfg.merge_from_list(["MODEL.DEVICE", args.device, "MODEL.MEINST.COMPONENTS", ""])  # the weights hold them

@@ -69,23 +69,24 @@ def load_config(config_file: str, opts: Sequence[str]) -> Any:
 
     import meinst_d2.modeling  # noqa: F401  so that a config of ours can be named and refused for what it lacks
     from meinst_d2 import add_meinst_config
+    from meinst_d2.config_file import merge_config_file, merge_overrides
 
     cfg = get_cfg()
     add_meinst_config(cfg)
     if os.path.isfile(config_file):
-        cfg.merge_from_file(config_file)
+        merge_config_file(cfg, config_file)
     else:
         from detectron2 import model_zoo
 
         try:
-            cfg.merge_from_file(model_zoo.get_config_file(config_file))
+            merge_config_file(cfg, model_zoo.get_config_file(config_file))
             cfg.MODEL.WEIGHTS = model_zoo.get_checkpoint_url(config_file)
         except RuntimeError as error:
             raise ValueError(
                 f"--config-file {config_file} is neither a file nor a trained model of Detectron2's model zoo: "
                 "give a path, or a name such as COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
             ) from error
-    cfg.merge_from_list(list(opts))
+    merge_overrides(cfg, opts)
     return cfg
 
 

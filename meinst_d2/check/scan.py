@@ -108,6 +108,8 @@ class _Scanner:
 
     def run(self) -> CocoFile:
         file = self.file
+        if not os.path.isfile(file.path):
+            raise FileNotFoundError(f"there is no annotation file {file.path}")
         seen = set()
         with tqdm(desc="reading", unit=" elements", unit_scale=True, dynamic_ncols=True) as bar:
             for entry in iterate_json(file.path):

@@ -19,12 +19,14 @@ def read_category_names(json_file: str | os.PathLike[str]) -> list[str]:
     Raises:
         ValueError: the file has no readable ``categories``.
     """
+    if not os.path.getsize(json_file):
+        raise ValueError(f"{json_file} is empty: it is not in COCO's instances format")
     with open(json_file, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         for match in re.finditer(rb'"categories"\s*:\s*\[', content):
             text = content[match.end() - 1 : match.end() + LONGEST_CATEGORIES].decode("utf-8", "replace")
             try:
                 categories, _ = json.JSONDecoder().raw_decode(text)
                 return [category["name"] for category in sorted(categories, key=lambda c: c["id"])]
-            except (json.JSONDecodeError, KeyError, TypeError):
+            except (json.JSONDecodeError, KeyError, TypeError, RecursionError):
                 continue
     raise ValueError(f"{json_file} has no readable 'categories': it is not in COCO's instances format")

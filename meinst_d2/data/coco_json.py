@@ -13,6 +13,9 @@ from meinst_d2.data.annotations import AnnotationTable, InstanceAnnotation
 from meinst_d2.data.json_stream import Entry, iterate_json
 
 SECTIONS = ("images", "annotations")
+LISTS = (*SECTIONS, "categories")
+LONGEST_SIDE = 2**31 - 1
+"""Pixels of an image."""
 NO_BOX = (0.0, 0.0, 0.0, 0.0)
 
 
@@ -42,7 +45,7 @@ def _append(table: AnnotationTable, path: str | os.PathLike[str]) -> None:
     for entry in iterate_json(path):
         seen.add(entry.section)
         if entry.index is None:
-            if entry.section in SECTIONS and not isinstance(entry.value, list):
+            if entry.section in LISTS and not isinstance(entry.value, list):
                 raise ValueError(
                     f"{path}: {entry.section!r} is a {type(entry.value).__name__} instead of a list: it is not in "
                     "COCO's instances format"
@@ -53,15 +56,11 @@ def _append(table: AnnotationTable, path: str | os.PathLike[str]) -> None:
             image_ids.append(annotation.get("image_id"))
             category_ids.append(annotation.get("category_id"))
         elif entry.section == "images":
-            image = require_object(entry, path)
-            try:
-                sizes[image["id"]] = (int(image["height"]), int(image["width"]))
-            except (KeyError, TypeError, ValueError, OverflowError) as error:
-                raise ValueError(
-                    f"{path}: image number {entry.index} needs an id, a height and a width in whole pixels ({error!r})"
-                ) from error
+            _add_size(sizes, require_object(entry, path), f"{path}: image number {entry.index}")
         elif entry.section == "categories":
             classes.append(require_object(entry, path).get("id"))
+            if not isinstance(classes[-1], (int, float, str)):
+                raise ValueError(f"{path}: category number {entry.index} needs an id that is a number or a text")
     missing = [section for section in SECTIONS if section not in seen]
     if missing:
         raise ValueError(f"{path} is not in COCO's instances format: it has no {' and no '.join(map(repr, missing))}")
@@ -71,6 +70,17 @@ def _append(table: AnnotationTable, path: str | os.PathLike[str]) -> None:
         [_lookup(sizes, id_, (0, 0)) for id_ in image_ids],
         [_lookup(numbers, id_, -1) for id_ in category_ids],
     )
+
+
+def _add_size(sizes: dict[Any, tuple[int, int]], image: Mapping[str, Any], which: str) -> None:
+    try:
+        height, width = int(image["height"]), int(image["width"])
+        sizes[image["id"]] = (height, width)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        given = ", ".join(f"{key} {image.get(key)!r}" for key in ("id", "height", "width"))
+        raise ValueError(f"{which} needs an id, a height and a width in whole pixels, it has {given}") from error
+    if not (0 < height <= LONGEST_SIDE and 0 < width <= LONGEST_SIDE):
+        raise ValueError(f"{which} has a height of {height} and a width of {width}: write those of the file, in pixels")
 
 
 def require_object(entry: Entry, path: str | os.PathLike[str]) -> Mapping[str, Any]:

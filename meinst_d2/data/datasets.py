@@ -16,6 +16,9 @@ from meinst_d2.data.categories import read_category_names
 from meinst_d2.data.shape_images import CATEGORIES
 from meinst_d2.data.shapes import SPLITS
 
+UNREADABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What Detectron2's ``load_coco_json`` raises on files that it cannot use."""
+
 
 def register_shapes(root: str | os.PathLike[str]) -> None:
     """Register ``shapes_train`` and ``shapes_val`` below ``root``, in place of an earlier registration."""
@@ -61,6 +64,22 @@ def register_coco(spec: str) -> str:
     return name
 
 
+class DatasetError(ValueError):
+    """A dataset that Detectron2 cannot load, and where to look."""
+
+
+@contextmanager
+def loading(*names: str) -> Iterator[None]:
+    """Within the block, what Detectron2 stumbles over in an annotation file becomes a DatasetError."""
+    try:
+        yield
+    except UNREADABLE as error:
+        files = [file for name in names if (file := MetadataCatalog.get(name).get("json_file")) is not None]
+        reason = f"{type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}".strip()
+        hint = f": tools/check_dataset.py {' '.join(files)} says what is wrong" if files else ""
+        raise DatasetError(f"the dataset {', '.join(names)} cannot be loaded ({reason}){hint}") from error
+
+
 def require_dataset(name: str) -> None:
     """Raise a ValueError, or a FileNotFoundError, if the dataset cannot be loaded."""
     if name not in DatasetCatalog:
@@ -84,7 +103,8 @@ def require_dataset(name: str) -> None:
 def dataset_dicts(name: str) -> list[dict[str, Any]]:
     """The records of a registered dataset."""
     require_dataset(name)
-    return DatasetCatalog.get(name)
+    with loading(name):
+        return DatasetCatalog.get(name)
 
 
 def class_names(name: str) -> list[str] | None:
@@ -103,15 +123,16 @@ def class_names(name: str) -> list[str] | None:
 @contextmanager
 def counting_classes(cfg: CfgNode) -> Iterator[None]:
     """Numbers of classes that the block does not set become that of the config's first dataset, where it is known."""
-    defaults = [(node, node.NUM_CLASSES) for node in (cfg.MODEL.MEINST, cfg.MODEL.RETINANET)]
-    for node, _ in defaults:
-        node.NUM_CLASSES = -1
+    nodes = ("MEINST", "RETINANET")
+    defaults = [cfg.MODEL[node].NUM_CLASSES for node in nodes]
+    for node in nodes:
+        cfg.MODEL[node].NUM_CLASSES = -1
     yield
     names = None
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[:1]:
         with suppress(ValueError, OSError):  # the checks before the start say what is wrong
             require_dataset(name)
             names = class_names(name)
-    for node, default in defaults:
-        if node.NUM_CLASSES == -1:
-            node.NUM_CLASSES = len(names) if names else default
+    for node, default in zip(nodes, defaults, strict=True):  # looked up again: old configs come with nodes of their own
+        if cfg.MODEL[node].NUM_CLASSES == -1:
+            cfg.MODEL[node].NUM_CLASSES = len(names) if names else default

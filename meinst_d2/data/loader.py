@@ -24,6 +24,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from meinst_d2.config import check_choices
+from meinst_d2.data.datasets import loading
 from meinst_d2.data.mapper import MEInstDatasetMapper
 from meinst_d2.data.sampler import Sample, TrainingBatches
 
@@ -143,7 +144,8 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[Any], dict[str, Any]] | N
         cfg: read: DATASETS, DATALOADER, SOLVER.IMS_PER_BATCH, SEED, and what the mapper reads.
         mapper: record -> sample; by default :class:`~meinst_d2.data.mapper.MEInstDatasetMapper`.
     """
-    records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    with loading(*cfg.DATASETS.TRAIN):
+        records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     return make_train_loader(
         records,
         mapper or MEInstDatasetMapper(cfg),

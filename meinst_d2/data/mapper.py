@@ -14,6 +14,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.logger import log_first_n
 
+from meinst_d2.data.image_files import read_image
 from meinst_d2.data.instances import UnusableInstance, bitmask_of, usable_polygons
 from meinst_d2.data.rasterize import crop_bitmask, rasterize_polygons
 
@@ -72,13 +73,19 @@ class MEInstDatasetMapper:
             ``instances`` with ``gt_boxes``, ``gt_classes`` and, with masks, ``gt_mask_templates`` (M, S, S) bool.
         """
         sample = {key: record[key] for key in ("file_name", "image_id", "height", "width") if key in record}
-        image = utils.read_image(record["file_name"], format=self.image_format)
+        image = read_image(record["file_name"], self.image_format)
         utils.check_image_size(sample, image)
         aug_input = T.AugInput(image)
         transforms = self.augmentations(aug_input)
         image = aug_input.image
         sample["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        sample["instances"] = self._instances(record, transforms, image.shape[:2])
+        try:
+            sample["instances"] = self._instances(record, transforms, image.shape[:2])
+        except (LookupError, OverflowError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"the annotations of {record['file_name']} cannot be used ({type(error).__name__} {error}): "
+                "tools/check_dataset.py says what is wrong with them"
+            ) from error
         return sample
 
     def _instances(

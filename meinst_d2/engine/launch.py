@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.engine import launch as launch_processes
 from torch.multiprocessing import ProcessExitedException
 
+from meinst_d2.data.datasets import DatasetError
 from meinst_d2.engine.preemption import EXIT_CODE, passing_on_sigterm
 
 
@@ -20,11 +21,14 @@ def launch(
     """As Detectron2's.
 
     SIGTERM to this process goes to all that it started, and when they have saved and ended, this one ends with the same
-    exit code. A process that is killed ends the others, and the job, with a sentence.
+    exit code. A process that is killed ends the others, and the job, with a sentence; so does a dataset that cannot be
+    loaded in the only process.
     """
     try:
         with passing_on_sigterm() if num_gpus > 1 else nullcontext():
             launch_processes(_forking, num_gpus, num_machines, machine_rank, dist_url, (main, args))
+    except DatasetError as error:
+        sys.exit(f"train_net.py: {error}")
     except ProcessExitedException as error:
         if error.exit_code == EXIT_CODE:
             sys.exit(EXIT_CODE)

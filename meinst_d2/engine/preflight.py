@@ -11,14 +11,16 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from meinst_d2.checkpoint import GENERATOR_PREFIX, info_of, settle_names
+from meinst_d2.checkpoint import GENERATOR_PREFIX, carried_components, info_of, settle_names
 from meinst_d2.config import check_choices
 from meinst_d2.data.datasets import class_names, require_dataset
 from meinst_d2.encoding import MASK_ENCODER_REGISTRY, Components, SigmoidClamp, load_components
+from meinst_d2.engine.settings import check_batch, check_device, check_parts, check_validation, require_values
 from meinst_d2.engine.trainer import COMPONENTS_DIFFER
 from meinst_d2.files import require_writable
+from meinst_d2.fine_tuning import CLASS_LAYER
 from meinst_d2.resume import last_whole_checkpoint
-from meinst_d2.weights import read_checkpoint
+from meinst_d2.weights import load_array_pickle, read_checkpoint
 
 ANEW = (
     "to start the mask predictor anew, name components that fit in MODEL.MEINST.COMPONENTS and train with "
@@ -44,6 +46,10 @@ def check_before_start(cfg: CfgNode, *, eval_only: bool, resume: bool, num_proce
     Raises:
         PreflightError: with every problem found.
     """
+    try:
+        require_values(cfg)
+    except ValueError as error:  # nothing else can be looked at
+        raise PreflightError(str(error)) from error
     problems: list[str] = []
 
     def check(function: Callable[..., None], *args: Any) -> None:
@@ -53,67 +59,17 @@ def check_before_start(cfg: CfgNode, *, eval_only: bool, resume: bool, num_proce
             problems.append(str(error))
 
     check(check_choices, cfg)
-    check(_check_device, cfg)
+    check(check_parts, cfg)
+    check(check_device, cfg)
     for name in (*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
         check(_check_dataset, cfg, name)
     if not eval_only:
-        check(_check_batch, cfg, num_processes)
-        check(_check_validation, cfg)
+        check(check_batch, cfg, num_processes)
+        check(check_validation, cfg)
     check(_check_weights_and_components, cfg, eval_only, resume)
     check(require_writable, os.path.join(cfg.OUTPUT_DIR, "log.txt"))
     if problems:
         raise PreflightError("\n".join(dict.fromkeys(problems)))
-
-
-def _check_device(cfg: CfgNode) -> None:
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but torch sees no GPU: add MODEL.DEVICE cpu to the command"
-        )
-
-
-def _check_batch(cfg: CfgNode, num_processes: int) -> None:
-    if not cfg.DATASETS.TRAIN:
-        raise ValueError("DATASETS.TRAIN is empty: name a dataset to train on")
-    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
-    parts = cfg.SOLVER.GRADIENT_ACCUMULATION
-    share = batch // (reference or num_processes)
-    if parts < 1 or share % parts:
-        raise ValueError(
-            f"SOLVER.GRADIENT_ACCUMULATION = {parts} cannot divide the {share} images that a process has in a batch "
-            f"of SOLVER.IMS_PER_BATCH = {batch}: choose a divisor"
-        )
-    if parts > 1 and cfg.MODEL.META_ARCHITECTURE != "MEInstDetector":
-        raise ValueError(
-            f"SOLVER.GRADIENT_ACCUMULATION = {parts} needs MODEL.META_ARCHITECTURE MEInstDetector, "
-            f"{cfg.MODEL.META_ARCHITECTURE} normalises its losses otherwise: set it to 1"
-        )
-    if reference == 0 and batch % num_processes:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH = {batch} cannot be shared by {num_processes} processes: choose a multiple"
-        )
-
-
-def _check_validation(cfg: CfgNode) -> None:
-    test, decay = cfg.TEST, cfg.SOLVER.EMA_DECAY
-    if not 0 <= decay < 1:
-        raise ValueError(f"SOLVER.EMA_DECAY = {decay} must be below 1, such as 0.9998, or 0 for no average")
-    if test.BEST_METRIC and test.BEST_METRIC.split("/")[0] not in ("segm", "bbox"):
-        raise ValueError(
-            f"TEST.BEST_METRIC = {test.BEST_METRIC!r} is no metric: set it to segm/AP, bbox/AP50 or the like"
-        )
-    if test.PATIENCE < 0 or (
-        test.PATIENCE > 0 and not (test.EVAL_PERIOD > 0 and test.BEST_METRIC and cfg.DATASETS.TEST)
-    ):
-        raise ValueError(
-            f"TEST.PATIENCE = {test.PATIENCE} counts evaluations during training: set TEST.EVAL_PERIOD, "
-            "TEST.BEST_METRIC and DATASETS.TEST, or TEST.PATIENCE 0"
-        )
-    if test.VALIDATION_LOSS and cfg.MODEL.META_ARCHITECTURE != "MEInstDetector":
-        raise ValueError(
-            f"TEST.VALIDATION_LOSS needs MODEL.META_ARCHITECTURE MEInstDetector, not {cfg.MODEL.META_ARCHITECTURE}: "
-            "set it to False"
-        )
 
 
 def _check_dataset(cfg: CfgNode, name: str) -> None:
@@ -138,6 +94,9 @@ def _check_weights_and_components(cfg: CfgNode, eval_only: bool, resume: bool) -
     meinst = cfg.MODEL.MEINST
     starting = not (resuming or eval_only)
     anew = starting and meinst.COMPONENTS_CONFLICT == "file"  # the mask predictor may start anew
+    ours = content and cfg.MODEL.META_ARCHITECTURE in ("MEInstDetector", "MEInstRetinaNet")
+    if eval_only and ours and not any(name.startswith(CLASS_LAYER.prefixes) for name in content["model"]):
+        raise ValueError(f"{path} holds no trained detector (it has no class layer): give the weights of one")
     if not starting:
         _check_num_classes(path, content, meinst.NUM_CLASSES)
         _check_order_of_classes(path, content, cfg)
@@ -153,7 +112,7 @@ def _check_weights_and_components(cfg: CfgNode, eval_only: bool, resume: bool) -
         basis = from_file.basis
         _compare(meinst.COMPONENTS, meinst, basis.dim, basis.mask_size, from_file.sigmoid, from_file.whiten)
         _check_num_dictionaries(meinst.COMPONENTS, meinst, len(from_file.bases))
-    carried = _carried_components(content)
+    carried = carried_components(content.get("model", {}), path)
     if carried is not None and not (anew and from_file is not None):
         _check_carried(path, content, carried, meinst)
     if from_file is None and carried is None and not remote:
@@ -166,10 +125,10 @@ def _check_weights_and_components(cfg: CfgNode, eval_only: bool, resume: bool) -
 
 def _check_num_classes(path: str, content: dict[str, Any], wanted: int) -> None:
     bias = content.get("model", {}).get(GENERATOR_PREFIX + "head.cls_logits.bias")
-    if bias is not None and len(bias) != wanted:
+    if bias is not None and bias.numel() != wanted:
         raise ValueError(
-            f"{path} has {len(bias)} classes, the config asks for MODEL.MEINST.NUM_CLASSES = {wanted}: set "
-            f"MODEL.MEINST.NUM_CLASSES {len(bias)}, or first train on the new classes (the class layer starts anew)"
+            f"{path} has {bias.numel()} classes, the config asks for MODEL.MEINST.NUM_CLASSES = {wanted}: set "
+            f"MODEL.MEINST.NUM_CLASSES {bias.numel()}, or first train on the new classes (the class layer starts anew)"
         )
 
 
@@ -187,7 +146,7 @@ def _check_order_of_classes(path: str, content: dict[str, Any], cfg: CfgNode) ->
 def _check_mask_predictor(path: str, content: dict[str, Any], meinst: CfgNode) -> None:
     state = content.get("model", {})
     names = [GENERATOR_PREFIX + f"head.mask_pred.{name}" for name in ("bias", "conv_l1.conv.bias")]
-    carried = next((len(state[name]) for name in names if name in state), None)
+    carried = next((state[name].numel() for name in names if name in state), None)
     pixels = meinst.MASK_REPRESENTATION == "none"
     wanted = meinst.MASK_SIZE**2 if pixels else meinst.DIM_MASK
     if carried is not None and carried != wanted and (pixels or not _needs_components(meinst)):
@@ -222,16 +181,12 @@ def _read_weights(path: str) -> tuple[dict[str, Any], bool]:
         return {}, "ImageNetPretrained" not in path
     if path and not os.path.isfile(path):
         raise FileNotFoundError(f"MODEL.WEIGHTS {path} does not exist: give a file, a URL or '' for random weights")
-    if not path or path.endswith(".pkl"):
+    if not path:
+        return {}, False
+    if path.endswith(".pkl"):  # names of other projects
+        load_array_pickle(path)
         return {}, False
     return read_checkpoint(path, mmap=True), False
-
-
-def _carried_components(content: dict[str, Any]) -> torch.Tensor | None:
-    """The (..., D, S*S) components of a checkpoint, or None where it has none or they were never fitted."""
-    state = content.get("model", {})
-    components = next((state[key] for key in state if key.endswith("mask_encoder.components")), None)
-    return components.float() if components is not None and bool(components.any()) else None
 
 
 def _dim_and_size(components: torch.Tensor) -> tuple[int, int]:
@@ -247,8 +202,8 @@ def _components_of_file(meinst: CfgNode) -> Components | None:
 
 def _needs_components(meinst: CfgNode) -> bool:
     """Whether masks go through an encoder that is fitted."""
-    explicit_or_implicit = meinst.MASK_REPRESENTATION != "none"
-    return explicit_or_implicit and MASK_ENCODER_REGISTRY.get(meinst.ENCODER).needs_components
+    known = meinst.MASK_REPRESENTATION != "none" and meinst.ENCODER in MASK_ENCODER_REGISTRY
+    return known and MASK_ENCODER_REGISTRY.get(meinst.ENCODER).needs_components
 
 
 def _check_num_dictionaries(path: str, meinst: CfgNode, num_dictionaries: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from meinst_d2.checkpoint import CheckpointInfo, MEInstCheckpointer
 from meinst_d2.config import precision_of
+from meinst_d2.data.datasets import loading
 from meinst_d2.data.loader import TrainLoader, build_train_loader
 from meinst_d2.engine.averaging import WeightAverage
 from meinst_d2.engine.loop import TrainingLoop
@@ -155,6 +156,12 @@ class Trainer(DefaultTrainer, TrainingLoop):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
+        with loading(dataset_name):
+            loader: Iterable[Any] = super().build_test_loader(cfg, dataset_name)
+            return loader
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

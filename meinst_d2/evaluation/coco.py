@@ -14,6 +14,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from faster_coco_eval import COCO, COCOeval_faster
 
+from meinst_d2.evaluation.ground_truth import without_unreadable_masks
 from meinst_d2.files import atomic_path
 from meinst_d2.masks import RLE, encode_masks, encode_templates
 
@@ -56,7 +57,7 @@ class MEInstCOCOEvaluator(COCOEvaluator):
             max_dets_per_image=max_dets_per_image,
             use_fast_impl=False,
         )
-        self._ground_truth: COCO | None = None
+        self._ground_truth: dict[str, COCO] = {}  # by task
 
     def process(self, inputs: Iterable[Mapping[str, Any]], outputs: Iterable[Mapping[str, Any]]) -> None:
         """
@@ -97,17 +98,29 @@ class MEInstCOCOEvaluator(COCOEvaluator):
             ) from error
 
     def _evaluate(self, results: Sequence[Mapping[str, Any]], task: str, img_ids: Sequence[int] | None) -> Any:
-        if self._ground_truth is None:
-            self._ground_truth = COCO(self._coco_api.dataset)
+        if task not in self._ground_truth:
+            self._ground_truth[task] = self._read_ground_truth(task)
+        ground_truth = self._ground_truth[task]
         # COCO adds to the results. For masks the box goes, so that areas are those of the masks.
         left_out = "bbox" if task == "segm" else "segmentation"
-        found = self._ground_truth.loadRes([{k: v for k, v in x.items() if k != left_out} for x in results])
-        evaluation = COCOeval_faster(self._ground_truth, found, task, print_function=self._logger.info)
+        found = ground_truth.loadRes([{k: v for k, v in x.items() if k != left_out} for x in results])
+        evaluation = COCOeval_faster(ground_truth, found, task, print_function=self._logger.info)
         evaluation.params.maxDets = self._max_dets_per_image
         if img_ids is not None:
             evaluation.params.imgIds = list(img_ids)
         evaluation.run()
         return evaluation
+
+    def _read_ground_truth(self, task: str) -> COCO:
+        dataset, left_out = self._coco_api.dataset, 0
+        if task == "segm":
+            dataset, left_out = without_unreadable_masks(dataset)
+        if left_out:
+            self._logger.warning(
+                f"Left out {left_out} of {len(self._coco_api.dataset['annotations'])} annotations of "
+                f"{self._metadata.name} whose masks cannot be read: tools/check_dataset.py says which."
+            )
+        return COCO(dataset)
 
 
 def to_coco_results(instances: Instances, image_id: int) -> list[dict[str, Any]]:

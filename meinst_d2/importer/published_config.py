@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import yaml
 from detectron2.config import get_cfg
 from fvcore.common.config import CfgNode as SafeCfgNode
 
+from meinst_d2.config_file import read_plain_yaml
 from meinst_d2.importer.published_keys import DEFAULTS, translate
 
 MEINST = "MODEL.MEInst."
@@ -61,15 +61,7 @@ def read_published_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         OSError: the file or its base cannot be read.
         ValueError: it is not YAML of plain values.
     """
-    try:
-        content = SafeCfgNode.load_yaml_with_base(os.fspath(path))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} cannot be read: there is no {error.filename}; put it there") from error
-    except (yaml.YAMLError, AssertionError, TypeError, RecursionError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is refused: it is not a config of plain values ({_first_line(error)})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__} instead of a config")
-    return content
+    return read_plain_yaml(path)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import MutableMapping
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor
@@ -28,9 +27,6 @@ def read_published_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ValueError: it holds more than tensors by name.
     """
     state = read_checkpoint(path)["model"]
-    for name, value in state.items():
-        if not isinstance(value, (Tensor, np.ndarray)):
-            raise ValueError(f"{path} is no checkpoint: {name} is a {type(value).__name__} instead of a tensor")
     state = {name: torch.as_tensor(value) for name, value in state.items()}
     settle_names(state)
     return state

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import detectron2.data.transforms as T
-import numpy as np
 import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.data import MetadataCatalog
@@ -18,7 +17,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from meinst_d2 import add_meinst_config
-from meinst_d2.checkpoint import info_of, settle_names
+from meinst_d2.checkpoint import carried_components, info_of, settle_names
+from meinst_d2.config_file import merge_config_file, merge_overrides
 from meinst_d2.download import fetch, require_hash
 from meinst_d2.fine_tuning import CLASS_LAYER
 from meinst_d2.model_check import config_from_text, require_same_tensors
@@ -82,8 +82,8 @@ def load_trained(
     content, path = _read(weights)
     state, about = content["model"], info_of(content)
     cfg = _read_config(file) if file is not None else _config_of(path, about)
-    _fit_config(cfg, state, about)
-    _merge(cfg, overrides)
+    _fit_config(cfg, state, about, path)
+    merge_overrides(cfg, overrides)
     cfg.MODEL.WEIGHTS = ""  # they are read already
     notes: list[str] = []
     cfg.MODEL.DEVICE = _device(device, cfg.MODEL.DEVICE, notes)
@@ -138,9 +138,6 @@ def _read(weights: str) -> tuple[dict[str, Any], str]:
         raise FileNotFoundError(f"there is no file of weights {weights}: give --weights FILE or a URL")
     content = read_checkpoint(path)
     state = dict(weights_to_use(content))
-    for name, value in state.items():
-        if not isinstance(value, (Tensor, np.ndarray)):
-            raise ValueError(f"{path} is no checkpoint: {name} is a {type(value).__name__} instead of a tensor")
     state = {name: torch.as_tensor(value) for name, value in state.items()}
     settle_names(state)
     if not any(name.startswith(CLASS_LAYER.prefixes) for name in state):
@@ -151,10 +148,7 @@ def _read(weights: str) -> tuple[dict[str, Any], str]:
 def _read_config(file: str) -> CfgNode:
     cfg = get_cfg()
     add_meinst_config(cfg)
-    try:
-        cfg.merge_from_file(file, allow_unsafe=False)
-    except (KeyError, AssertionError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} does not fit this version of meinst_d2 ({error})") from error
+    merge_config_file(cfg, file)
     return cfg
 
 
@@ -162,7 +156,7 @@ def _config_of(path: str, about: Mapping[str, Any]) -> CfgNode:
     """The config that weights carry, or that of the run whose folder they are in."""
     beside = Path(path).parent / RUN_CONFIG
     if "config" in about:
-        return config_from_text(about["config"])
+        return config_from_text(about["config"], f"the config in {path}")
     if beside.is_file():
         return _read_config(str(beside))
     raise ValueError(
@@ -171,28 +165,24 @@ def _config_of(path: str, about: Mapping[str, Any]) -> CfgNode:
     )
 
 
-def _fit_config(cfg: CfgNode, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+def _fit_config(cfg: CfgNode, state: Mapping[str, Tensor], about: Mapping[str, Any], path: str) -> None:
     """Set what the weights leave no choice about: the number of classes, and how masks are encoded."""
     meinst = cfg.MODEL.MEINST
     if "head.cls_score.bias" in state:  # RetinaNet: a value for every class and anchor
-        anchors = len(state["head.bbox_pred.bias"]) // 4
-        num_classes = len(state["head.cls_score.bias"]) // anchors
+        boxes = state.get("head.bbox_pred.bias")
+        anchors = 0 if boxes is None else boxes.numel() // 4
+        num_classes = state["head.cls_score.bias"].numel() // max(anchors, 1)
     else:
-        num_classes = len(next(state[name] for name in state if name.endswith("head.cls_logits.bias")))
+        num_classes = next((value.numel() for name, value in state.items() if name.endswith("head.cls_logits.bias")), 0)
+    if num_classes == 0:
+        raise ValueError(f"{path} does not say how many classes it knows: it lacks a bias of the class layer")
     meinst.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
-    components = next((value for name, value in state.items() if name.endswith("mask_encoder.components")), None)
-    if components is not None and bool(components.any()):
+    components = carried_components(state, path)
+    if components is not None:
         meinst.DIM_MASK, meinst.MASK_SIZE = components.shape[-2], round(components.shape[-1] ** 0.5)
         meinst.COMPONENTS = ""  # the weights have them
         for key, name in ENCODER_KEYS.items():
             meinst[name] = about.get(key, meinst[name])
-
-
-def _merge(cfg: CfgNode, overrides: Sequence[str]) -> None:
-    try:
-        cfg.merge_from_list(list(overrides))
-    except (KeyError, AssertionError, ValueError, TypeError) as error:
-        raise ValueError(f"{' '.join(overrides)}: {error}; give pairs KEY VALUE of keys in the config") from error
 
 
 def _device(wanted: str | None, configured: str, notes: list[str]) -> str:

@@ -16,6 +16,7 @@ from torch import nn
 import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2 import add_meinst_config
 from meinst_d2.checkpoint import MEInstCheckpointer, info_of, settle_names
+from meinst_d2.config_file import merge_config_file
 from meinst_d2.download import fetch, require_hash
 from meinst_d2.model_check import config_from_text, require_same_tensors
 from meinst_d2.model_zoo.entries import ENTRIES
@@ -63,7 +64,7 @@ def get_config(name: str, trained: bool = False) -> CfgNode | DictConfig:
         return cfg
     cfg = get_cfg()
     add_meinst_config(cfg)
-    cfg.merge_from_file(file, allow_unsafe=False)
+    merge_config_file(cfg, file)
     if trained:
         cfg.MODEL.WEIGHTS = get_checkpoint_url(name)
     return cfg
@@ -137,7 +138,7 @@ def _from_content(path: str, content: dict[str, Any], trained: bool, device: str
         raise ValueError(
             f"{path} carries no config: publish it with tools/publish_model.py, or load it through MODEL.WEIGHTS"
         )
-    cfg = config_from_text(about["config"])
+    cfg = config_from_text(about["config"], f"the config in {path}")
     cfg.MODEL.MEINST.COMPONENTS = ""  # the file's word must not make this machine open other files
     model = _build(cfg, device)
     if trained:

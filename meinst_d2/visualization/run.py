@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,15 +14,13 @@ from detectron2.structures import Instances
 from PIL import Image
 from tqdm import tqdm
 
+from meinst_d2.data.image_files import UNREADABLE, reason_of
 from meinst_d2.files import atomic_path
 from meinst_d2.visualization.drawing import MaskVideoVisualizer, MaskVisualizer
 from meinst_d2.visualization.inputs import Source
 from meinst_d2.visualization.predictor import Predictor, UnusableImage
 from meinst_d2.visualization.results import ResultFile
 from meinst_d2.visualization.video import VideoReader, VideoWriter
-
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises on files that are damaged, or no images at all."""
 
 
 @dataclass
@@ -77,7 +74,7 @@ class _Show:
         try:
             image = read_image(str(path), format="RGB")
         except UNREADABLE as error:
-            self._report(path, str(error) or type(error).__name__)
+            self._report(path, reason_of(error))
             return
         try:
             found = self._look(image, path, None)

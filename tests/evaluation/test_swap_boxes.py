@@ -12,6 +12,7 @@ from detectron2.data import build_detection_test_loader
 from detectron2.modeling import build_model
 from torch import nn
 
+from meinst_d2.config_file import merge_config_file
 from meinst_d2.data.datasets import register_shapes
 from meinst_d2.data.shape_images import ShapesConfig
 from meinst_d2.data.shapes import generate
@@ -61,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(folder: Path, *overrides: Any) -> CfgNode:
     cfg = get_cfg()
-    cfg.merge_from_file(str(folder / "mask_rcnn.yaml"))
+    merge_config_file(cfg, str(folder / "mask_rcnn.yaml"))
     cfg.merge_from_list(list(overrides))
     return cfg
 

@@ -78,11 +78,12 @@ def _exportable(overrides: tuple[Any, ...], images: list[str], short_edge: int) 
     import meinst_d2.modeling  # noqa: F401  registers the model
     from benchmarks.common import ROOT
     from meinst_d2 import add_meinst_config, export
+    from meinst_d2.config_file import merge_config_file
     from meinst_d2.model_zoo.trained import TrainedModel
 
     cfg = get_cfg()
     add_meinst_config(cfg)
-    cfg.merge_from_file(str(ROOT / "configs" / CONFIG))
+    merge_config_file(cfg, str(ROOT / "configs" / CONFIG))
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", *overrides])
     meinst = cfg.MODEL.MEINST
     meinst.COMPONENTS = str(components(meinst.MASK_SIZE, meinst.DIM_MASK))

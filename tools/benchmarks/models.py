@@ -25,10 +25,11 @@ def our_config(args: argparse.Namespace, *overrides: Any) -> Any:
 
     import meinst_d2.modeling  # noqa: F401  registers the model
     from meinst_d2 import add_meinst_config
+    from meinst_d2.config_file import merge_config_file
 
     cfg = get_cfg()
     add_meinst_config(cfg)
-    cfg.merge_from_file(str(ROOT / "configs" / CONFIG))
+    merge_config_file(cfg, str(ROOT / "configs" / CONFIG))
     cfg.merge_from_list(["MODEL.DEVICE", args.device, "MODEL.MEINST.PRECISION", args.precision, *overrides])
     cfg.MODEL.MEINST.COMPONENTS = str(components(cfg.MODEL.MEINST.MASK_SIZE, cfg.MODEL.MEINST.DIM_MASK))
     return cfg

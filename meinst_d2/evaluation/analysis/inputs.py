@@ -14,6 +14,7 @@ import pycocotools.mask as mask_util
 
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.instances import UnusableInstance, bitmask_of, usable_polygons
+from meinst_d2.data.rle import runs_of
 from meinst_d2.evaluation.box_files import read_entries, require_known
 from meinst_d2.masks import RLE
 
@@ -210,6 +211,10 @@ def read_results(path: str | os.PathLike[str], truth: Truth) -> dict[Hashable, D
             )
         if rle.get("size") != size:
             raise ValueError(f"{path}: entry {i} has a mask of size {rle.get('size')} on an image of {size}")
+        try:
+            runs_of(rle, *size)  # compiled code would loop forever, or write beyond the mask
+        except ValueError as error:
+            raise ValueError(f"{path}: entry {i} has a mask that cannot be read: {error}") from error
         of_image[entry["image_id"]].append(entry)
     return {image_id: _to_detections(found, truth.class_of_category) for image_id, found in of_image.items()}
 

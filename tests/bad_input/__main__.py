@@ -1,0 +1,12 @@
+"""Write docs/bad-input.md: python -m tests.bad_input."""
+
+from __future__ import annotations
+
+import sys
+
+sys.path.insert(0, "tools")
+
+from tests.bad_input.page import PAGE, as_markdown
+
+PAGE.write_text(as_markdown())
+print(f"wrote {PAGE}")

@@ -1,0 +1,216 @@
+"""Files of weights."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from meinst_d2.importer import import_checkpoint
+from meinst_d2.publish import publish_run
+from tests.bad_input.case import Call, Case, show_with, train_with
+from tests.models import tiny_cfg, tiny_model
+from tests.published_configs import write_published_config
+
+REFUSED = "w.pth is refused: a checkpoint may hold tensors and plain containers only, and must be whole "
+CLASSES = "proposal_generator.head.cls_logits.bias"
+COMPONENTS = "proposal_generator.mask_encoder.components"
+Write = Callable[[Path], object]
+
+
+class Code:
+    """Makes a folder when it is unpickled by a reader that trusts the file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("made by a checkpoint",)
+
+
+def dangerous(path: Path, zipped: bool = True) -> None:
+    if path.suffix == ".pkl":
+        path.write_bytes(pickle.dumps({"a": Code()}))
+    else:
+        torch.save({"a": Code()}, path, _use_new_zipfile_serialization=zipped)
+
+
+def state(*overrides: Any, **changes: Any) -> dict[str, Any]:
+    """The weights of the tiny model; what is changed has the name of a constant above."""
+    return {**tiny_model(*overrides).state_dict(), **{globals()[name]: value for name, value in changes.items()}}
+
+
+def saving(make: Callable[[], Any], cut: int = 0) -> Write:
+    def write(path: Path) -> None:
+        torch.save(make(), path)
+        if cut:
+            path.write_bytes(path.read_bytes()[:-cut])
+
+    return write
+
+
+def train(wrong: str, gets: str, write: Write, name: str = "w.pth", *overrides: object, evaluate: bool = False) -> Case:
+    def make(folder: Path) -> Call:
+        write(folder / name)
+        flags = ("--eval-only",) if evaluate else ()
+        return train_with(folder, "MODEL.WEIGHTS", folder / name, *overrides, flags=flags)
+
+    return Case("train_net.py" + " --eval-only" * evaluate, wrong, f"train_net.py: {gets}", make)
+
+
+def show(wrong: str, gets: str, write: Write) -> Case:
+    def make(folder: Path) -> Call:
+        write(folder / "w.pth")
+        (folder / "a.png").touch()
+        return show_with(folder, folder / "a.png", weights=folder / "w.pth")
+
+    return Case("demo.py", wrong, f"demo.py: {gets}", make)
+
+
+def publish(wrong: str, gets: str, write: Write | None, error: type[Exception] = ValueError) -> Case:
+    def make(folder: Path) -> Call:
+        (folder / "config.yaml").write_text(tiny_cfg().dump())
+        if write is not None:
+            write(folder / "model_final.pth")
+        return lambda: publish_run(folder, folder / "out", "tiny")
+
+    return Case("publish_model.py", wrong, gets, make, error)
+
+
+def take_over(wrong: str, gets: str, write: Write) -> Case:
+    def make(folder: Path) -> Call:
+        config = write_published_config(folder, "MEInst_R_50_1x.yaml")
+        write(folder / "w.pth")
+        return lambda: import_checkpoint(config, folder / "w.pth", folder / "out")
+
+    return Case("import_adelaidet.py", wrong, gets, make, ValueError)
+
+
+def resume(folder: Path) -> Call:
+    (folder / "out").mkdir()
+    (folder / "out/last_checkpoint").write_text("model_0000999.pth")
+    return train_with(folder, flags=("--resume",))
+
+
+CASES = [
+    train(
+        "not there",
+        "MODEL.WEIGHTS w.pth does not exist: give a file, a URL or '' for random weights",
+        lambda path: None,
+    ),
+    Case(
+        "train_net.py --resume",
+        "last_checkpoint names a file that is gone",
+        "train_net.py: MODEL.WEIGHTS out/model_0000999.pth does not exist: give a file, a URL or '' for random weights",
+        resume,
+    ),
+    train(
+        "cut off",
+        f"{REFUSED}(File is not a zip file)",
+        saving(lambda: {"model": state()}, cut=5000),
+    ),
+    train("empty", f"{REFUSED}(pickle exhausted before seeing STOP)", Path.touch),
+    train(
+        "a web page under the name of weights",
+        f"{REFUSED}(at position 0, opcode b'<' unknown)",
+        lambda path: path.write_text("<html>Not found</html>"),
+    ),
+    train("a .pth that would run code", f"{REFUSED}(it calls posix.mkdir)", dangerous),
+    train(
+        "a .pth of torch before 1.6 that would run code",
+        f"{REFUSED}(it calls posix.mkdir)",
+        lambda path: dangerous(path, zipped=False),
+    ),
+    train(
+        "a .pkl that would run code",
+        "w.pkl is refused: a .pkl of weights may hold numpy arrays and plain containers only (it asks for posix.mkdir)",
+        dangerous,
+        "w.pkl",
+    ),
+    train(
+        "a .safetensors that is none",
+        "w.safetensors is refused: it is no whole .safetensors file (Error while deserializing header: header "
+        "too small)",
+        lambda path: path.write_bytes(b"weights"),
+        "w.safetensors",
+    ),
+    train("a list", "w.pth holds a list instead of weights by name", saving(lambda: [1, 2])),
+    train(
+        "weights whose names are numbers",
+        "w.pth is no checkpoint: a weight has the name 1, which is no text",
+        saving(lambda: {"model": {1: torch.zeros(1)}}),
+    ),
+    train(
+        "a text where a tensor belongs",
+        f"w.pth is no checkpoint: {CLASSES} is a str instead of a tensor",
+        saving(lambda: {"model": state(CLASSES="bias")}),
+    ),
+    train(
+        "averaged weights that are none",
+        "w.pth holds a NoneType instead of weights by name",
+        saving(lambda: {"model": state(), "ema": {"decay": 0.9}}),
+    ),
+    train(
+        "components of another shape",
+        "w.pth has mask components of shape (3,) instead of (D, S*S)",
+        saving(lambda: {"model": state(COMPONENTS=torch.ones(3))}),
+    ),
+    train(
+        "components of NaN",
+        "w.pth has mask components that are not finite: take another checkpoint",
+        saving(lambda: {"model": state(COMPONENTS=torch.full((8, 784), torch.nan))}),
+    ),
+    train(
+        "another number of classes",
+        "w.pth has 3 classes, the config asks for MODEL.MEINST.NUM_CLASSES = 6: set MODEL.MEINST.NUM_CLASSES 3, or "
+        "first train on the new classes (the class layer starts anew)",
+        saving(lambda: {"model": state("MODEL.MEINST.NUM_CLASSES", 3)}),
+        evaluate=True,
+    ),
+    train(
+        "weights of a backbone alone",
+        "w.pth holds no trained detector (it has no class layer): give the weights of one",
+        saving(lambda: {"model": {"backbone.conv.weight": torch.zeros(1)}}),
+        evaluate=True,
+    ),
+    show(
+        "weights of a backbone alone",
+        "w.pth holds no trained detector (it has no class layer): give the weights of one",
+        saving(lambda: {"model": {"backbone.conv.weight": torch.zeros(1)}}),
+    ),
+    show(
+        "another architecture",
+        "the weights in w.pth do not belong to the config:\n"
+        "  unexpected proposal_generator.head.cls_tower.3.weight\n"
+        "  unexpected proposal_generator.head.cls_tower.3.bias\n"
+        "  unexpected proposal_generator.head.cls_tower.4.weight\n"
+        "  unexpected proposal_generator.head.cls_tower.4.bias",
+        saving(lambda: {"model": state("MODEL.MEINST.NUM_CLS_CONVS", 2)}),
+    ),
+    publish(
+        "a run without a checkpoint",
+        "there is no last_checkpoint: name the OUTPUT_DIR of a finished run",
+        None,
+        FileNotFoundError,
+    ),
+    publish(
+        "a checkpoint that would run code",
+        REFUSED.replace("w.pth", "model_final.pth") + "(it calls posix.mkdir)",
+        dangerous,
+    ),
+    publish(
+        "weights of another config",
+        "the weights in model_final.pth do not belong to the config:\n"
+        f"  {CLASSES.replace('bias', 'weight')} has shape (3, 32, 3, 3) instead of (6, 32, 3, 3)\n"
+        f"  {CLASSES} has shape (3,) instead of (6,)",
+        saving(lambda: {"model": state("MODEL.MEINST.NUM_CLASSES", 3)}),
+    ),
+    take_over(
+        "weights without components",
+        "w.pth carries no mask components (absent or all zero): add --components FILE.npz with the components that the "
+        "model was trained with",
+        saving(lambda: {"a": torch.zeros(1)}),
+    ),
+    take_over("a .pth that would run code", f"{REFUSED}(it calls posix.mkdir)", dangerous),
+]

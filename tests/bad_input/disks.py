@@ -1,0 +1,156 @@
+"""Places that cannot be written to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from meinst_d2.checkpoint import MEInstCheckpointer
+from meinst_d2.publish import publish_run
+from tests.bad_input.annotations import written
+from tests.bad_input.case import Call, Case, check_dataset_with, coco_content, fit_pca_with, show_with, train_with
+from tests.models import tiny_cfg, tiny_model
+
+WAY_OUT = "make room and run it again; what was there before is untouched"
+TOO_LARGE = f"File too large; {WAY_OUT}"
+LIMIT = 1000
+"""Bytes."""
+
+
+@contextlib.contextmanager
+def files_of_at_most(length: int) -> Iterator[None]:
+    """Within the block, writing fails at this length, as it does on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (length, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def full(
+    reader: str, wrong: str, gets: str, make: Callable[[Path], Call], error: type[BaseException] = SystemExit
+) -> Case:
+    def limited(folder: Path) -> Call:
+        call = make(folder)
+
+        def write() -> None:
+            with files_of_at_most(LIMIT):
+                call()
+
+        return write
+
+    return Case(reader, wrong, gets, limited, error)
+
+
+def fit(folder: Path) -> Call:
+    """Over components that are there already."""
+    (folder / "components.npz").write_text("before")
+    return fit_pca_with(written(folder, coco_content()))
+
+
+def save(folder: Path) -> Call:
+    (folder / "model_final.pth").write_text("before")
+    return lambda: MEInstCheckpointer(tiny_model(), str(folder)).save("model_final")
+
+
+def publish(folder: Path) -> Call:
+    (folder / "config.yaml").write_text(tiny_cfg().dump())
+    torch.save({"model": tiny_model().state_dict()}, folder / "model_final.pth")
+    (folder / "out").mkdir()
+    return lambda: publish_run(folder, folder / "out", "tiny")
+
+
+def fit_to(output: str, prepare: Callable[[Path], object] = Path.touch) -> Callable[[Path], Call]:
+    def make(folder: Path) -> Call:
+        prepare(folder / "there")
+        return fit_pca_with(written(folder, coco_content()), "--output", folder / output)
+
+    return make
+
+
+def check_to(folder: Path) -> Call:
+    return check_dataset_with(written(folder, coco_content()), "--json", folder)
+
+
+def show_to(flag: str) -> Callable[[Path], Call]:
+    def make(folder: Path) -> Call:
+        (folder / "there").touch()
+        (folder / "a.png").touch()
+        return show_with(folder, folder / "a.png", flags=(flag, folder / "there/found.json"))
+
+    return make
+
+
+def train_to(output: str) -> Callable[[Path], Call]:
+    def make(folder: Path) -> Call:
+        (folder / "there").touch()
+        return train_with(folder, "OUTPUT_DIR", folder / output)
+
+    return make
+
+
+CASES = [
+    full("fit_pca.py", "the disk is full", f"fit_pca.py: cannot write components.npz: {TOO_LARGE}", fit),
+    full(
+        "a checkpoint during training",
+        "the disk is full",
+        f"cannot write model_final.pth: {WAY_OUT}",
+        save,
+        OSError,
+    ),
+    full("publish_model.py", "the disk is full", f"cannot write out/tiny-SHA256.pth: {TOO_LARGE}", publish, OSError),
+    Case(
+        "fit_pca.py --output",
+        "a file where a folder belongs",
+        "fit_pca.py: cannot write there/c.npz: there is a file",
+        fit_to("there/c.npz"),
+    ),
+    Case(
+        "fit_pca.py --output",
+        "a folder where a file belongs",
+        "fit_pca.py: cannot write there: it is a folder; name a file",
+        fit_to("there", Path.mkdir),
+    ),
+    Case(
+        "fit_pca.py --output",
+        "a pipe or a device",
+        "fit_pca.py: cannot write there: it is no ordinary file; name a file",
+        fit_to("there", os.mkfifo),
+    ),
+    Case(
+        "fit_pca.py --output",
+        "a folder that takes no files",
+        "fit_pca.py: cannot write /proc/c.npz: /proc refuses new files (No such file or directory)",
+        fit_to("/proc/c.npz"),
+    ),
+    Case(
+        "train_net.py",
+        "OUTPUT_DIR below a file",
+        "train_net.py: cannot write there/run/log.txt: there is a file",
+        train_to("there/run"),
+    ),
+    Case(
+        "train_net.py",
+        "OUTPUT_DIR in a folder that takes no files",
+        "train_net.py: cannot write /proc/run/log.txt: /proc refuses new files (No such file or directory)",
+        train_to("/proc/run"),
+    ),
+    Case(
+        "demo.py --save-json",
+        "a file where a folder belongs",
+        "demo.py: cannot write there/found.json: there is a file",
+        show_to("--save-json"),
+    ),
+    Case(
+        "check_dataset.py --json",
+        "a folder where a file belongs",
+        "check_dataset.py: cannot write .: it is a folder; name a file",
+        check_to,
+    ),
+]

@@ -1,0 +1,158 @@
+"""A file that claims to hold far more than it is long is refused before room is made for it."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from detectron2.config import get_cfg
+
+from meinst_d2.config_file import merge_config_file
+from meinst_d2.encoding import load_components
+from meinst_d2.importer.published_config import read_published_config
+from meinst_d2.weights import read_checkpoint
+from tests.models import write_components
+
+MOST_MEMORY = 200e6
+"""Bytes that refusing a file may take."""
+CLAIMED = 25 * 10**9
+"""Numbers of 4 bytes: 100 GB."""
+
+
+def header_of_a_large_array() -> bytes:
+    file = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (1, 60, CLAIMED // 60)}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue() + bytes(64)
+
+
+def claiming_npz(path: Path) -> None:
+    arrays = dict(np.load(write_components(path)))
+    np.savez(path, **{name: array for name, array in arrays.items() if name != "components_c"})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("components_c.npy", header_of_a_large_array())
+
+
+def deflated_npz(path: Path) -> None:
+    arrays = dict(np.load(write_components(path)))
+    np.savez_compressed(path, **{name: array for name, array in arrays.items() if name != "components_c"})
+    archive = zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED, compresslevel=1)
+    with archive, archive.open("components_c.npy", "w") as member:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (1, 60, 784 * 1600)}
+        np.lib.format.write_array_header_1_0(member, header)
+        for _ in range(301):
+            member.write(bytes(10**6))
+
+
+def claiming_archive(path: Path) -> None:
+    """A .pth whose pickle speaks of more elements than its storage has."""
+    torch.save({"model": {"a": torch.zeros(1000)}}, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, part in parts.items():
+            claim = b"\x8a\x05" + CLAIMED.to_bytes(5, "little")
+            archive.writestr(name, part.replace(b"M\xe8\x03", claim) if name.endswith("data.pkl") else part)
+
+
+def claiming_legacy(path: Path) -> None:
+    torch.save({"model": {"a": torch.zeros(1000)}}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b"M\xe8\x03", b"\x8a\x05" + CLAIMED.to_bytes(5, "little")))
+
+
+def claiming_pickle(path: Path) -> None:
+    content = pickle.dumps({"model": {"a": np.zeros(1000, np.float32)}}, 2)
+    path.write_bytes(content.replace(b"M\xe8\x03", b"\x8a\x05" + CLAIMED.to_bytes(5, "little")))
+
+
+def pickle_with_a_large_memo(path: Path) -> None:
+    path.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")
+
+
+def pickle_with_a_long_text(path: Path) -> None:
+    path.write_bytes(b"\x80\x04\x8e" + (4 * CLAIMED).to_bytes(8, "little") + b"text")
+
+
+def claiming_safetensors(path: Path) -> None:
+    about = json.dumps({"a": {"dtype": "F32", "shape": [CLAIMED], "data_offsets": [0, 4 * CLAIMED]}}).encode()
+    path.write_bytes(len(about).to_bytes(8, "little") + about + bytes(64))
+
+
+def safetensors_with_a_long_header(path: Path) -> None:
+    path.write_bytes((4 * CLAIMED).to_bytes(8, "little") + b"{}")
+
+
+def yaml_of_aliases(path: Path) -> None:
+    """Forty lines that stand for a million million values."""
+    lines = [f"A{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 41)]
+    path.write_text("\n".join(["A0: &a0 [x]", *lines]))
+
+
+BOMBS: list[tuple[str, Callable[[Path], None], Callable[[Path], Any], str]] = [
+    ("c.npz", claiming_npz, load_components, "components_c should be .* but has 64 bytes"),
+    ("c.npz", deflated_npz, load_components, "components_c would grow from"),
+    ("w.pth", claiming_archive, read_checkpoint, "its storage 0 claims 100,000,000,000 bytes and has fewer"),
+    ("w.pth", claiming_legacy, read_checkpoint, "it claims (tensors|storages) of 100,000,000,000 bytes"),
+    ("w.pkl", claiming_pickle, read_checkpoint, r"it has an array of shape \(25000000000,\) in 4,000 bytes"),
+    ("w.pkl", pickle_with_a_large_memo, read_checkpoint, "it asks for a memo of 2,147,483,647 entries"),
+    ("w.pkl", pickle_with_a_long_text, read_checkpoint, "is refused"),
+    ("w.pth", pickle_with_a_long_text, read_checkpoint, "is refused"),
+    ("w.safetensors", claiming_safetensors, read_checkpoint, "is no whole .safetensors file"),
+    ("w.safetensors", safetensors_with_a_long_header, read_checkpoint, "is no whole .safetensors file"),
+    ("c.yaml", yaml_of_aliases, lambda path: merge_config_file(get_cfg(), path), "it has more than 16 aliases"),
+    ("c.yaml", yaml_of_aliases, read_published_config, "it has more than 16 aliases"),
+]
+
+
+def peak_memory() -> float:
+    """Bytes that this process has had in memory at most since the last reset."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024.0 * int(lines["VmHWM"].split()[0])
+
+
+@pytest.mark.parametrize(("name", "make", "read", "message"), BOMBS, ids=[make.__name__ for _, make, _, _ in BOMBS])
+def test_a_file_that_claims_much_is_refused_before_room_is_made(
+    tmp_path: Path, name: str, make: Callable[[Path], None], read: Callable[[Path], Any], message: str
+) -> None:
+    make(tmp_path / name)
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        pytest.skip("only Linux says how much memory a process has had")
+    try:
+        reset.write_text("5")
+    except OSError:
+        pytest.skip("the peak of this process' memory cannot be reset")
+    before = peak_memory()
+    tracemalloc.start()
+    try:
+        with pytest.raises((ValueError, SystemExit), match=message):
+            read(tmp_path / name)
+        assert tracemalloc.get_traced_memory()[1] < MOST_MEMORY
+    finally:
+        tracemalloc.stop()
+    assert peak_memory() - before < MOST_MEMORY
+
+
+def test_the_bombs_of_aliases_are_what_they_seem() -> None:
+    """Twenty of the forty lines stand for a million values already."""
+    lines = [f"A{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 21)]
+    content = yaml.safe_load("\n".join(["A0: &a0 [x]", *lines]))
+
+    def count(value: Any, known: dict[int, int]) -> int:
+        if isinstance(value, str):
+            return 1
+        if id(value) not in known:
+            known[id(value)] = sum(count(part, known) for part in value)
+        return known[id(value)]
+
+    assert count(content["A20"], {}) == 2**20
