@@ -78,7 +78,7 @@ class MEInstDatasetMapper:
         aug_input = T.AugInput(image)
         transforms = self.augmentations(aug_input)
         image = aug_input.image
-        sample["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        sample["image"] = torch.from_numpy(image.transpose(2, 0, 1).copy())
         try:
             sample["instances"] = self._instances(record, transforms, image.shape[:2])
         except (LookupError, OverflowError, TypeError, ValueError) as error:

@@ -102,7 +102,8 @@ CASES = [
     Case(
         "train_net.py --resume",
         "last_checkpoint names a file that is gone",
-        "train_net.py: MODEL.WEIGHTS out/model_0000999.pth does not exist: give a file, a URL or '' for random weights",
+        "train_net.py: no checkpoint is whole: out/model_0000999.pth does not exist: delete out/last_checkpoint to "
+        "start anew",
         resume,
     ),
     train(
