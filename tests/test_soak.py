@@ -14,8 +14,10 @@ def test_drift_compares_the_time_after_the_warm_up_with_the_end() -> None:
         "x", "y", list(range(10)), [50, 80, 90, 100, 100, 100, 100, 100, 102, 102], [3] * 10, [1] * 10
     )
     assert growing_at_first.drift == pytest.approx(0.02) and growing_at_first.left_behind == (0, 0)
+    coming_and_going = Usage("x", "y", list(range(10)), [1.0] * 10, [22, 22, 19, 19, 22, 22, 22, 22, 19, 22], [1] * 10)
+    assert coming_and_going.left_behind == (0, 0)
     leaking = Usage("x", "y", list(range(10)), [float(100 + i) for i in range(10)], list(range(10)), [0] * 9 + [2])
-    assert leaking.drift == pytest.approx(108.5 / 103.5 - 1) and leaking.left_behind == (6, 2)
+    assert leaking.drift == pytest.approx(108.5 / 103.5 - 1) and leaking.left_behind == (5, 0)
 
 
 def test_this_process_is_sampled(tmp_path: Path) -> None:

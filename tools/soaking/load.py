@@ -7,9 +7,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from soaking.run import TrainingRun, make_data
 
+T = TypeVar("T")
 SAMPLES = 100
 WARM_UP = 0.3
 """The part of a run that memory is not compared for."""
@@ -47,16 +49,23 @@ class Usage:
     @property
     def drift(self) -> float:
         """How much more memory the end used than the time after the warm-up, as a part of the latter."""
-        n = len(self.megabytes)
-        first, width = int(n * WARM_UP), max(1, int(n * WINDOW))
-        early = statistics.median(self.megabytes[first : first + width])
-        return statistics.median(self.megabytes[-width:]) / early - 1
+        early, late = map(statistics.median, _windows(self.megabytes))
+        return late / early - 1
 
     @property
     def left_behind(self) -> tuple[int, int]:
-        """How many more files and processes there are at the end than after the warm-up."""
-        first = int(len(self.files) * WARM_UP)
-        return self.files[-1] - self.files[first], self.processes[-1] - self.processes[first]
+        """How many more files and processes are always there at the end than after the warm-up.
+
+        Some come and go: samples on their way from the loader are open files.
+        """
+        (files, more_files), (processes, more_processes) = (map(min, _windows(x)) for x in (self.files, self.processes))
+        return more_files - files, more_processes - processes
+
+
+def _windows(samples: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+    """Those of the time after the warm-up, and the last ones."""
+    first, width = int(len(samples) * WARM_UP), max(1, int(len(samples) * WINDOW))
+    return samples[first : first + width], samples[-width:]
 
 
 def _children() -> list[str]:
