@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from fuzz.harness import fuzz
 
 MOST_PIXELS = 2**16
 
@@ -67,8 +70,10 @@ def compare(rle: dict[str, Any], height: int, width: int, box: tuple[float, floa
         assert np.array_equal(mask_util.decode(theirs), mask)
 
 
+def make_one_input() -> Callable[[bytes], None]:
+    return one_input
+
+
 if __name__ == "__main__":
     instrument()
-    from fuzz.harness import fuzz
-
-    fuzz("rle", one_input)
+    fuzz("rle", make_one_input())
