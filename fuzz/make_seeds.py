@@ -86,9 +86,11 @@ def checkpoint_seeds() -> dict[str, bytes]:
     return found | {"safetensors": b"\x02" + save(tensors, {"meinst": "{}"})}
 
 
+MAKERS = {"json": json_seeds, "rle": rle_seeds, "npz": npz_seeds, "checkpoint": checkpoint_seeds}
+
+
 def main() -> None:
-    makers = {"json": json_seeds, "rle": rle_seeds, "npz": npz_seeds, "checkpoint": checkpoint_seeds}
-    for folder, make in makers.items():
+    for folder, make in MAKERS.items():
         (CORPUS / folder).mkdir(parents=True, exist_ok=True)
         for name, content in make().items():
             (CORPUS / folder / f"seed_{name}").write_bytes(content)

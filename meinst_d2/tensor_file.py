@@ -6,6 +6,7 @@ import io
 import math
 import os
 import pickle
+import tarfile
 import zipfile
 from collections.abc import Mapping
 from typing import IO, Any
@@ -43,10 +44,25 @@ def require_modest_file(path: str | os.PathLike[str]) -> None:
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
-        zipped = file.read(len(ZIP)) == ZIP
+        start = file.read(tarfile.BLOCKSIZE)
+        if _is_tar(start):
+            raise ValueError("it is a tar archive, which torch.save no longer writes")
+        zipped = start.startswith(ZIP)
         file.seek(0)
         contents = _read_archive(file, size) if zipped else _read_legacy(file, size)
     _Claims(contents[1], size).read(contents[0])
+
+
+def _is_tar(start: bytes) -> bool:
+    """Whether torch would take a file for a tar archive, which versions before 2.6 read with code from the file.
+
+    It may be a file of pickles just as well: a tar archive starts with a name, of any bytes.
+    """
+    try:
+        tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
 
 
 def _read_archive(file: IO[bytes], size: int) -> tuple[bytes, Mapping[str, int]]:
@@ -73,6 +89,7 @@ def _read_legacy(file: IO[bytes], size: int) -> tuple[bytes, None]:
     start = file.tell()
     require_modest_pickle(file, size)
     length = file.tell() - start
+    require_modest_pickle(file, size)  # the keys of the storages
     file.seek(start)
     return file.read(length), None
 
