@@ -39,7 +39,8 @@ class _Bounded:
 def require_modest_pickle(file: IO[bytes], length: int) -> None:
     """Raise an error of ``BROKEN`` if C's unpickler would take much more memory than the pickle is long.
 
-    Its memo is a list up to the largest number that is asked for, so a pickle of six bytes can make it one of 64 GB.
+    Its memo is a list up to the largest number that is asked for, so a pickle of six bytes can make it one of 64 GB,
+    and it makes room for a whole frame before it looks whether there is one.
 
     Args:
         file: at the start of the pickle; is left after its end.
@@ -48,6 +49,8 @@ def require_modest_pickle(file: IO[bytes], length: int) -> None:
     for opcode, argument, _ in pickletools.genops(_Bounded(file, length)):  # type: ignore[arg-type]  # enough of a file
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > length:
             raise pickle.UnpicklingError(f"it asks for a memo of {argument:,} entries")
+        if opcode.name == "FRAME" and (argument or 0) > length:
+            raise pickle.UnpicklingError(f"it claims a frame of {argument:,} bytes")
 
 
 class Callee:

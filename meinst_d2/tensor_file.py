@@ -11,6 +11,8 @@ import zipfile
 from collections.abc import Mapping
 from typing import IO, Any
 
+import torch
+
 from meinst_d2.array_pickle import Callee, require_modest_pickle
 
 CALLED = {
@@ -18,6 +20,7 @@ CALLED = {
     *(("builtins", "set"), ("__builtin__", "set"), ("builtins", "complex"), ("__builtin__", "complex")),
     *(("torch", "Size"), ("torch", "device"), ("torch.serialization", "_get_layout")),
     *(("torch._utils", "_rebuild_tensor"), ("torch._utils", "_rebuild_tensor_v2")),
+    ("torch._utils", "_rebuild_tensor_v3"),
     *(("torch._utils", "_rebuild_parameter"), ("torch._utils", "_rebuild_parameter_with_state")),
 }
 """What pickles of tensors and plain containers call. torch allows more, some of which make tensors of any size."""
@@ -116,6 +119,8 @@ class _Claims(pickle.Unpickler):
             return _Name(name.removesuffix("Storage"))
         if (module, name) not in CALLED:
             return _Name(f"{module}.{name}")
+        if name == "_rebuild_tensor_v3":
+            return Callee(self._tensor_of_bytes)
         if name.startswith("_rebuild_tensor"):
             return Callee(self._tensor)
         return Callee(_Thing)
@@ -132,11 +137,22 @@ class _Claims(pickle.Unpickler):
         return _Storage(item)
 
     def _tensor(self, storage: Any, _offset: Any, shape: Any, *_: Any) -> Any:
-        sides: Any = shape if isinstance(shape, tuple) else getattr(shape, "args", (None,))[0]
-        plain = isinstance(storage, _Storage) and isinstance(sides, (tuple, list))
-        if not plain or any(type(side) is not int or side < 0 for side in sides):
+        if not isinstance(storage, _Storage):
             raise pickle.UnpicklingError("it makes a tensor in an unknown way")
-        self.tensor_bytes += math.prod(sides) * storage.item
+        return self._claim(shape, storage.item)
+
+    def _tensor_of_bytes(self, storage: Any, _offset: Any, shape: Any, *more: Any) -> Any:
+        """Of a type that has no kind of storage of its own: float8, or unsigned integers of 16 bits and more."""
+        dtype = getattr(torch, str(more[3]).removeprefix("torch."), None)
+        if not isinstance(storage, _Storage) or not isinstance(dtype, torch.dtype):
+            raise pickle.UnpicklingError("it makes a tensor in an unknown way")
+        return self._claim(shape, dtype.itemsize)
+
+    def _claim(self, shape: Any, item: int) -> Any:
+        sides: Any = shape if isinstance(shape, tuple) else getattr(shape, "args", (None,))[0]
+        if not isinstance(sides, (tuple, list)) or any(type(side) is not int or side < 0 for side in sides):
+            raise pickle.UnpicklingError("it makes a tensor in an unknown way")
+        self.tensor_bytes += math.prod(sides) * item
         if self.tensor_bytes > MOST_COPIES * self.file_size + SLACK:
             raise pickle.UnpicklingError(f"it claims tensors of {self.tensor_bytes:,} bytes or more")
         return _Thing()
