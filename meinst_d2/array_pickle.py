@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import pickletools
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import IO, Any, NoReturn
@@ -18,8 +19,8 @@ BROKEN = (
 )
 """What an unpickler raises on a file that is cut off or never was a pickle."""
 
-PLAIN_KINDS = "biufcSU"
-"""Numbers and texts, of numpy's kinds of types."""
+PLAIN_TYPE = re.compile(r"[biufcSU][1-9][0-9]{0,3}")
+"""Numbers and texts as pickles name their types. numpy understands more, for which it has a parser of Python."""
 LONGEST_ITEM = 4096
 """Bytes of one of them."""
 BYTE_ORDERS = ("<", ">", "|", "=")
@@ -102,8 +103,9 @@ class _PlainType:
     """A numpy type under construction: pickles set the byte order of plain types and nothing else."""
 
     def __init__(self, text: Any, *_: Any) -> None:
-        self.dtype = np.dtype(text) if isinstance(text, str) else np.dtype("O")
-        if self.dtype.kind not in PLAIN_KINDS or self.dtype.itemsize > LONGEST_ITEM:
+        plain = isinstance(text, str) and PLAIN_TYPE.fullmatch(text)
+        self.dtype = np.dtype(text if plain else "O")
+        if not plain or self.dtype.itemsize > LONGEST_ITEM:
             raise pickle.UnpicklingError(f"it has an array of {str(text)[:40]!r}, which are no numbers")
 
     def __setstate__(self, state: Any) -> None:
@@ -146,11 +148,19 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes(*parts: Any) -> bytes:
+    """What protocols before 3 call for bytes of length zero."""
+    if parts:
+        raise pickle.UnpicklingError("it makes bytes in an unknown way")
+    return b""
+
+
 def _not_called(*_: Any) -> NoReturn:
     raise pickle.UnpicklingError("it calls numpy.ndarray")
 
 
 BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("__builtin__", "bytes"): _no_bytes,
     ("_codecs", "encode"): _encode,
     ("collections", "OrderedDict"): OrderedDict,
     ("numpy", "ndarray"): _not_called,
