@@ -38,13 +38,16 @@ class NpzFile:
             wanted: names of arrays.
 
         Raises:
-            ValueError: the file is no archive, or an array in it is an object array, or larger than it may be.
+            ValueError: the file is no archive, its members overlap, or an array in it is an object array, or larger
+                than it may be.
         """
         try:
             self._archive = zipfile.ZipFile(path)
         except BROKEN as error:
             raise ValueError(_first_line(error)) from error
         try:
+            if sum(member.compress_size for member in self._archive.infolist()) > os.path.getsize(path):
+                raise ValueError("its members overlap")  # and so might look less dense than they are
             self.headers = {name: self._header(name) for name in wanted if f"{name}.npy" in self._archive.namelist()}
         except BROKEN as error:
             self._archive.close()
