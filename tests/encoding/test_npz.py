@@ -98,7 +98,9 @@ def assert_refused(path: Path, reason: str) -> None:
     assert type(error.value) is ValueError and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("shape", ["(3,)", "(10**18,)", f"({2**62}, 4)", f"({2**32}, {2**32})", "(-2,)", "()", "(0,)"])
+@pytest.mark.parametrize(
+    "shape", ["(3,)", f"({10**18},)", f"({2**62}, 4)", f"({2**32}, {2**32})", "(-2,)", "()", "(0,)"]
+)
 def test_a_shape_of_other_bytes_is_refused(tmp_path: Path, shape: str) -> None:
     path = archive_of(tmp_path / "c.npz", array_file(shape=shape))
     assert_refused(path, r"a should be \(.*\) of float32, but has 8 bytes")
