@@ -83,10 +83,20 @@ class ArrayUnpickler(pickle.Unpickler):
         return Callee(function)
 
 
-def plain_arrays(content: Any, depth: int = 3) -> Any:
-    """The same with numpy's own arrays, in dictionaries up to a depth."""
+def plain_arrays(content: Any, depth: int = 3, made: dict[tuple[int, int], Any] | None = None) -> Any:
+    """The same with numpy's own arrays, in dictionaries up to a depth.
+
+    Args:
+        content: of a pickle.
+        depth: of dictionaries.
+        made: what was made already, by identity and depth: a small pickle can hold a dictionary a million times.
+    """
+    made = {} if made is None else made
     if isinstance(content, dict) and depth:
-        return {key: plain_arrays(value, depth - 1) for key, value in content.items()}
+        key = id(content), depth
+        if key not in made:
+            made[key] = {name: plain_arrays(value, depth - 1, made) for name, value in content.items()}
+        return made[key]
     return content.view(np.ndarray) if isinstance(content, _Array) else content
 
 

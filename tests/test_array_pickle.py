@@ -75,6 +75,14 @@ def test_what_the_model_zoo_writes_is_read(tmp_path: Path, protocol: int) -> Non
     assert_same_array(loaded["model"]["conv1.weight"], weights["conv1.weight"])
 
 
+def test_a_dictionary_that_occurs_twice_is_made_once(tmp_path: Path) -> None:
+    inner = {"a": np.zeros(2)}
+    middle = {"x": inner, "y": inner}
+    loaded = read(tmp_path, pickle.dumps({"model": middle, "again": middle}))
+    assert loaded["model"] is loaded["again"] and loaded["model"]["x"] is loaded["model"]["y"]
+    assert type(loaded["model"]["x"]["a"]) is np.ndarray
+
+
 def test_what_python_2_wrote_is_read(tmp_path: Path) -> None:
     data = (
         b"\x80\x02}q\x01U\x01aq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85U\x01b\x87Rq\x05"
