@@ -76,7 +76,7 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
             about = (file.metadata() or {}).get("meinst")
         return {"model": state} | ({} if about is None else {"meinst": json.loads(about)})
-    except (safetensors.SafetensorError, ValueError, RecursionError, MemoryError) as error:
+    except (safetensors.SafetensorError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         raise ValueError(f"{path} is refused: it is no whole .safetensors file ({error})") from error
 
 
