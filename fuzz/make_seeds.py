@@ -82,6 +82,7 @@ def checkpoint_seeds() -> dict[str, bytes]:
     with zipfile.ZipFile(file) as archive:
         found["pickle_of_zip"] = b"\x03" + archive.read("archive/data.pkl")
     arrays = {"model": {"a": np.arange(6.0).reshape(2, 3), "b": np.float32(3)}, "__author__": "me"}
+    found["average"] = b"\x01" + pickle.dumps({"model": {"a": np.zeros(1)}, "ema": {"model": {"a": np.ones(1)}}}, 4)
     found |= {f"pkl_{protocol}": b"\x01" + pickle.dumps(arrays, protocol) for protocol in (2, 5)}
     return found | {"safetensors": b"\x02" + save(tensors, {"meinst": "{}"})}
 

@@ -128,7 +128,8 @@ def read_checkpoint(path: str | os.PathLike[str], mmap: bool = False) -> dict[st
 def weights_to_use(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The weights of a checkpoint that predict: the averaged ones, where it has any."""
     average = checkpoint.get("ema")
-    weights: dict[str, Any] = average["model"] if isinstance(average, dict) and average else checkpoint["model"]
+    averaged = average.get("model") if isinstance(average, dict) else None  # other tools keep other things there
+    weights: dict[str, Any] = averaged if isinstance(averaged, dict) else checkpoint["model"]
     return weights
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from meinst_d2.weights import load_array_pickle, load_tensor_file, read_checkpoint, save_safetensors
+from meinst_d2.weights import load_array_pickle, load_tensor_file, read_checkpoint, save_safetensors, weights_to_use
 
 
 class Canary:
@@ -90,6 +90,13 @@ def test_a_bare_state_dict_is_the_model(tmp_path: Path, wrapped: bool, zipped: b
     torch.save({"model": state, "iteration": 5} if wrapped else state, path, _use_new_zipfile_serialization=zipped)
     content = read_checkpoint(path, mmap)
     assert torch.equal(content["model"]["a"], state["a"]) and set(content) == {"model", *(("iteration",) * wrapped)}
+
+
+@pytest.mark.parametrize("average", [None, {}, {"decay": 0.9}, {"model": None}, [1], 0.9])
+def test_an_average_that_holds_no_weights_is_none(average: Any) -> None:
+    model, averaged = {"a": torch.zeros(1)}, {"a": torch.ones(1)}
+    assert weights_to_use({"model": model, "ema": average}) is model
+    assert weights_to_use({"model": model, "ema": {"model": averaged}}) is averaged
 
 
 @pytest.mark.parametrize(("content", "kind"), [([1], "list"), ({"model": [1]}, "list"), (torch.zeros(1), "Tensor")])
