@@ -48,6 +48,8 @@ def rle_seeds() -> dict[str, bytes]:
     return {
         "text": head + b"\x00" + b"94k1",
         "list": head + b"\x01" + b"[9, 4, 59]",
+        "runs": head + b"\x02" + bytes((9, 0, 4, 0, 20, 0, 10, 0)),
+        "compressed_runs": head + b"\x03" + bytes((9, 0, 4, 0, 20, 0, 10, 0)),
         "polygons": head + b"\x01" + json.dumps([SQUARE, [0, 0, 1e9, 0, 1, 1]]).encode(),
         "overflow": head + b"\x01" + json.dumps([2**62, 2**62, 2**62, 2**62 + 72]).encode(),
     }

@@ -13,6 +13,8 @@ from meinst_d2.data.annotations import AnnotationTable, InstanceAnnotation
 from meinst_d2.data.json_stream import Entry, iterate_json
 
 SECTIONS = ("images", "annotations")
+LONGEST_SIDE = 2**31
+"""Pixels of an image: there is none with as many, and tables of annotations hold 64 bits."""
 NO_BOX = (0.0, 0.0, 0.0, 0.0)
 
 
@@ -49,19 +51,25 @@ def _append(table: AnnotationTable, path: str | os.PathLike[str]) -> None:
                 )
         elif entry.section == "annotations":
             annotation = require_object(entry, path)
-            table.append(from_coco(annotation))
+            try:
+                table.append(from_coco(annotation))
+            except RecursionError:
+                raise ValueError(f"{path}: number {entry.index} of 'annotations' is nested too deeply") from None
             image_ids.append(annotation.get("image_id"))
             category_ids.append(annotation.get("category_id"))
         elif entry.section == "images":
             image = require_object(entry, path)
             try:
-                sizes[image["id"]] = (int(image["height"]), int(image["width"]))
+                sizes[image["id"]] = _size_of(image)
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise ValueError(
                     f"{path}: image number {entry.index} needs an id, a height and a width in whole pixels ({error!r})"
                 ) from error
         elif entry.section == "categories":
-            classes.append(require_object(entry, path).get("id"))
+            id_ = require_object(entry, path).get("id")
+            if not isinstance(id_, (int, float, str, type(None))):
+                raise ValueError(f"{path}: number {entry.index} of 'categories' has a {type(id_).__name__} as its id")
+            classes.append(id_)
     missing = [section for section in SECTIONS if section not in seen]
     if missing:
         raise ValueError(f"{path} is not in COCO's instances format: it has no {' and no '.join(map(repr, missing))}")
@@ -71,6 +79,13 @@ def _append(table: AnnotationTable, path: str | os.PathLike[str]) -> None:
         [_lookup(sizes, id_, (0, 0)) for id_ in image_ids],
         [_lookup(numbers, id_, -1) for id_ in category_ids],
     )
+
+
+def _size_of(image: Mapping[str, Any]) -> tuple[int, int]:
+    size = int(image["height"]), int(image["width"])
+    if max(map(abs, size)) > LONGEST_SIDE:
+        raise ValueError(f"{size} pixels")
+    return size
 
 
 def require_object(entry: Entry, path: str | os.PathLike[str]) -> Mapping[str, Any]:

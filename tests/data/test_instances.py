@@ -107,6 +107,10 @@ def test_classes_are_numbered_by_rising_id_and_unknown_ones_are_not(tmp_path: Pa
         (json.dumps(coco(images=[{"id": 1}])), "image number 0 needs an id, a height and a width"),
         (json.dumps(coco(images=[{"id": 1, "height": 1e999, "width": 4}])), "image number 0 needs"),
         (json.dumps(coco(images=[{"id": [1], "height": 4, "width": 4}])), "image number 0 needs"),
+        (json.dumps(coco(images=[{"id": 1, "height": 2**63, "width": 4}])), "image number 0 needs"),
+        (json.dumps(coco(images=[{"id": 1, "height": "9" * 30, "width": 4}])), "image number 0 needs"),
+        (json.dumps(coco(categories=[{"id": 1}, {"id": [1]}])), "number 1 of 'categories' has a list as its id"),
+        (json.dumps(coco(categories=[{"id": {}}])), "number 0 of 'categories' has a dict as its id"),
         (json.dumps(coco(annotations={})), "'annotations' is a dict instead of a list"),
         (json.dumps(coco(annotations=[7])), "number 0 of 'annotations' is a int instead of an object"),
     ],
@@ -116,6 +120,14 @@ def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> Non
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_coco_json(path)
+
+
+@pytest.mark.parametrize("depth", [600, 900, 100_000])
+def test_a_segmentation_that_is_nested_too_deeply_is_refused(tmp_path: Path, depth: int) -> None:
+    text = json.dumps(coco(annotations=[{"image_id": 7, "segmentation": "HERE"}]))
+    (tmp_path / "a.json").write_text(text.replace('"HERE"', '{"a": ' + "[" * depth + "]" * depth + "}"))
+    with pytest.raises(ValueError, match=r"a\.json.* is nested too deeply"):
+        read_coco_json(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("order", [("annotations", "categories", "images"), ("categories", "images", "annotations")])
