@@ -65,11 +65,9 @@ def content_of(kind: int, data: bytes, height: int, width: int) -> Any:
     if rest < 0:
         raise ValueError("more runs than pixels")
     counts = [*runs.tolist(), rest]
-    return (
-        counts
-        if kind == 2
-        else mask_util.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
-    )
+    if kind == 2:
+        return counts
+    return mask_util.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
 
 
 def compare(rle: dict[str, Any], height: int, width: int, box: tuple[float, float, float, float]) -> None:
