@@ -77,6 +77,9 @@ def _read_archive(file: IO[bytes], size: int) -> tuple[bytes, Mapping[str, int]]
             raise ValueError(f"{packed.filename} is compressed, which torch.save does not do")
         if sum(member.file_size for member in members) > size or len({m.filename for m in members}) != len(members):
             raise ValueError("its parts overlap")
+        if min((member.header_offset for member in members), default=0) > 0:
+            # Python looks for archives behind other content, and torch for other archives in that content.
+            raise ValueError("its parts do not start where the file does")
         root = members[0].filename.partition("/")[0] if members else ""
         sizes = {member.filename.removeprefix(f"{root}/data/"): member.file_size for member in members}
         try:
