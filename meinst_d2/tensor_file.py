@@ -6,6 +6,7 @@ import io
 import math
 import os
 import pickle
+import struct
 import tarfile
 import zipfile
 from collections.abc import Mapping
@@ -34,6 +35,9 @@ SLACK = 2**30
 """Tensors may share a storage, or repeat what is in it: altogether so many times the file and so many bytes."""
 LONGEST_PICKLE = 2**28
 ZIP = b"PK\x03\x04"
+LOCATOR = b"PK\x06\x07"
+END_BYTES, LOCATOR_BYTES, END64_BYTES = 22, 20, 56
+"""Of what ends a zip file, in reverse order; the last two are there in files of torch.save."""
 NUM_LEGACY_HEADERS = 3
 """Pickles before the content in files of torch before 1.6: magic number, protocol, sizes of types."""
 
@@ -77,15 +81,28 @@ def _read_archive(file: IO[bytes], size: int) -> tuple[bytes, Mapping[str, int]]
             raise ValueError(f"{packed.filename} is compressed, which torch.save does not do")
         if sum(member.file_size for member in members) > size or len({m.filename for m in members}) != len(members):
             raise ValueError("its parts overlap")
-        if min((member.header_offset for member in members), default=0) > 0:
-            # Python looks for archives behind other content, and torch for other archives in that content.
-            raise ValueError("its parts do not start where the file does")
+        _require_one_directory(archive, file, size)
         root = members[0].filename.partition("/")[0] if members else ""
         sizes = {member.filename.removeprefix(f"{root}/data/"): member.file_size for member in members}
         try:
             return archive.read(f"{root}/data.pkl"), sizes
         except KeyError as error:
             raise ValueError("it holds no pickle") from error
+
+
+def _require_one_directory(archive: zipfile.ZipFile, file: IO[bytes], size: int) -> None:
+    """Raise unless torch finds the list of parts where Python's zipfile does.
+
+    Python looks for archives behind other content, and for the 64-bit end of the list right before the place that says
+    where it is. torch believes what is written in either case.
+    """
+    if min((member.header_offset for member in archive.infolist()), default=0) > 0:
+        raise ValueError("its parts do not start where the file does")
+    file.seek(max(0, size - END_BYTES - LOCATOR_BYTES))
+    locator = file.read(LOCATOR_BYTES)
+    expected = struct.pack("<q", size - END_BYTES - LOCATOR_BYTES - END64_BYTES)
+    if archive.comment or (locator.startswith(LOCATOR) and locator[8:16] != expected):
+        raise ValueError("its list of parts is not at the end")
 
 
 def _read_legacy(file: IO[bytes], size: int) -> tuple[bytes, None]:

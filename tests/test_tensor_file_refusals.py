@@ -2,7 +2,6 @@
 
 import io
 import pickle
-import struct
 import tarfile
 import zipfile
 from pathlib import Path
@@ -50,35 +49,6 @@ def test_parts_that_overlap_are_refused(tmp_path: Path) -> None:
             archive.filelist.append(other)
     with pytest.raises(ValueError, match="its parts overlap"):
         require_modest_file(tmp_path / "w.pth")
-
-
-def test_an_archive_behind_another_is_refused(tmp_path: Path) -> None:
-    """Of these two, Python's zipfile finds the modest one, torch the one whose members are compressed."""
-    modest = archive_of(tmp_path / "modest", members_of({"a": torch.zeros(4)})).read_bytes()
-    packed = archive_of(tmp_path / "packed", members_of({"a": torch.zeros(10**6)}), zipfile.ZIP_DEFLATED).read_bytes()
-    directory, size, end = directory_of(modest)
-    packed_directory, packed_size, _ = directory_of(packed)
-    assert size == packed_size
-    entries = bytearray(modest[directory:end])
-    at = 0
-    while at < size:
-        lengths = struct.unpack_from("<HHH", entries, at + 28)
-        (offset,) = struct.unpack_from("<I", entries, at + 42)
-        struct.pack_into("<I", entries, at + 42, offset + packed_directory - directory)
-        at += 46 + sum(lengths)
-    footer = bytearray(modest[end:])
-    struct.pack_into("<II", footer, 12, size, packed_directory)
-    whole = packed[: packed_directory + size] + modest[:directory] + bytes(entries) + bytes(footer)
-    (tmp_path / "w.pth").write_bytes(whole)
-    with pytest.raises(ValueError, match="its parts do not start where the file does"):
-        require_modest_file(tmp_path / "w.pth")
-
-
-def directory_of(archive: bytes) -> tuple[int, int, int]:
-    """Where the list of a zip file's members starts, its length, and where it ends."""
-    end = archive.rindex(b"PK\x05\x06")
-    size, start = struct.unpack_from("<II", archive, end + 12)
-    return start, size, end
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
