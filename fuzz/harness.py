@@ -20,6 +20,9 @@ SECONDS = 10
 MEMORY = 3 * 2**30
 """Bytes that a reader may map; a small file that makes it ask for more is a finding, whatever is raised then."""
 
+NO_MEMORY = "can't allocate memory"
+"""What torch says then."""
+
 
 def with_file(suffix: str, read: Callable[[str], object]) -> Callable[[bytes], None]:
     """A function that writes its bytes to a file and reads that.
@@ -39,7 +42,7 @@ def with_file(suffix: str, read: Callable[[str], object]) -> Callable[[bytes], N
         except ValueError as error:
             if type(error) is not ValueError or path not in str(error):
                 raise AssertionError(f"the error names no file: {error!r}") from error
-            if any(isinstance(cause, MemoryError) for cause in _causes(error)):
+            if any(isinstance(cause, MemoryError) or NO_MEMORY in str(cause) for cause in _causes(error)):
                 raise AssertionError("it is refused because memory ran out") from error
 
     return one_input

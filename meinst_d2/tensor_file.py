@@ -10,7 +10,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import torch
 
@@ -33,7 +33,6 @@ ITEM_SIZES |= {"BFloat16": 2, "Short": 2, "Char": 1, "Byte": 1, "Bool": 1, "Unty
 MOST_COPIES = 4
 SLACK = 2**30
 """Tensors may share a storage, or repeat what is in it: altogether so many times the file and so many bytes."""
-LONGEST_PICKLE = 2**28
 ZIP = b"PK\x03\x04"
 LOCATOR = b"PK\x06\x07"
 END_BYTES, LOCATOR_BYTES, END64_BYTES = 22, 20, 56
@@ -143,39 +142,47 @@ class _Claims(pickle.Unpickler):
             return Callee(self._tensor_of_bytes)
         if name.startswith("_rebuild_tensor"):
             return Callee(self._tensor)
-        return Callee(_Thing)
+        return Callee(_Tensor if name.startswith("_rebuild") else _Thing)
 
     def persistent_load(self, pid: Any) -> Any:
         kind, name, key, _, count = pid[:5]
         item = ITEM_SIZES.get(str(name), 1)
-        if kind != "storage" or not isinstance(name, _Name) or type(count) is not int or count < 0:
+        if kind != "storage" or not isinstance(name, _Name) or not _lengths(count):
             raise pickle.UnpicklingError("it refers to something that is no storage")
         length = count * item
         if self.storages is not None and self.storages.get(str(key), -1) < length:
             raise pickle.UnpicklingError(f"its storage {key} claims {length:,} bytes and has fewer")
         self.declared[str(key)] = max(length, self.declared.get(str(key), 0))
-        return _Storage(item)
+        return _Storage(item, length)
 
-    def _tensor(self, storage: Any, _offset: Any, shape: Any, *_: Any) -> Any:
-        if not isinstance(storage, _Storage):
-            raise pickle.UnpicklingError("it makes a tensor in an unknown way")
-        return self._claim(shape, storage.item)
+    def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Any:
+        return self._claim(storage, offset, shape, strides, storage.item if isinstance(storage, _Storage) else 0)
 
-    def _tensor_of_bytes(self, storage: Any, _offset: Any, shape: Any, *more: Any) -> Any:
+    def _tensor_of_bytes(self, storage: Any, offset: Any, shape: Any, strides: Any, *more: Any) -> Any:
         """Of a type that has no kind of storage of its own: float8, or unsigned integers of 16 bits and more."""
-        dtype = getattr(torch, str(more[3]).removeprefix("torch."), None)
-        if not isinstance(storage, _Storage) or not isinstance(dtype, torch.dtype):
-            raise pickle.UnpicklingError("it makes a tensor in an unknown way")
-        return self._claim(shape, dtype.itemsize)
+        dtype = getattr(torch, str(more[2]).removeprefix("torch."), None)
+        return self._claim(storage, offset, shape, strides, dtype.itemsize if isinstance(dtype, torch.dtype) else 0)
 
-    def _claim(self, shape: Any, item: int) -> Any:
+    def _claim(self, storage: Any, offset: Any, shape: Any, strides: Any, item: int) -> Any:
         sides: Any = shape if isinstance(shape, tuple) else getattr(shape, "args", (None,))[0]
-        if not isinstance(sides, (tuple, list)) or any(type(side) is not int or side < 0 for side in sides):
+        plain = (
+            isinstance(storage, _Storage) and isinstance(sides, (tuple, list)) and isinstance(strides, (tuple, list))
+        )
+        if not plain or not item or not _lengths(offset, *sides, *strides) or len(sides) != len(strides):
             raise pickle.UnpicklingError("it makes a tensor in an unknown way")
         self.tensor_bytes += math.prod(sides) * item
         if self.tensor_bytes > MOST_COPIES * self.file_size + SLACK:
             raise pickle.UnpicklingError(f"it claims tensors of {self.tensor_bytes:,} bytes or more")
-        return _Thing()
+        last = offset + sum((side - 1) * stride for side, stride in zip(sides, strides, strict=True))
+        if 0 not in sides and (last + 1) * item > storage.length:  # torch would make the storage larger
+            raise pickle.UnpicklingError(
+                f"it has a tensor that ends {(last + 1) * item:,} bytes into a storage of {storage.length:,}"
+            )
+        return _Tensor()
+
+
+def _lengths(*numbers: Any) -> bool:
+    return all(type(number) is int and number >= 0 for number in numbers)
 
 
 class _Name:
@@ -192,8 +199,16 @@ class _Name:
 
 
 class _Storage:
-    def __init__(self, item: int) -> None:
-        self.item = item
+    def __init__(self, item: int, length: int) -> None:
+        self.item, self.length = item, length
+
+
+class _Tensor:
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> NoReturn:
+        raise pickle.UnpicklingError("it changes a tensor")  # torch would change its storage as well
 
 
 class _Thing:

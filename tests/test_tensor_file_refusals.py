@@ -4,6 +4,7 @@ import io
 import pickle
 import tarfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,22 @@ def test_an_archive_without_a_pickle_is_refused(tmp_path: Path, members: dict[st
         load_tensor_file(path)
 
 
+@dataclass
 class Claim:
-    """Pickled as a call of torch's function that makes a tensor, with a storage of any size."""
+    """Pickled as a call of torch's function that makes a tensor, with a storage of any size.
 
-    def __init__(self, shape: tuple[int, ...], count: int, function: str = "_rebuild_tensor_v2", *more: Any) -> None:
-        self.shape, self.count, self.function, self.more = shape, count, function, more
+    Attributes:
+        shape, count: of the tensor, and of the elements of its storage.
+        stride: of every side.
+        offset: in the storage.
+        dtype: pickled, of a tensor whose storage has no type.
+    """
+
+    shape: tuple[Any, ...]
+    count: Any
+    stride: Any = 1
+    offset: Any = 0
+    dtype: bytes = b""
 
 
 class ClaimPickler(pickle._Pickler):
@@ -83,18 +95,16 @@ class ClaimPickler(pickle._Pickler):
         if not isinstance(obj, Claim):
             super().save(obj)
             return
-        kind = b"ctorch.storage\nUntypedStorage\n" if obj.more else b"ctorch\nFloatStorage\n"
-        self.write(b"ctorch._utils\n" + obj.function.encode() + b"\n((")
+        kind = b"ctorch.storage\nUntypedStorage\n" if obj.dtype else b"ctorch\nFloatStorage\n"
+        self.write(b"ctorch._utils\n_rebuild_tensor_v%d\n((" % (3 if obj.dtype else 2))
         super().save("storage")
         self.write(kind)
         for value in ("0", "cpu", obj.count):
             super().save(value)
         self.write(b"tQ")
-        for value in (0, obj.shape, tuple(1 for _ in obj.shape), False, {}):
+        for value in (obj.offset, obj.shape, (obj.stride,) * len(obj.shape), False, {}):
             super().save(value)
-        for value in obj.more:
-            self.write(value)
-        self.write(b"tR")
+        self.write(obj.dtype + b"tR")
 
 
 def claims(path: Path, *content: Claim, storage: bytes = bytes(16)) -> Path:
@@ -130,26 +140,63 @@ def test_a_side_that_is_no_length_is_refused(tmp_path: Path, shape: tuple[Any, .
         require_modest_file(claims(tmp_path / "w.pth", Claim(shape, 4)))
 
 
+@pytest.mark.parametrize(
+    "claim",
+    [
+        Claim((5,), 4),
+        Claim((2,), 4, offset=3),
+        Claim((1,), 4, offset=10**12),
+        Claim((2,), 4, stride=10**12),
+        Claim((3, 3), 4),
+        Claim((3,), 16, dtype=b"ctorch\nuint64\n"),
+    ],
+    ids=str,
+)
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path: Path, claim: Claim) -> None:
+    with pytest.raises(pickle.UnpicklingError, match="it has a tensor that ends [0-9,]+ bytes into a storage of 16"):
+        require_modest_file(claims(tmp_path / "w.pth", claim))
+
+
+@pytest.mark.parametrize("claim", [Claim((1,), 4, offset=-1), Claim((2,), 4, stride=-1), Claim((2,), 4, stride=1.0)])
+def test_a_place_that_is_no_length_is_refused(tmp_path: Path, claim: Claim) -> None:
+    with pytest.raises(pickle.UnpicklingError, match="it makes a tensor in an unknown way"):
+        require_modest_file(claims(tmp_path / "w.pth", claim))
+
+
+@pytest.mark.parametrize("claim", [Claim((4,), 4), Claim((2, 2), 4), Claim((0,), 4, offset=9), Claim((9,), 4, 0)])
+def test_a_tensor_inside_its_storage_is_read(tmp_path: Path, claim: Claim) -> None:
+    assert load_tensor_file(claims(tmp_path / "w.pth", claim))[0].shape == claim.shape
+
+
+def test_a_tensor_is_not_changed(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    ClaimPickler(file, 2).dump(Claim((1,), 4))
+    for state in (b"}b.", b"(K\x00(I99999999\nt(I1\nttb.", b"Nb."):
+        members = {"data.pkl": file.getvalue()[:-1] + state, "data/0": bytes(16)}
+        with pytest.raises(pickle.UnpicklingError, match="it changes a tensor"):
+            require_modest_file(archive_of(tmp_path / "w.pth", members))
+
+
 def test_claims_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_file, "SLACK", 10_000)
-    require_modest_file(claims(tmp_path / "w.pth", Claim((1000,), 4)))
+    require_modest_file(claims(tmp_path / "w.pth", Claim((1000,), 4, stride=0)))
     with pytest.raises(pickle.UnpicklingError, match="it claims tensors of"):
-        require_modest_file(claims(tmp_path / "w.pth", *[Claim((1000,), 4)] * 10))
+        require_modest_file(claims(tmp_path / "w.pth", *[Claim((1000,), 4, stride=0)] * 10))
 
 
 def test_a_tensor_of_bytes_counts_with_the_size_of_its_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_file, "SLACK", 10_000)
     for dtype, elements in ((b"float8_e5m2", 10_000), (b"uint16", 5_000), (b"uint64", 1_250)):
-        more = (b"ctorch\n" + dtype + b"\n",)
-        require_modest_file(claims(tmp_path / "w.pth", Claim((elements,), 16, "_rebuild_tensor_v3", *more)))
+        once, twice = (Claim((n * elements,), 16, stride=0, dtype=b"ctorch\n" + dtype + b"\n") for n in (1, 2))
+        require_modest_file(claims(tmp_path / "w.pth", once))
         with pytest.raises(pickle.UnpicklingError, match="it claims tensors of"):
-            require_modest_file(claims(tmp_path / "w.pth", Claim((elements * 2,), 16, "_rebuild_tensor_v3", *more)))
+            require_modest_file(claims(tmp_path / "w.pth", twice))
 
 
 @pytest.mark.parametrize("dtype", [b"ctorch\nSize\n", b"cos\nsystem\n", b"N"])
 def test_a_tensor_of_bytes_of_no_type_is_refused(tmp_path: Path, dtype: bytes) -> None:
     with pytest.raises(pickle.UnpicklingError, match="it makes a tensor in an unknown way"):
-        require_modest_file(claims(tmp_path / "w.pth", Claim((1,), 16, "_rebuild_tensor_v3", dtype)))
+        require_modest_file(claims(tmp_path / "w.pth", Claim((1,), 16, dtype=dtype)))
 
 
 @pytest.mark.parametrize(
