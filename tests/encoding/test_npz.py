@@ -116,6 +116,17 @@ def test_a_shape_that_is_no_tuple_of_numbers_is_refused(tmp_path: Path, shape: s
     assert_refused(archive_of(tmp_path / "c.npz", array_file(shape=shape)), ".")
 
 
+@pytest.mark.parametrize("descr", ["()", "[()]", "[('x',)]", "[(1, 2)]", "{}", "1", "',4'", "[{}]", "['f4']"])
+def test_a_type_that_is_none_is_refused(tmp_path: Path, descr: str) -> None:
+    assert_refused(archive_of(tmp_path / "c.npz", array_file(descr=descr)), ".")
+
+
+@pytest.mark.parametrize("header", ["{'descr': 'f4', b'shape': ()}", "{1: 2, 'a': 3}", "{}", "[]", "{'descr': 'f4'"])
+def test_a_header_that_is_none_is_refused(tmp_path: Path, header: str) -> None:
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    assert_refused(archive_of(tmp_path / "c.npz", content), ".")
+
+
 def test_objects_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", a=np.array([None]))
     assert_refused(tmp_path / "c.npz", "a holds Python objects, which could run code")
