@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 import tempfile
+import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -110,6 +111,14 @@ def fuzz(name: str, one_input: Callable[[bytes], None]) -> None:
         os.makedirs(paths[0], exist_ok=True)
         paths.append(str(CORPUS / name))
     FOUND.mkdir(parents=True, exist_ok=True)
-    atheris.Setup([sys.argv[0], *options, *paths], one_input)
+
+    def with_traceback(data: bytes) -> None:
+        try:
+            one_input(data)
+        except BaseException:
+            traceback.print_exc()  # with the causes, which atheris leaves out
+            raise
+
+    atheris.Setup([sys.argv[0], *options, *paths], with_traceback)
     with little_memory():
         atheris.Fuzz()
