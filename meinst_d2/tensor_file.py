@@ -6,13 +6,12 @@ import io
 import math
 import os
 import pickle
+import re
 import struct
 import tarfile
 import zipfile
 from collections.abc import Mapping
 from typing import IO, Any, NoReturn
-
-import torch
 
 from meinst_d2.array_pickle import Callee, require_modest_pickle
 
@@ -29,6 +28,9 @@ CALLED = {
 ITEM_SIZES = {"Double": 8, "Long": 8, "ComplexFloat": 8, "ComplexDouble": 16, "Float": 4, "Int": 4, "Half": 2}
 ITEM_SIZES |= {"BFloat16": 2, "Short": 2, "Char": 1, "Byte": 1, "Bool": 1, "Untyped": 1}
 """Bytes of an element, by the first part of the name of torch's storages."""
+
+DTYPE = re.compile(r"torch\.[a-z]+([0-9]+)[0-9a-z_]*")
+"""torch's types that have no kind of storage have their bits in their names: uint16, float8_e5m2, complex32."""
 
 MOST_COPIES = 4
 SLACK = 2**30
@@ -160,8 +162,8 @@ class _Claims(pickle.Unpickler):
 
     def _tensor_of_bytes(self, storage: Any, offset: Any, shape: Any, strides: Any, *more: Any) -> Any:
         """Of a type that has no kind of storage of its own: float8, or unsigned integers of 16 bits and more."""
-        dtype = getattr(torch, str(more[2]).removeprefix("torch."), None)
-        return self._claim(storage, offset, shape, strides, dtype.itemsize if isinstance(dtype, torch.dtype) else 0)
+        bits = DTYPE.fullmatch(str(more[2]))
+        return self._claim(storage, offset, shape, strides, max(1, int(bits[1]) // 8) if bits else 0)
 
     def _claim(self, storage: Any, offset: Any, shape: Any, strides: Any, item: int) -> Any:
         sides: Any = shape if isinstance(shape, tuple) else getattr(shape, "args", (None,))[0]
