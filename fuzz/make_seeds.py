@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 import sys
 import zipfile
@@ -40,6 +41,17 @@ def json_seeds() -> dict[str, bytes]:
         "crowd": coco(iscrowd=1),
         "infinite": coco(bbox=[0, 0, 1e999, 1]),
         "far": coco(segmentation=[[0, 0, 1e300, 0, 1, 1]]),
+        "points": coco(segmentation=[[[1, 1], [5, 1], [5, 5]]]),
+        "flat": coco(segmentation=SQUARE),
+        "texts": coco(segmentation=["1", "2"], bbox=["1", "1", "4", "4"], area="16", iscrowd="no"),
+        "nothing": coco(segmentation=None, bbox=None, area=None, iscrowd=None, image_id=None, category_id=None),
+        "lists": coco(segmentation={"size": [[8], 9], "counts": [[72]]}, image_id=[7], category_id=[3]),
+        "truths": coco(segmentation={"size": [8, 9], "counts": [True, 71]}, bbox=[True, 0, 1, 1], area=True),
+        "not_a_number": coco(segmentation=[[math.nan] * 6], bbox=[math.nan, 0, 1, 1], image_id=math.nan),
+        "long": coco(segmentation={"size": [8, 9], "counts": [2**63, 2**63, 10**30]}, area=10**400),
+        "other_images": json.dumps({"images": [{"id": "7", "height": "8", "width": 9.5}], "annotations": []}).encode(),
+        "other_categories": b'{"categories": [{"id": "a"}, {"id": 1}, {}], "images": [], "annotations": [{}]}',
+        "other_parts": b'{"info": {"a": [1, {}]}, "licenses": [1], "images": [], "annotations": []}\n',
     }
 
 
