@@ -36,7 +36,7 @@ MOST_COPIES = 4
 SLACK = 2**30
 """Tensors may share a storage, or repeat what is in it: altogether so many times the file and so many bytes."""
 ZIP = b"PK\x03\x04"
-LOCATOR = b"PK\x06\x07"
+END, LOCATOR, NO_COMMENT = b"PK\x05\x06", b"PK\x06\x07", bytes(2)
 END_BYTES, LOCATOR_BYTES, END64_BYTES = 22, 20, 56
 """Of what ends a zip file, in reverse order; the last two are there in files of torch.save."""
 NUM_LEGACY_HEADERS = 3
@@ -62,7 +62,7 @@ def require_modest_file(path: str | os.PathLike[str]) -> None:
 
 
 def _is_tar(start: bytes) -> bool:
-    """Whether torch would take a file for a tar archive, which versions before 2.6 read with code from the file.
+    """Whether torch would take a file for a tar archive, with which versions before 2.6 did not keep to weights.
 
     It may be a file of pickles just as well: a tar archive starts with a name, of any bytes.
     """
@@ -100,9 +100,11 @@ def _require_one_directory(archive: zipfile.ZipFile, file: IO[bytes], size: int)
     if min((member.header_offset for member in archive.infolist()), default=0) > 0:
         raise ValueError("its parts do not start where the file does")
     file.seek(max(0, size - END_BYTES - LOCATOR_BYTES))
-    locator = file.read(LOCATOR_BYTES)
-    expected = struct.pack("<q", size - END_BYTES - LOCATOR_BYTES - END64_BYTES)
-    if archive.comment or (locator.startswith(LOCATOR) and locator[8:16] != expected):
+    tail = file.read()
+    locator, end = tail[:-END_BYTES], tail[-END_BYTES:]
+    end64 = struct.pack("<q", size - END_BYTES - LOCATOR_BYTES - END64_BYTES)
+    elsewhere = locator.startswith(LOCATOR) and locator[8:16] != end64
+    if elsewhere or not end.startswith(END) or not end.endswith(NO_COMMENT):
         raise ValueError("its list of parts is not at the end")
 
 

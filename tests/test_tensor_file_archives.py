@@ -96,6 +96,11 @@ def test_a_64_bit_end_elsewhere_is_refused(tmp_path: Path, modest: Parts, packed
     assert_refused(tmp_path / "w.pth", content, "its list of parts is not at the end")
 
 
+def test_what_follows_the_end_is_refused(tmp_path: Path, modest: Parts) -> None:
+    content = modest.members + modest.directory + end(len(modest.members), len(modest.directory), count(modest))
+    assert_refused(tmp_path / "w.pth", content + b"x", "its list of parts is not at the end")
+
+
 def test_a_comment_is_refused(tmp_path: Path, modest: Parts) -> None:
     content = modest.members + modest.directory + end(len(modest.members), len(modest.directory), count(modest))
     comment = b"a comment"

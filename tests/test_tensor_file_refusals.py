@@ -168,13 +168,25 @@ def test_a_tensor_inside_its_storage_is_read(tmp_path: Path, claim: Claim) -> No
     assert load_tensor_file(claims(tmp_path / "w.pth", claim))[0].shape == claim.shape
 
 
-def test_a_tensor_is_not_changed(tmp_path: Path) -> None:
+def pickle_of_a_tensor(and_then: bytes) -> dict[str, bytes]:
     file = io.BytesIO()
     ClaimPickler(file, 2).dump(Claim((1,), 4))
-    for state in (b"}b.", b"(K\x00(I99999999\nt(I1\nttb.", b"Nb."):
-        members = {"data.pkl": file.getvalue()[:-1] + state, "data/0": bytes(16)}
-        with pytest.raises(pickle.UnpicklingError, match="it changes a tensor"):
-            require_modest_file(archive_of(tmp_path / "w.pth", members))
+    return {"data.pkl": file.getvalue()[:-1] + and_then, "data/0": bytes(16)}
+
+
+@pytest.mark.parametrize("state", [b"}b.", b"Nb.", b"(K\x00(I99999999\nt(I1\nttb."])
+def test_no_state_is_set_on_a_tensor(tmp_path: Path, state: bytes) -> None:
+    with pytest.raises(pickle.UnpicklingError, match="it changes a tensor"):
+        require_modest_file(archive_of(tmp_path / "w.pth", pickle_of_a_tensor(state)))
+
+
+@pytest.mark.parametrize("items", [b"K\x00K\x00s.", b"(I99999\nK\x00u.", b"K\x00a.", b"(K\x00e."])
+def test_no_item_is_set_in_a_tensor(tmp_path: Path, items: bytes) -> None:
+    """Versions of torch before 2.10 wrote to memory then."""
+    with pytest.raises((TypeError, AttributeError)):
+        require_modest_file(archive_of(tmp_path / "w.pth", pickle_of_a_tensor(items)))
+    with pytest.raises(ValueError, match="w.pth is refused"):
+        load_tensor_file(tmp_path / "w.pth")
 
 
 def test_claims_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
