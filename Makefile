@@ -1,6 +1,7 @@
 # make demo, make test and the rest do everything they need on a fresh machine; make help lists them.
 VENV ?= .venv
 PYTHON ?= python3
+FUZZ_SECONDS ?= 600
 
 # The tests of floors 0 to 2 and of fitting, which need neither Detectron2 nor a compiler.
 CORE := tests/encoding tests/fcos tests/masks tests/layers tests/modeling/test_head.py \
@@ -10,6 +11,8 @@ CORE := tests/encoding tests/fcos tests/masks tests/layers tests/modeling/test_h
 	tests/test_fit_distributed.py tests/evaluation/test_rivals.py tests/evaluation/test_mask_metrics.py \
 	tests/evaluation/test_own_resolution.py tests/evaluation/test_reconstruction.py tests/test_floors.py
 
+FUZZERS := json rle npz checkpoint
+
 # Installing happens while make expands the recipe, so that $(error) can print the reason as the very last line.
 dry_run := $(findstring n,$(firstword -$(MAKEFLAGS)))
 ensure = $(if $(dry_run),,$(if $(shell PYTHON="$(PYTHON)" tools/install.sh "$(VENV)" $(1) >&2 && echo ok),,$(error $(shell cat .install-error))))
@@ -17,7 +20,7 @@ run := $(VENV)/bin/python
 parallel := -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-core demo test test-core lint types check soak matrix docs clean
+.PHONY: help install install-core install-fuzz demo test test-core fuzz soak matrix lint types check docs clean $(FUZZERS:%=fuzz-%)
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -29,6 +32,9 @@ install:  ## make the environment: torch, torchvision, Detectron2, this package
 install-core:
 	@:$(call ensure,core)
 
+install-fuzz:
+	@:$(call ensure,fuzz)
+
 demo: install  ## generate shapes, fit components, train a small model on the CPU, evaluate, draw (5 minutes)
 	$(run) tools/demo_shapes.py
 
@@ -37,6 +43,11 @@ test: install  ## every test
 
 test-core: install-core  ## the tests that need neither Detectron2 nor a compiler
 	$(run) -m pytest $(parallel) $(CORE)
+
+fuzz: $(FUZZERS:%=fuzz-%)  ## every reader of files with inputs made to break it, FUZZ_SECONDS each (default 600)
+
+$(FUZZERS:%=fuzz-%): fuzz-%: install-fuzz
+	$(run) fuzz/fuzz_$*.py -max_total_time=$(FUZZ_SECONDS)
 
 lint: install-core  ## ruff, format included
 	$(run) -m ruff check .

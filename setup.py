@@ -67,6 +67,7 @@ setup(
         ],
         "docs": DOCS,
         "export": EXPORT,
+        "fuzz": ["atheris"],
         "safetensors": ["safetensors"],
     },
 )

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from fuzz.harness import fuzz, with_file
 
 
 def instrument() -> None:
@@ -25,8 +28,10 @@ def read(path: str) -> None:
     make_templates(read_coco_json(path), 8)
 
 
+def make_one_input() -> Callable[[bytes], None]:
+    return with_file(".json", read)
+
+
 if __name__ == "__main__":
     instrument()
-    from fuzz.harness import fuzz, with_file
-
-    fuzz("json", with_file(".json", read))
+    fuzz("json", make_one_input())

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from fuzz.harness import fuzz
 
 MOST_PIXELS = 2**16
 
@@ -24,7 +27,7 @@ def instrument() -> None:
 
 
 def one_input(data: bytes) -> None:
-    """Height and width, four sides of a box, then compressed counts, or JSON: a list of counts, or polygons."""
+    """Height and width, four sides of a box, what follows, and that: counts, JSON, or runs that add up."""
     import numpy as np
 
     from meinst_d2.data.instances import InstanceAnnotation, make_templates
@@ -33,12 +36,10 @@ def one_input(data: bytes) -> None:
         return
     height, width = int.from_bytes(data[:2], "little"), int.from_bytes(data[2:4], "little")
     x0, y0, x1, y1 = np.frombuffer(data[4:8], np.int8).astype(float).tolist()
-    content: Any = data[9:]
-    if data[8] % 2:
-        try:
-            content = json.loads(content)
-        except (ValueError, RecursionError):
-            return
+    try:
+        content = content_of(data[8] % 4, data[9:], height, width)
+    except (ValueError, RecursionError):
+        return
     polygons = isinstance(content, list) and any(isinstance(part, list) for part in content)
     segmentation = content if polygons else {"size": [height, width], "counts": content}
     annotation = InstanceAnnotation(segmentation, (x0, y0, x1, y1), (height, width), 0, False)
@@ -46,6 +47,27 @@ def one_input(data: bytes) -> None:
     assert len(templates.masks) + templates.skipped.total() == 1
     if not polygons and height * width <= MOST_PIXELS:
         compare(segmentation, height, width, (x0, y0, x1, y1))
+
+
+def content_of(kind: int, data: bytes, height: int, width: int) -> Any:
+    """Compressed counts, JSON (counts or polygons), or runs from pairs of bytes and what is left of the pixels.
+
+    Raises:
+        ValueError, RecursionError: it is no JSON, or the runs are too long.
+    """
+    import numpy as np
+    import pycocotools.mask as mask_util
+
+    if kind < 2:
+        return json.loads(data) if kind else data
+    runs = np.frombuffer(data[: len(data) // 2 * 2], "<u2").astype(np.int64)
+    rest = height * width - int(runs.sum())
+    if rest < 0:
+        raise ValueError("more runs than pixels")
+    counts = [*runs.tolist(), rest]
+    if kind == 2:
+        return counts
+    return mask_util.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
 
 
 def compare(rle: dict[str, Any], height: int, width: int, box: tuple[float, float, float, float]) -> None:
@@ -67,8 +89,10 @@ def compare(rle: dict[str, Any], height: int, width: int, box: tuple[float, floa
         assert np.array_equal(mask_util.decode(theirs), mask)
 
 
+def make_one_input() -> Callable[[bytes], None]:
+    return one_input
+
+
 if __name__ == "__main__":
     instrument()
-    from fuzz.harness import fuzz
-
-    fuzz("rle", one_input)
+    fuzz("rle", make_one_input())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import pickletools
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import IO, Any, NoReturn
@@ -18,8 +19,8 @@ BROKEN = (
 )
 """What an unpickler raises on a file that is cut off or never was a pickle."""
 
-PLAIN_KINDS = "biufcSU"
-"""Numbers and texts, of numpy's kinds of types."""
+PLAIN_TYPE = re.compile(r"[biufcSU][1-9][0-9]{0,3}")
+"""Numbers and texts as pickles name their types. numpy understands more, for which it has a parser of Python."""
 LONGEST_ITEM = 4096
 """Bytes of one of them."""
 BYTE_ORDERS = ("<", ">", "|", "=")
@@ -39,7 +40,8 @@ class _Bounded:
 def require_modest_pickle(file: IO[bytes], length: int) -> None:
     """Raise an error of ``BROKEN`` if C's unpickler would take much more memory than the pickle is long.
 
-    Its memo is a list up to the largest number that is asked for, so a pickle of six bytes can make it one of 64 GB.
+    Its memo is a list up to the largest number that is asked for, so a pickle of six bytes can make it one of 64 GB,
+    and it makes room for a whole frame before it looks whether there is one.
 
     Args:
         file: at the start of the pickle; is left after its end.
@@ -48,6 +50,8 @@ def require_modest_pickle(file: IO[bytes], length: int) -> None:
     for opcode, argument, _ in pickletools.genops(_Bounded(file, length)):  # type: ignore[arg-type]  # enough of a file
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > length:
             raise pickle.UnpicklingError(f"it asks for a memo of {argument:,} entries")
+        if opcode.name == "FRAME" and (argument or 0) > length:
+            raise pickle.UnpicklingError(f"it claims a frame of {argument:,} bytes")
 
 
 class Callee:
@@ -79,10 +83,20 @@ class ArrayUnpickler(pickle.Unpickler):
         return Callee(function)
 
 
-def plain_arrays(content: Any, depth: int = 3) -> Any:
-    """The same with numpy's own arrays, in dictionaries up to a depth."""
+def plain_arrays(content: Any, depth: int = 3, made: dict[tuple[int, int], Any] | None = None) -> Any:
+    """The same with numpy's own arrays, in dictionaries up to a depth.
+
+    Args:
+        content: of a pickle.
+        depth: of dictionaries.
+        made: what was made already, by identity and depth: a small pickle can hold a dictionary a million times.
+    """
+    made = {} if made is None else made
     if isinstance(content, dict) and depth:
-        return {key: plain_arrays(value, depth - 1) for key, value in content.items()}
+        key = id(content), depth
+        if key not in made:
+            made[key] = {name: plain_arrays(value, depth - 1, made) for name, value in content.items()}
+        return made[key]
     return content.view(np.ndarray) if isinstance(content, _Array) else content
 
 
@@ -99,8 +113,9 @@ class _PlainType:
     """A numpy type under construction: pickles set the byte order of plain types and nothing else."""
 
     def __init__(self, text: Any, *_: Any) -> None:
-        self.dtype = np.dtype(text) if isinstance(text, str) else np.dtype("O")
-        if self.dtype.kind not in PLAIN_KINDS or self.dtype.itemsize > LONGEST_ITEM:
+        plain = isinstance(text, str) and PLAIN_TYPE.fullmatch(text)
+        self.dtype = np.dtype(text if plain else "O")
+        if not plain or self.dtype.itemsize > LONGEST_ITEM:
             raise pickle.UnpicklingError(f"it has an array of {str(text)[:40]!r}, which are no numbers")
 
     def __setstate__(self, state: Any) -> None:
@@ -143,11 +158,19 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes(*parts: Any) -> bytes:
+    """What protocols before 3 call for bytes of length zero."""
+    if parts:
+        raise pickle.UnpicklingError("it makes bytes in an unknown way")
+    return b""
+
+
 def _not_called(*_: Any) -> NoReturn:
     raise pickle.UnpicklingError("it calls numpy.ndarray")
 
 
 BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("__builtin__", "bytes"): _no_bytes,
     ("_codecs", "encode"): _encode,
     ("collections", "OrderedDict"): OrderedDict,
     ("numpy", "ndarray"): _not_called,

@@ -77,7 +77,7 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
             about = (file.metadata() or {}).get("meinst")
         return {"model": state} | ({} if about is None else {"meinst": json.loads(about)})
-    except (safetensors.SafetensorError, ValueError, RecursionError, MemoryError) as error:
+    except (safetensors.SafetensorError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         raise ValueError(f"{path} is refused: it is no whole .safetensors file ({error})") from error
 
 
@@ -133,7 +133,8 @@ def read_checkpoint(path: str | os.PathLike[str], mmap: bool = False) -> dict[st
 def weights_to_use(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The weights of a checkpoint that predict: the averaged ones, where it has any."""
     average = checkpoint.get("ema")
-    weights: dict[str, Any] = average["model"] if isinstance(average, dict) and average else checkpoint["model"]
+    averaged = average.get("model") if isinstance(average, dict) else None  # other tools keep other things there
+    weights: dict[str, Any] = averaged if isinstance(averaged, dict) else checkpoint["model"]
     return weights
 
 

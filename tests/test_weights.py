@@ -1,3 +1,4 @@
+import json
 import pickle
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from meinst_d2.weights import load_array_pickle, load_tensor_file, read_checkpoint, save_safetensors
+from meinst_d2.weights import load_array_pickle, load_tensor_file, read_checkpoint, save_safetensors, weights_to_use
 
 
 class Canary:
@@ -91,6 +92,13 @@ def test_a_bare_state_dict_is_the_model(tmp_path: Path, wrapped: bool, zipped: b
     assert torch.equal(content["model"]["a"], state["a"]) and set(content) == {"model", *(("iteration",) * wrapped)}
 
 
+@pytest.mark.parametrize("average", [None, {}, {"decay": 0.9}, {"model": None}, [1], 0.9])
+def test_an_average_that_holds_no_weights_is_none(average: Any) -> None:
+    model, averaged = {"a": torch.zeros(1)}, {"a": torch.ones(1)}
+    assert weights_to_use({"model": model, "ema": average}) is model
+    assert weights_to_use({"model": model, "ema": {"model": averaged}}) is averaged
+
+
 @pytest.mark.parametrize(("content", "kind"), [([1], "list"), ({"model": [1]}, "list"), (torch.zeros(1), "Tensor")])
 def test_what_is_no_state_dict_is_named(tmp_path: Path, content: Any, kind: str) -> None:
     torch.save(content, tmp_path / "w.pth")
@@ -106,6 +114,21 @@ def test_safetensors_keep_weights_and_what_is_said_about_them(tmp_path: Path) ->
     assert all(torch.equal(content["model"][name], value) for name, value in state.items())
     with pytest.raises(FileNotFoundError, match="no file .*absent.safetensors"):
         read_checkpoint(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize("shape", [[0, 2**63], [2**63, 2], [2**62, 4], [-1], [1.5], "2", [0]])
+def test_safetensors_of_another_shape_than_their_bytes_are_refused(tmp_path: Path, shape: Any) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ValueError, match="w.safetensors is refused: it is no whole .safetensors file"):
+        read_checkpoint(tmp_path / "w.safetensors")
+
+
+def test_an_empty_tensor_of_safetensors_with_a_side_that_torch_has_not_is_refused(tmp_path: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [0, 2**63], "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="w.safetensors is refused: it is no whole .safetensors file"):
+        read_checkpoint(tmp_path / "w.safetensors")
 
 
 def test_without_safetensors_a_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Brings a virtual environment to where the tests and the demo run; installs only what is missing.
-# usage: tools/install.sh VENV full|core       (core leaves out Detectron2 and needs no compiler)
+# usage: tools/install.sh VENV full|core|fuzz  (core leaves out Detectron2 and needs no compiler; fuzz adds atheris to it)
 # On failure the reason and the way out are the last line printed, and the content of .install-error.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -63,6 +63,8 @@ if [ "$mode" = full ] && ! has 'import detectron2'; then
 fi
 
 step="installing meinst_d2"
-pip_install --no-build-isolation -e '.[dev]'
+extras=dev
+[ "$mode" = fuzz ] && extras=dev,fuzz
+pip_install --no-build-isolation -e ".[$extras]"
 touch "$stamp"
 echo "== $venv is ready"

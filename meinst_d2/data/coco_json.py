@@ -52,7 +52,10 @@ def _append(table: AnnotationTable, path: str | os.PathLike[str]) -> None:
                 )
         elif entry.section == "annotations":
             annotation = require_object(entry, path)
-            table.append(from_coco(annotation))
+            try:
+                table.append(from_coco(annotation))
+            except RecursionError:
+                raise ValueError(f"{path}: number {entry.index} of 'annotations' is nested too deeply") from None
             image_ids.append(annotation.get("image_id"))
             category_ids.append(annotation.get("category_id"))
         elif entry.section == "images":

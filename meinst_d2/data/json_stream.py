@@ -121,6 +121,8 @@ class _Reader:
                 cut_off = error.pos == len(self.text) or error.msg.startswith("Unterminated")
                 self.at = error.pos
                 raise self.error("it is cut off" if cut_off else error.msg) from None
+            except ValueError:  # Python turns no more than some thousand digits into a number
+                raise self.error("it has a number of too many digits") from None
             if end >= len(self.text) - LONGEST_TAIL and self.text[self.at] not in '"{[' and self.more():
                 continue  # a number may go on
             self.at = end

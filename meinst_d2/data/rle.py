@@ -50,32 +50,32 @@ def crop_rle(
     Raises:
         ValueError: the RLE is malformed, or not of this size.
     """
-    column, top, bottom = _pieces(runs_of(rle, height, width), height)
+    runs = runs_of(rle, height, width)
     x0, y0, x1, y1 = (float(v) for v in box)
     rows, row_slice = sampling_weights(y0, y1, height, mask_size)
     columns, column_slice = sampling_weights(x0, x1, width, mask_size)
-    inside = (column >= column_slice.start) & (column < column_slice.stop)
-    column = column[inside] - column_slice.start
-    top, bottom = (at[inside].clip(row_slice.start, row_slice.stop) - row_slice.start for at in (top, bottom))
+    column, top, bottom = _pieces(runs, height, column_slice)
+    top, bottom = (at.clip(row_slice.start, row_slice.stop) - row_slice.start for at in (top, bottom))
     summed = np.zeros((rows.shape[1] + 1, mask_size))  # of the weights of the pixels above
     np.cumsum(rows.T, axis=0, out=summed[1:])
-    coverage = (summed[bottom] - summed[top]).T @ columns.T[column]
+    coverage = (summed[bottom] - summed[top]).T @ columns.T[column - column_slice.start]
     return coverage >= HALF
 
 
 def _pieces(
-    runs: npt.NDArray[np.int64], height: int
+    runs: npt.NDArray[np.int64], height: int, columns: slice
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Column, first row and one-past-last row of the runs of ones, cut where a column ends."""
+    """Column, first row and one-past-last row of the runs of ones in these columns, cut where a column ends."""
     edges = runs.cumsum()
     starts, ends = edges[0::2][: len(runs) // 2], edges[1::2]
     starts, ends = starts[ends > starts], ends[ends > starts]
-    first, last = starts // height, (ends - 1) // height
-    columns = last - first + 1
-    nth = np.arange(columns.sum()) - (columns.cumsum() - columns).repeat(columns)
-    column = first.repeat(columns) + nth
-    top = np.maximum(starts.repeat(columns) - column * height, 0)
-    bottom = np.minimum(ends.repeat(columns) - column * height, height)
+    first = np.maximum(starts // height, columns.start)
+    last = np.minimum((ends - 1) // height, columns.stop - 1)
+    counts = np.maximum(last - first + 1, 0)
+    nth = np.arange(counts.sum()) - (counts.cumsum() - counts).repeat(counts)
+    column = first.repeat(counts) + nth
+    top = np.maximum(starts.repeat(counts) - column * height, 0)
+    bottom = np.minimum(ends.repeat(counts) - column * height, height)
     return column, top, bottom
 
 

@@ -20,9 +20,13 @@ DENSEST = 200
 LONGEST_HEADER = 10_000
 BROKEN = (
     *(ValueError, OSError, EOFError, RuntimeError, SyntaxError, OverflowError, MemoryError, struct.error),
+    *(TypeError, LookupError, AttributeError),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, TokenError),
 )
-"""What zipfile, zlib and numpy raise on files that are cut off, encrypted or never were archives of arrays."""
+"""What zipfile, zlib and numpy raise on files that are cut off, encrypted or never were archives of arrays.
+
+numpy sorts and indexes whatever a header turns out to be.
+"""
 
 
 class NpzFile:
@@ -38,13 +42,16 @@ class NpzFile:
             wanted: names of arrays.
 
         Raises:
-            ValueError: the file is no archive, or an array in it is an object array, or larger than it may be.
+            ValueError: the file is no archive, its members overlap, or an array in it is an object array, or larger
+                than it may be.
         """
         try:
             self._archive = zipfile.ZipFile(path)
         except BROKEN as error:
             raise ValueError(_first_line(error)) from error
         try:
+            if sum(member.compress_size for member in self._archive.infolist()) > os.path.getsize(path):
+                raise ValueError("its members overlap")  # and so might look less dense than they are
             self.headers = {name: self._header(name) for name in wanted if f"{name}.npy" in self._archive.namelist()}
         except BROKEN as error:
             self._archive.close()

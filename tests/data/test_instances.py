@@ -107,6 +107,10 @@ def test_classes_are_numbered_by_rising_id_and_unknown_ones_are_not(tmp_path: Pa
         (json.dumps(coco(images=[{"id": 1}])), "image number 0 needs an id, a height and a width"),
         (json.dumps(coco(images=[{"id": 1, "height": 1e999, "width": 4}])), "image number 0 needs"),
         (json.dumps(coco(images=[{"id": [1], "height": 4, "width": 4}])), "image number 0 needs"),
+        (json.dumps(coco(images=[{"id": 1, "height": 2**63, "width": 4}])), "image number 0 has a height of"),
+        (json.dumps(coco(images=[{"id": 1, "height": "9" * 30, "width": 4}])), "image number 0 has a height of"),
+        (json.dumps(coco(categories=[{"id": 1}, {"id": [1]}])), "category number 1 needs an id"),
+        (json.dumps(coco(categories=[{"id": {}}])), "category number 0 needs an id"),
         (json.dumps(coco(annotations={})), "'annotations' is a dict instead of a list"),
         (json.dumps(coco(annotations=[7])), "number 0 of 'annotations' is a int instead of an object"),
     ],
@@ -116,6 +120,16 @@ def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> Non
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_coco_json(path)
+
+
+@pytest.mark.parametrize("depth", [10, 300, 600, 900, 3000, 100_000])
+def test_a_segmentation_that_is_nested_deeply_is_useless_or_refused(tmp_path: Path, depth: int) -> None:
+    text = json.dumps(coco(annotations=[{**coco()["annotations"][0], "segmentation": "HERE"}]))
+    (tmp_path / "a.json").write_text(text.replace('"HERE"', "[" * depth + "]" * depth))
+    try:
+        assert make_templates(read_coco_json(tmp_path / "a.json"), 4).skipped == {I.MALFORMED: 1}
+    except ValueError as error:  # how deep is too deep is up to Python
+        assert "a.json" in str(error) and "nested too deeply" in str(error) and depth > 100
 
 
 @pytest.mark.parametrize("order", [("annotations", "categories", "images"), ("categories", "images", "annotations")])

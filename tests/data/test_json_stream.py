@@ -57,6 +57,7 @@ def test_a_file_that_is_cut_off_is_refused_wherever(path: Path, chunk: int) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('{"a": [1, ' + "9" * 5000 + "]}", "it has a number of too many digits"),
         ('{"a": 1,}', "Expecting value at character 8"),
         ('{"a" 1}', "':' is missing at character 5"),
         ('{"a": [1 2]}', "',' is missing at character 9"),

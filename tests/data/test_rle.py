@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,15 @@ def test_real_objects_as_runs_are_cropped_like_their_pixels(real_data: Path) -> 
         rle = mask_util.frPyObjects(a.segmentation, *a.image_size)
         assert (decode_rle(a.segmentation, *a.image_size) == mask_util.decode(rle)).all()
     assert len(crowds) == 11
+
+
+def test_a_crop_takes_memory_for_its_box_and_not_for_the_image() -> None:
+    height, width = 2, 2**24
+    tracemalloc.start()
+    crop = crop_rle({"size": [height, width], "counts": [0, height * width]}, height, width, (5, 0, 9, 2), 4)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert crop.all() and peak < 2**20
 
 
 def test_counts_may_be_text() -> None:
