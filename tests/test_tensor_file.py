@@ -1,5 +1,6 @@
 """What torch.save writes of weights and what belongs to them is read, and stays what it was."""
 
+import pickle
 from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,11 @@ def test_a_tensor_of_any_type_is_read(tmp_path: Path, dtype: str, zipped: bool) 
 @pytest.mark.parametrize("dtype", STORED_AS_BYTES)
 def test_a_tensor_without_a_storage_of_its_own_kind_is_read(tmp_path: Path, dtype: str) -> None:
     content = {"a": numbers(dtype)}
-    assert same(load_tensor_file(saved(tmp_path / "w.pth", content)), content)
+    try:
+        path = saved(tmp_path / "w.pth", content)
+    except KeyError:
+        pytest.skip(f"torch {torch.__version__} cannot save {dtype}")
+    assert same(load_tensor_file(path), content)
 
 
 CONTENTS = {
@@ -62,7 +67,8 @@ CONTENTS = {
     "one element many times": lambda base: torch.ones(1).expand(1000),
     "parameters": lambda base: OrderedDict(weight=torch.nn.Parameter(base)),
     "containers in containers": lambda base: {"a": [{"b": (base, [base, {}])}, ()], 3: {"x": None}},
-    "plain values": lambda base: [1, -5, 2**70, 1.5, True, None, "ä", b"ab", 1 + 2j, {1, 2}, Counter("aab")],
+    "plain values": lambda base: [1, -5, 2**70, 1.5, True, None, "ä"],
+    "rare values": lambda base: [b"ab", 1 + 2j, {1, 2}, Counter("aab")],
     "torch's own values": lambda base: [torch.Size([1, 2]), torch.device("cpu"), torch.float16],
     "an optimizer": lambda base: torch.optim.AdamW([torch.nn.Parameter(base)]).state_dict(),
     "conjugates": lambda base: torch.complex(base, base).conj().resolve_conj(),
@@ -73,7 +79,13 @@ CONTENTS = {
 @pytest.mark.parametrize("name", CONTENTS)
 def test_what_training_saves_is_read(tmp_path: Path, name: str, zipped: bool) -> None:
     content = {"model": CONTENTS[name](torch.arange(20.0).reshape(5, 4))}
-    assert same(load_tensor_file(saved(tmp_path / "w.pth", content, zipped)), content)
+    path = saved(tmp_path / "w.pth", content, zipped)
+    if name == "rare values":
+        try:
+            torch.load(path, weights_only=True)
+        except pickle.UnpicklingError:
+            pytest.skip(f"torch {torch.__version__} does not take them for safe")
+    assert same(load_tensor_file(path), content)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -18,9 +18,11 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from PIL import Image
+from torch.torch_version import TorchVersion
 
 from meinst_d2.export import CheckError, DetectionGraph, ExportSource, check_batches, export_model, make_source
 from meinst_d2.export.check import check, pad_batch
+from meinst_d2.export.write import LEAST_TORCH
 from meinst_d2.masks import paste_masks
 from meinst_d2.model_zoo.trained import TrainedModel
 from tests.conftest import ROOT, blob_masks
@@ -29,6 +31,9 @@ from tests.models import load_cfg, tiny_cfg, tiny_model
 needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
     reason="needs onnx, onnxscript and onnxruntime",
+)
+needs_torch = pytest.mark.skipif(
+    TorchVersion(torch.__version__) < LEAST_TORCH, reason=f"exports need torch {'.'.join(map(str, LEAST_TORCH))}"
 )
 NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
 HEADS = {
@@ -93,6 +98,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_onnx
+@needs_torch
 def test_metadata_travels(plain: Path) -> None:
     import onnxruntime
 
@@ -103,6 +109,7 @@ def test_metadata_travels(plain: Path) -> None:
 
 
 @needs_onnx
+@needs_torch
 @pytest.mark.parametrize("head", ["deform", "five_levels"])
 def test_onnx_detects_the_same(tmp_path: Path, head: str) -> None:
     result = export_model(tiny_source(*HEADS[head]), tmp_path / "model.onnx", BATCHES)
@@ -110,6 +117,7 @@ def test_onnx_detects_the_same(tmp_path: Path, head: str) -> None:
 
 
 @needs_onnx
+@needs_torch
 def test_onnx_without_detections(plain: Path) -> None:
     import onnxruntime
 
@@ -120,6 +128,7 @@ def test_onnx_without_detections(plain: Path) -> None:
     assert [output.shape[0] for output in outputs] == [0] * 6 and outputs[3].shape == (0, 28, 28)
 
 
+@needs_torch
 def test_nothing_is_written_where_nothing_was_compared(tmp_path: Path) -> None:
     source = tiny_source()
     source.model.proposal_generator.head.cls_logits.bias.data.fill_(-20.0)
@@ -128,6 +137,7 @@ def test_nothing_is_written_where_nothing_was_compared(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@needs_torch
 def test_a_wrong_export_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tiny_source()
     monkeypatch.setattr("meinst_d2.export.write.FORMATS", {"exported_program": another_model})
@@ -170,6 +180,7 @@ def run_without(blocked: list[str], code: str, *args: object) -> str:
     return done.stdout
 
 
+@needs_torch
 def test_exported_program_needs_torch_and_torchvision_only(tmp_path: Path) -> None:
     source = tiny_source(*HEADS["deform"])
     result = export_model(source, tmp_path / "model.pt2", BATCHES, "exported_program")
@@ -188,6 +199,7 @@ print(len(boxes), len(json.loads(about["class_names"])))
 
 
 @needs_onnx
+@needs_torch
 def test_deployed_example(plain: Path, tmp_path: Path) -> None:
     shutil.copy(plain / "model.onnx", tmp_path)
     rng = np.random.default_rng(0)
