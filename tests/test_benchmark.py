@@ -117,6 +117,7 @@ def test_infer(data: Path, small_model: None, monkeypatch: pytest.MonkeyPatch) -
         "MEInst, bfloat16",
         "MEInst, CHANNELS_LAST never",
         "up to the head",
+        "one by one",
         None,
     ]
     assert rows[1].notes == {"detections of MEInst and MEInst, deformable": "20 and 20"}

@@ -29,6 +29,8 @@ OTHER_LAYOUT = {"cpu": "never", "cuda": "always"}
 """The value of CHANNELS_LAST that "auto" does not mean."""
 CANDIDATES = 5000
 """(Box, class) pairs per image that Mask R-CNN, which has no cap of its own, passes on: as many as five levels do."""
+AT_ONCE = 4
+"""Images of a batch that is compared with its images one by one."""
 MEGAPIXELS_12 = (3000, 4000)
 
 
@@ -63,6 +65,7 @@ def run(args: argparse.Namespace) -> list[Row]:
             if name not in (OURS, WITHOUT_MASKS)
         ),
         after_head,
+        _batch_row(args),
         _memory_row(args),
     ]
 
@@ -211,6 +214,18 @@ def _after_head_row(what: str, model: Any, images: list[dict[str, Any]], args: a
         goal=Goal("<= 10% of the whole", share <= 0.1),
         notes={"select, suppress, decode and paste take": f"{share:.1%} of the whole"},
     )
+
+
+def _batch_row(args: argparse.Namespace) -> Row:
+    """Four images at once and one by one, each with the padding that it needs."""
+    import torch
+
+    images, label = input_images(argparse.Namespace(**{**vars(args), "batch": AT_ONCE}))
+    model = prepared(our_model(our_config(args), images[:1]), images[:1], args)
+    calls = {"at once": lambda: model(images), "one by one": lambda: [model([image]) for image in images]}
+    with torch.no_grad():
+        sides = alternate(calls, args.rounds, device=args.device)
+    return Row(f"R-50, {label}", *sides.values())
 
 
 def _memory_row(args: argparse.Namespace) -> Row:
