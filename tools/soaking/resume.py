@@ -12,6 +12,8 @@ from soaking.run import TrainingRun, compare, iterations_lost, kill_all, losses_
 
 CHECKPOINT_PERIOD, EVAL_PERIOD = 10, 20
 ITERATIONS_PER_KILL = 12
+LONGEST, LONGEST_WAIT = 14, 0.3
+"""Iterations and seconds from a start to a kill at a random moment."""
 TIMEOUT = 300
 AIMED = ("best@19", "before@20", "gradients@23", "learned@26", "checkpoint@29", "tag@29", "evaluation@39")
 """One kill at every moment that a random one may miss."""
@@ -50,11 +52,9 @@ def soak_resume(folder: Path, processes: int, num_kills: int, seed: int) -> tupl
         TrainingRun(folder / name, folder / "data", processes, iterations, CHECKPOINT_PERIOD, EVAL_PERIOD)
         for name in ("whole", "killed")
     )
-    start = time.monotonic()
     if whole.finish():
         raise RuntimeError(f"training failed: {whole.output[-2000:]}")
-    longest = 2 * CHECKPOINT_PERIOD * (time.monotonic() - start) / iterations
-    moments = [*_kill_at(killed), *_kill_at_random(killed, num_kills, longest, random.Random(seed))]
+    moments = [*_kill_at(killed), *_kill_at_random(killed, num_kills, random.Random(seed))]
     if killed.finish(resume=True):
         raise RuntimeError(f"training failed: {killed.output[-2000:]}")
     lost = iterations_lost(killed.events())
@@ -69,18 +69,23 @@ def _kill_at(run: TrainingRun) -> Iterator[str]:
         yield _say(run, number, moment)
 
 
-def _kill_at_random(run: TrainingRun, num_kills: int, longest: float, rng: random.Random) -> Iterator[str]:
+def _kill_at_random(run: TrainingRun, num_kills: int, rng: random.Random) -> Iterator[str]:
+    """Some iterations after the start, and some time after that: whatever is going on then."""
     for number in range(num_kills):
         before = len(run.events())
         process = run.start(resume=True)
-        end = time.monotonic() + TIMEOUT
-        while len(run.events()) == before and process.poll() is None and time.monotonic() < end:
+        iterations, end = rng.randint(0, LONGEST), time.monotonic() + TIMEOUT
+        while not _has_done(run.events()[before:], iterations) and process.poll() is None and time.monotonic() < end:
             time.sleep(0.002)
-        time.sleep(rng.uniform(0, longest))
+        time.sleep(rng.uniform(0, LONGEST_WAIT))
         if process.poll() is not None:
             raise RuntimeError(f"training ended before it was killed: {run.output[-2000:]}")
         kill_all(process)
         yield _say(run, len(AIMED) + number, _what_was_going_on(run.events()))
+
+
+def _has_done(events: Sequence[str], iterations: int) -> bool:
+    return sum(line.startswith(("start ", "iteration ")) for line in events) > iterations
 
 
 def _say(run: TrainingRun, number: int, moment: str) -> str:
