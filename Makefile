@@ -68,5 +68,5 @@ docs: install  ## the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(run) -m mkdocs build --strict
 
 clean:  ## remove the environment, caches and build leftovers; never output/ or datasets/
-	rm -rf .venv .install-error build dist site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .matrix .install-error build dist site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
