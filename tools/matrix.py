@@ -93,6 +93,7 @@ def install(row: Row, folder: Path) -> Path:
         checkout = folder / "detectron2"
         run("git", "clone", "-q", REPOSITORY, checkout)
         run("git", "-C", checkout, "checkout", "-q", DETECTRON2_COMMIT)
+        (checkout / "detectron2/model_zoo/configs").symlink_to(checkout / "configs")  # as its setup.py does
         run(*pip, *NEEDED_BY_DETECTRON2)
         (next(folder.glob("lib/python*/site-packages")) / "detectron2.pth").write_text(f"{checkout}\n")
     run(*pip, "--no-build-isolation", "-e", ".[dev]", f"torch=={row.torch}", f"torchvision=={row.torchvision}")
