@@ -9,6 +9,8 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from benchmarks import fit, fit_growth, targets
+from benchmarks.annotations import write_json_of
+from benchmarks.fit_memory import peak_memory
 from meinst_d2.data.coco_json import read_coco_json
 from meinst_d2.data.shapes import generate
 
@@ -61,7 +63,7 @@ def test_fit_compares_equal_things(args: argparse.Namespace) -> None:
 
 def test_files_of_any_length_and_their_fit(args: argparse.Namespace, tmp_path: Path) -> None:
     file = tmp_path / "many.json"
-    fit.write_json_of(args.data, args.masks, file)
+    write_json_of(args.data, args.masks, file)
     polygons = fit.read_polygons(args.data)
     found = read_coco_json(file)
     assert len(found) == args.masks > len(polygons)
@@ -73,11 +75,11 @@ def test_files_of_any_length_and_their_fit(args: argparse.Namespace, tmp_path: P
 
 
 def test_memory_is_that_of_the_process_and_its_children() -> None:
-    alone = fit.peak_memory("import time; kept = bytearray(50_000_000); time.sleep(0.3)")
+    alone = peak_memory("import time; kept = bytearray(50_000_000); time.sleep(0.3)")
     forked = "import os, time\nif os.fork():\n os.wait()\nelse:\n kept = bytearray(50_000_000); time.sleep(0.3)"
-    assert alone == pytest.approx(60, abs=15) and fit.peak_memory(forked) == pytest.approx(60, abs=15)
+    assert alone == pytest.approx(60, abs=15) and peak_memory(forked) == pytest.approx(60, abs=15)
     with pytest.raises(OSError, match="exit code 3"):
-        fit.peak_memory("raise SystemExit(3)")
+        peak_memory("raise SystemExit(3)")
 
 
 def test_targets_are_the_same(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 from benchmarks.common import add_common_arguments, machine, print_table, set_threads, write_json  # noqa: E402
 
-SHARED = {"__init__", "common", "detections", "models", "plots", "source"}
+SHARED = {"__init__", "annotations", "common", "detections", "fit_memory", "models", "plots", "source"}
 COMMANDS = sorted({path.stem for path in (ROOT / "tools/benchmarks").glob("*.py")} - SHARED)
 EXAMPLES = """examples:
   tools/benchmark.py paste

@@ -8,20 +8,12 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from meinst_d2.checkpoint import MEInstCheckpointer
-from meinst_d2.data.datasets import register_shapes
-from meinst_d2.data.shape_images import ShapesConfig
-from meinst_d2.data.shapes import generate
 from meinst_d2.engine import Trainer, settle_seed
 from meinst_d2.engine.optimizer import build_optimizer
 from meinst_d2.engine.step import TrainStep
 from tests.models import assert_same_gradients, image_with, tiny_cfg, tiny_model, write_components
 
-
-@pytest.fixture(scope="module", autouse=True)
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> None:
-    root = tmp_path_factory.mktemp("shapes")
-    generate(root, {"train": 8, "val": 2}, ShapesConfig(height=64, width=64, max_side=50))
-    register_shapes(root)
+pytestmark = pytest.mark.usefixtures("shapes")
 
 
 def run_cfg(folder: Path, *overrides: Any) -> Any:

@@ -10,11 +10,8 @@ from typing import Any
 import pytest
 import torch
 from detectron2.engine import HookBase
-from soaking.run import TrainingRun, kill_all, make_data
+from soaking.run import TrainingRun, kill_all
 
-from meinst_d2.data.datasets import register_shapes
-from meinst_d2.data.shape_images import ShapesConfig
-from meinst_d2.data.shapes import generate
 from meinst_d2.engine import Trainer
 from meinst_d2.engine.loop import LostWorkerError
 from meinst_d2.engine.preemption import EXIT_CODE, Preempted, Termination
@@ -24,18 +21,7 @@ from tests.engine.test_engine import run_cfg, train
 TIMEOUT = 120
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("soak")
-    make_data(folder)
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> None:
-    root = tmp_path_factory.mktemp("shapes")
-    generate(root, {"train": 8, "val": 2}, ShapesConfig(height=64, width=64, max_side=50))
-    register_shapes(root)
+pytestmark = pytest.mark.usefixtures("shapes")
 
 
 def wait_for(run: TrainingRun, line: str) -> None:

@@ -6,31 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from soaking.run import TrainingRun, compare, iterations_lost, make_data
+from soaking.run import TrainingRun, compare, iterations_lost
 
-from meinst_d2.data.datasets import register_shapes
-from meinst_d2.data.shape_images import ShapesConfig
-from meinst_d2.data.shapes import generate
 from meinst_d2.files import remove_unfinished
 from meinst_d2.resume import last_whole_checkpoint
 from meinst_d2.weights import read_checkpoint
 from tests.engine.test_engine import run_cfg, train
 from tests.modeling.test_retinanet import RETINANET
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the runs in processes of their own train on."""
-    folder = tmp_path_factory.mktemp("soak")
-    make_data(folder)
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> None:
-    root = tmp_path_factory.mktemp("shapes")
-    generate(root, {"train": 8, "val": 2}, ShapesConfig(height=64, width=64, max_side=50))
-    register_shapes(root)
+pytestmark = pytest.mark.usefixtures("shapes")
 
 
 @pytest.mark.parametrize(

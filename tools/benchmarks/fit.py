@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import ROOT, Goal, Row, Side, alternate
-from benchmarks.source import find_source
+from benchmarks.annotations import read_polygons, sample_masks, write_json_of
+from benchmarks.common import Goal, Row, Side, alternate
+from benchmarks.fit_memory import memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,20 +49,6 @@ def run(args: argparse.Namespace) -> list[Row]:
         rows += [*end_to_end(file, args), measuring(file, args)]
         rows.append(memory(args, Path(folder)))
     return rows
-
-
-def annotation_files(data: Path | None) -> list[Path]:
-    """Every instances file of the source."""
-    return sorted(find_source(data).json_file.parents[2].rglob("instances_*.json"))
-
-
-def read_polygons(data: Path | None) -> AnnotationTable:
-    """The polygon instances of the source."""
-    from meinst_d2.data.annotations import AnnotationTable
-    from meinst_d2.data.coco_json import read_coco_json
-
-    annotations = read_coco_json(*annotation_files(data))
-    return AnnotationTable(a for a in annotations if isinstance(a.segmentation, list) and not a.iscrowd)
 
 
 def rasterising(polygons: AnnotationTable, args: argparse.Namespace) -> Row:
@@ -136,25 +120,6 @@ def cropping_rles(polygons: AnnotationTable, args: argparse.Namespace) -> list[R
     return rows
 
 
-def sample_masks(polygons: AnnotationTable, count: int, mask_size: int) -> np.ndarray:
-    """(count, S, S) different masks: objects of the source in boxes moved by up to a tenth of their sides."""
-    import numpy as np
-
-    from meinst_d2.data.rasterize import rasterize_polygons
-
-    rng = np.random.default_rng(0)
-    boxes = np.array([a.box for a in polygons])
-    chosen = rng.integers(0, len(boxes), count)
-    sides = boxes[chosen, 2:] - boxes[chosen, :2]
-    moved = (boxes[chosen] + np.tile(sides, 2) * rng.uniform(-0.1, 0.1, (count, 4))).astype(np.float32)
-    masks = np.empty((count, mask_size, mask_size), bool)
-    parts = [a.segmentation for a in polygons]
-    for i in range(0, count, CHUNK):
-        end = min(i + CHUNK, count)
-        masks[i:end] = rasterize_polygons([parts[k] for k in chosen[i:end]], moved[i:end], mask_size)
-    return masks
-
-
 def fit_masks(masks: np.ndarray) -> PCABasis:
     """Count and decompose, of the pixels themselves, as IncrementalPCA does."""
     from meinst_d2.encoding import PixelMoments, fit_pca
@@ -208,20 +173,6 @@ def reconstruction_error(pixels: np.ndarray, components: np.ndarray, mean: np.nd
         centred = pixels[i : i + CHUNK] - mean
         total += float(((centred - centred @ components.T @ components) ** 2).sum())
     return total / pixels.size
-
-
-def write_json_of(data: Path | None, count: int, path: Path) -> None:
-    """A COCO file of ``count`` polygon instances: those of the source, again and again."""
-    texts = []
-    for file in annotation_files(data):
-        for annotation in json.loads(file.read_text())["annotations"]:
-            if isinstance(annotation["segmentation"], list) and not annotation.get("iscrowd"):
-                texts.append(json.dumps({**annotation, "image_id": 1})[1:])
-    with open(path, "w") as out:
-        out.write('{"images": [{"id": 1, "height": 640, "width": 640}], "annotations": [\n')
-        for i in range(count):
-            out.write(f'{"," if i else ""}{{"number": {i}, {texts[i % len(texts)]}\n')
-        out.write("]}")
 
 
 def end_to_end(file: Path, args: argparse.Namespace) -> list[Row]:
@@ -304,56 +255,3 @@ def quietly(function: Callable[..., Any], *args: Any) -> Any:
 
     with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
         return function(*args)
-
-
-PARSE = "import json, sys; import meinst_d2.data.fit; content = json.load(open(sys.argv[1]))"
-FIT = """
-import sys
-from meinst_d2.data.fit import count_moments
-from meinst_d2.data.coco_json import read_coco_json
-count_moments(read_coco_json(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
-"""
-
-
-def memory(args: argparse.Namespace, folder: Path) -> Row:
-    """How much more memory a fit takes than parsing its JSON, for few masks and for many."""
-    beyond, notes = [], {}
-    for count in args.memory_masks:
-        file = folder / "memory.json"
-        write_json_of(args.data, count, file)
-        parsed = peak_memory(PARSE, str(file))
-        fitted = peak_memory(FIT, str(file), str(args.mask_size), str(args.workers))
-        beyond.append(fitted - parsed)
-        notes[f"{count:,} masks"] = f"{parsed:.0f} MB to parse the JSON, {fitted:.0f} MB to parse and fit"
-    growth = beyond[1] - beyond[0]
-    what = f"memory from {args.memory_masks[0]:,} to {args.memory_masks[1]:,} masks, beyond the parsed JSON"
-    side = Side(f"{args.workers} workers", [growth])
-    return Row(what, side, unit="MB", goal=Goal("< 50 MB", growth < 50), notes=notes)
-
-
-def peak_memory(code: str, *arguments: str) -> float:
-    """Most memory of a Python process and its children in MB, pages that they share counted once."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, stderr=subprocess.DEVNULL)
-    peak = 0.0
-    while process.poll() is None:
-        peak = max(peak, sum(map(proportional_memory, [process.pid, *children(process.pid)])))
-        time.sleep(0.02)
-    if process.returncode:
-        raise OSError(f"the process to measure ended with exit code {process.returncode}")
-    return peak
-
-
-def proportional_memory(process: int) -> float:
-    try:
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    except OSError:  # it has just ended
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
-
-
-def children(process: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-    except OSError:
-        return []

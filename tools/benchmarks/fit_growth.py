@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.annotations import read_polygons, sample_masks, write_json_of
 from benchmarks.common import ROOT, Row, Side
-from benchmarks.fit import fit_masks, quietly, read_polygons, sample_masks, write_json_of
+from benchmarks.fit import fit_masks, quietly
 from benchmarks.plots import LIMIT, draw_growth
 
 if TYPE_CHECKING:
