@@ -43,7 +43,7 @@ class TrainingLoop(TrainerBase):
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
         with EventStorage(start_iter) as self.storage, self.termination.handled():
-            learned = -1
+            learned = start_iter - 1
             try:
                 self.before_train()
                 while self.iter < self.max_iter:
