@@ -15,7 +15,7 @@ FUZZERS := json rle npz checkpoint
 
 # Installing happens while make expands the recipe, so that $(error) can print the reason as the very last line.
 dry_run := $(findstring n,$(firstword -$(MAKEFLAGS)))
-ensure = $(if $(dry_run),,$(if $(shell PYTHON="$(PYTHON)" tools/install.sh "$(VENV)" $(1) >&2 && echo ok),,$(error $(shell cat .install-error))))
+ensure = $(if $(dry_run),,$(if $(shell PYTHON="$(PYTHON)" dev/install.sh "$(VENV)" $(1) >&2 && echo ok),,$(error $(shell cat .install-error))))
 run := $(VENV)/bin/python
 parallel := -n auto --dist loadfile
 
@@ -36,7 +36,7 @@ install-fuzz:
 	@:$(call ensure,fuzz)
 
 demo: install  ## generate shapes, fit components, train a small model on the CPU, evaluate, draw (5 minutes)
-	$(run) tools/demo_shapes.py
+	$(run) dev/demo_shapes.py
 
 test: install  ## every test
 	$(run) -m pytest $(parallel)
@@ -47,7 +47,7 @@ test-core: install-core  ## the tests that need neither Detectron2 nor a compile
 fuzz: $(FUZZERS:%=fuzz-%)  ## every reader of files with inputs made to break it, FUZZ_SECONDS each (default 600)
 
 $(FUZZERS:%=fuzz-%): fuzz-%: install-fuzz
-	$(run) fuzz/fuzz_$*.py -max_total_time=$(FUZZ_SECONDS)
+	$(run) dev/fuzz/fuzz_$*.py -max_total_time=$(FUZZ_SECONDS)
 
 lint: install-core  ## ruff, format included
 	$(run) -m ruff check .
@@ -59,10 +59,10 @@ types: install-core  ## mypy, strict below Detectron2
 check: install lint types test  ## lint, types, tests
 
 soak: install  ## kills and resumes, long runs: what docs/reliability.md promises (30 minutes)
-	$(run) tools/soak.py all
+	$(run) dev/soak.py all
 
 matrix: install-core  ## the tests with the oldest and the newest torch, each in an environment of its own (an hour, 15 GB)
-	$(run) tools/matrix.py
+	$(run) dev/matrix.py
 
 docs: install  ## the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(run) -m mkdocs build --strict

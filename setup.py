@@ -44,11 +44,13 @@ setup(
         "fvcore>=0.1.5,<0.1.6",
         "iopath>=0.1.7,<0.1.10",
         "matplotlib",
+        "msgspec",
         "opencv-python-headless",
         "Pillow",
         "threadpoolctl",
         "tqdm",
     ],
+    entry_points={"console_scripts": ["meinst = meinst_d2.commands:main"]},
     extras_require={
         "dev": [
             *DOCS,

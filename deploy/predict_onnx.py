@@ -128,13 +128,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", help="from tools/export.py --format onnx")
+    parser.add_argument("model", help="from meinst export --format onnx")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--output", type=Path, default=Path("output/predictions"), help="folder (default %(default)s)")
     parser.add_argument("--score-threshold", type=float, default=0.3, help="least score to draw (default %(default)s)")
     args = parser.parse_args()
     if not Path(args.model).is_file():
-        sys.exit(f"predict_onnx.py: there is no {args.model}: make it with tools/export.py")
+        sys.exit(f"predict_onnx.py: there is no {args.model}: make it with meinst export")
     predictor = Predictor(args.model)
     args.output.mkdir(parents=True, exist_ok=True)
     for path in args.images:

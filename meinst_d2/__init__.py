@@ -4,6 +4,7 @@ Importing this package imports neither torch nor Detectron2; ``import meinst_d2.
 the model, and :func:`add_meinst_config` adds its keys to a Detectron2 config.
 """
 
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -11,6 +12,26 @@ __all__ = ["__version__", "add_meinst_config"]
 
 if TYPE_CHECKING:
     from meinst_d2.config import add_meinst_config
+
+
+DETECTRON2_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
+DETECTRON2_INSTALL = (
+    f"pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git@{DETECTRON2_COMMIT}'"
+)
+
+
+def has_detectron2() -> bool:
+    """Whether Detectron2 can be imported."""
+    return importlib.util.find_spec("detectron2") is not None
+
+
+def require_detectron2() -> None:
+    """Raise an ImportError that holds the install command when Detectron2 is missing."""
+    if not has_detectron2():
+        raise ImportError(
+            "this part of meinst_d2 needs Detectron2, which is not installed: with torch, torchvision "
+            f"and 'setuptools<81' in the environment, run {DETECTRON2_INSTALL}"
+        )
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from meinst_d2.prerequisites import require_detectron2
+from meinst_d2 import require_detectron2
 
 require_detectron2()
 
@@ -13,7 +13,7 @@ from detectron2.config import CfgNode as CN  # noqa: E402
 from meinst_d2.encoding import MASK_ENCODER_REGISTRY  # noqa: E402
 
 DEFAULT_COMPONENTS = "output/components/coco_2017_train_28_60.npz"
-"""Where ``fit_pca.py --dataset coco_2017_train`` writes by default."""
+"""Where ``meinst fit --dataset coco_2017_train`` writes by default."""
 
 CHOICES = {
     "MODEL.MEINST.NORM": ("GN", "none"),
@@ -93,7 +93,7 @@ def _add_computing(model: CN) -> None:
 
 
 def _add_head(meinst: CN) -> None:
-    # Foreground classes. Where nothing sets it, train_net.py counts those of the first dataset of DATASETS.TRAIN.
+    # Foreground classes. Where nothing sets it, meinst train counts those of the first dataset of DATASETS.TRAIN.
     meinst.NUM_CLASSES = 80
     # Feature maps that the head runs on, fine to coarse.
     meinst.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
@@ -157,7 +157,7 @@ def _add_masks(meinst: CN) -> None:
     # coefficients whose decoded pixels are right) or "none" (S*S pixel logits; no encoder and no components).
     meinst.MASK_REPRESENTATION = "explicit"
     # The encoder, by name in MASK_ENCODER_REGISTRY: "PCAEncoder", "ClassPCAEncoder" (one dictionary per class,
-    # fit_pca.py --class-specific) or "DCTEncoder" (nothing to fit).
+    # meinst fit --class-specific) or "DCTEncoder" (nothing to fit).
     meinst.ENCODER = "PCAEncoder"
     # Loss of "explicit" coefficients: "l2", "l1", "smooth_l1" or "cosine" (paper, table 4). WEIGHTS "deviation" counts
     # the error of a coefficient by the standard deviation of its component, "uniform" counts all alike.
@@ -172,7 +172,7 @@ def _add_masks(meinst: CN) -> None:
     meinst.SIGMOID_CLAMP = (0.01, 0.05)
     # Divide coefficients by the standard deviation of their component.
     meinst.WHITEN = True
-    # The components that fit_pca.py wrote. Not needed where MODEL.WEIGHTS carries them.
+    # The components that meinst fit wrote. Not needed where MODEL.WEIGHTS carries them.
     meinst.COMPONENTS = ""
     # Training that starts from weights whose components differ from the file's: "stop", or take the "file"'s (the mask
     # predictor starts anew, and D and S may differ) or the "weights"'. On resume and evaluation the weights' win.

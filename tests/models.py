@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, Instances
 
 import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2 import add_meinst_config
-from meinst_d2.checkpoint import MEInstCheckpointer
+from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
 from meinst_d2.config_file import merge_config_file
 from meinst_d2.encoding import FittedEncoder, PCABasis, PixelMoments, fit_pca, save_components
 from tests.conftest import ROOT, blob_masks

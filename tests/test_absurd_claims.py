@@ -17,10 +17,10 @@ import torch
 import yaml
 from detectron2.config import get_cfg
 
+from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.config_file import merge_config_file
 from meinst_d2.encoding import load_components
-from meinst_d2.importer.published_config import read_published_config
-from meinst_d2.weights import read_checkpoint
+from meinst_d2.model_zoo.adelaidet.config import read_published_config
 from tests.models import write_components
 
 MOST_MEMORY = 200e6

@@ -89,8 +89,8 @@ def test_every_key_is_read_somewhere() -> None:
 
 def test_the_choices_are_those_of_the_code() -> None:
     from meinst_d2.fcos.losses import BOX_LOSS_TYPES, COEFFICIENT_LOSS_TYPES
-    from meinst_d2.layers.tower import DEFORM_TYPES, NORM_TYPES
     from meinst_d2.modeling.inference import MASK_OUTPUTS, PASTE_BOXES
+    from meinst_d2.modeling.layers import DEFORM_TYPES, NORM_TYPES
     from meinst_d2.modeling.mask_loss import MASK_LOSS_WEIGHTS, MASK_REPRESENTATIONS
     from meinst_d2.precision import PRECISIONS
 
@@ -123,7 +123,7 @@ def test_without_detectron2_the_glue_says_how_to_install_it() -> None:
         "sys.modules['detectron2'] = None\n"
         "import meinst_d2.modeling.head, meinst_d2.modeling.criterion\n"
         "for use in ('import meinst_d2.engine', 'from meinst_d2 import add_meinst_config', "
-        "'from meinst_d2.modeling import MEInstDetector', 'import meinst_d2.checkpoint'):\n"
+        "'from meinst_d2.modeling import MEInstDetector', 'import meinst_d2.checkpoint.checkpointer'):\n"
         "    try: exec(use)\n"
         "    except ImportError as error: assert 'pip install --no-build-isolation' in str(error), error\n"
         "    else: sys.exit(use)\n"

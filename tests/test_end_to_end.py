@@ -30,14 +30,25 @@ def run(folder: Path, script: str, *arguments: str, fails: bool = False) -> str:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     size = ("--size", "96", "96", "--max-side", "60")
-    run(folder, "tools/make_shapes.py", "--output", "data/shapes", "--train", "24", "--val", "6", *size)
-    run(folder, "fit_pca.py", "--dataset", "shapes_train", "--dim", "8", "--output", "components.npz")
+    run(folder, "-m", "meinst_d2.commands", "shapes", "--output", "data/shapes", "--train", "24", "--val", "6", *size)
+    run(
+        folder,
+        "-m",
+        "meinst_d2.commands",
+        "fit",
+        "--dataset",
+        "shapes_train",
+        "--dim",
+        "8",
+        "--output",
+        "components.npz",
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
 def trained(workspace: Path) -> str:
-    return run(workspace, "train_net.py", *CONFIG, *OVERRIDES, "OUTPUT_DIR", "run")
+    return run(workspace, "-m", "meinst_d2.commands", "train", *CONFIG, *OVERRIDES, "OUTPUT_DIR", "run")
 
 
 def metrics_table(printed: str) -> list[str]:
@@ -56,12 +67,16 @@ def test_training_ends_with_box_and_mask_ap(workspace: Path, trained: str) -> No
 
 def test_evaluating_the_checkpoint_gives_the_same_table(workspace: Path, trained: str) -> None:
     weights = ("MODEL.WEIGHTS", "run/model_final.pth", "MODEL.MEINST.COMPONENTS", "")
-    again = run(workspace, "train_net.py", *CONFIG, "--eval-only", "OUTPUT_DIR", "evaluated", *weights)
+    again = run(
+        workspace, "-m", "meinst_d2.commands", "train", *CONFIG, "--eval-only", "OUTPUT_DIR", "evaluated", *weights
+    )
     assert metrics_table(again) == metrics_table(trained)
 
 
 def test_a_published_file_predicts_the_same_in_another_process(workspace: Path, trained: str) -> None:
-    printed = run(workspace, "tools/publish_model.py", "run", "--name", "tiny", "--output", "published").splitlines()
+    printed = run(
+        workspace, "-m", "meinst_d2.commands", "publish", "run", "--name", "tiny", "--output", "published"
+    ).splitlines()
     (file,) = (workspace / "published").iterdir()
     assert printed[-2] == f"wrote published/{file.name}"
     assert printed[-1].startswith("| tiny | shapes_train | 20 | ") and file.name in printed[-1]
@@ -89,7 +104,7 @@ def test_a_dataset_of_ones_own_needs_no_code(workspace: Path) -> None:
     datasets = [x for split in ("train", "val") for x in ("--coco-dataset", f"mine_{split}={shapes.format(split)}")]
     names = ("DATASETS.TRAIN", "('mine_train',)", "DATASETS.TEST", "('mine_val',)")
     short = ("SOLVER.MAX_ITER", "2", "OUTPUT_DIR", "mine", "TEST.VALIDATION_LOSS", "True", "VIS_PERIOD", "1")
-    run(workspace, "train_net.py", *CONFIG, *datasets, *OVERRIDES, *names, *short)
+    run(workspace, "-m", "meinst_d2.commands", "train", *CONFIG, *datasets, *OVERRIDES, *names, *short)
     rows = [json.loads(line) for line in (workspace / "mine/metrics.json").read_text().splitlines()]
     assert rows[-1]["validation/loss_mask"] > 0
     about = torch.load(workspace / "mine/model_final.pth", weights_only=True)["meinst"]
@@ -100,7 +115,7 @@ def test_two_processes_train_without_a_gpu(workspace: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("Detectron2 starts processes on GPUs where there are any")
     overrides = ("SOLVER.MAX_ITER", "4", "OUTPUT_DIR", "two", "DATASETS.TEST", "()")
-    run(workspace, "train_net.py", *CONFIG, "--num-gpus", "2", *OVERRIDES, *overrides)
+    run(workspace, "-m", "meinst_d2.commands", "train", *CONFIG, "--num-gpus", "2", *OVERRIDES, *overrides)
     rows = [json.loads(line) for line in (workspace / "two/metrics.json").read_text().splitlines()]
     assert rows[-1]["iteration"] == 3
     assert (workspace / "two/model_final.pth").is_file()
@@ -112,7 +127,18 @@ def test_a_split_without_annotations_gives_its_result_file(workspace: Path, trai
     try:
         file.write_text(json.dumps({k: v for k, v in content.items() if k != "annotations"}))
         weights = ("MODEL.WEIGHTS", "run/model_final.pth")
-        run(workspace, "train_net.py", *CONFIG, "--eval-only", "OUTPUT_DIR", "testdev", *OVERRIDES, *weights)
+        run(
+            workspace,
+            "-m",
+            "meinst_d2.commands",
+            "train",
+            *CONFIG,
+            "--eval-only",
+            "OUTPUT_DIR",
+            "testdev",
+            *OVERRIDES,
+            *weights,
+        )
     finally:
         file.write_text(json.dumps(content))
     assert json.loads((workspace / "testdev/inference/coco_instances_results.json").read_text())
@@ -120,12 +146,12 @@ def test_a_split_without_annotations_gives_its_result_file(workspace: Path, trai
 
 def test_what_is_wrong_is_one_sentence_and_nothing_is_written(workspace: Path) -> None:
     wrong = ("MODEL.MEINST.DIM_MASK", "9", "OUTPUT_DIR", "wrong")
-    printed = run(workspace, "train_net.py", *CONFIG, *OVERRIDES, *wrong, fails=True)
+    printed = run(workspace, "-m", "meinst_d2.commands", "train", *CONFIG, *OVERRIDES, *wrong, fails=True)
     assert (
         printed.strip()
         .splitlines()[-1]
         .startswith(
-            "train_net.py: the components in components.npz have D = 8, the config asks for MODEL.MEINST.DIM_MASK = 9"
+            "meinst train: the components in components.npz have D = 8, the config asks for MODEL.MEINST.DIM_MASK = 9"
         )
     )
     assert "Traceback" not in printed and not (workspace / "wrong").exists()

@@ -11,7 +11,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-import fit_pca
+from meinst_d2.commands import fit as fit_command
 from tests.conftest import ROOT
 from tests.models import load_cfg
 
@@ -42,7 +42,7 @@ def meinst(**keys: Any) -> dict[str, Any]:
 
 
 def dim(number: int) -> dict[str, Any]:
-    return meinst(DIM_MASK=number, COMPONENTS=str(fit_pca.default_output(["coco_2017_train"], 28, number)))
+    return meinst(DIM_MASK=number, COMPONENTS=str(fit_command.default_output(["coco_2017_train"], 28, number)))
 
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -119,7 +119,7 @@ def test_components_are_where_fit_pca_writes_them() -> None:
             continue
         per_class = cfg.MODEL.MEINST.ENCODER == "ClassPCAEncoder"
         size, number = cfg.MODEL.MEINST.MASK_SIZE, cfg.MODEL.MEINST.DIM_MASK
-        assert file == str(fit_pca.default_output(cfg.DATASETS.TRAIN, size, number, per_class)), name
+        assert file == str(fit_command.default_output(cfg.DATASETS.TRAIN, size, number, per_class)), name
 
 
 @pytest.mark.parametrize("name", ["table1_fcos_x_101", "table8_x_101_1x", "table8_x_101_3x", "table8_x_101_dcn_3x"])
@@ -166,7 +166,7 @@ def test_a_row_of_the_document_stands_in_its_table() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(re.findall(r"python ((?:tools/)?\w+\.py)", DOCUMENT)) - {"tools/reconstruction.py"})
+    "name", sorted(set(re.findall(r"python ((?:tools/)?\w+\.py)", DOCUMENT)) - {"meinst reconstruct"})
 )
 def test_the_options_of_the_documents_commands_exist(name: str) -> None:
     commands = re.sub(r"\\\n\s*", "", DOCUMENT)

@@ -14,22 +14,23 @@ import numpy as np
 import pytest
 import torch
 
-import demo
-import train_net
 from meinst_d2 import model_zoo
-from meinst_d2.checkpoint import MEInstCheckpointer
-from meinst_d2.data.coco_json import read_coco_json
+from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
+from meinst_d2.checkpoint.readers import read_checkpoint
+from meinst_d2.commands import check as check_command
+from meinst_d2.commands import predict as predict_command
+from meinst_d2.commands import swap_boxes as swap_boxes_command
+from meinst_d2.commands import train as train_command
+from meinst_d2.data.coco import read_coco_json
 from meinst_d2.data.instances import make_templates
 from meinst_d2.encoding import load_components
-from meinst_d2.importer import import_checkpoint
-from meinst_d2.importer.published_config import read_published_config
 from meinst_d2.model_zoo import load_trained
-from meinst_d2.publish import publish_run
-from meinst_d2.weights import read_checkpoint
+from meinst_d2.model_zoo.adelaidet import import_checkpoint
+from meinst_d2.model_zoo.adelaidet.config import read_published_config
+from meinst_d2.model_zoo.publish import publish_run
 from tests.conftest import ROOT
 from tests.models import tiny_cfg, tiny_model, write_components
 from tests.published_configs import write_published_config
-from tests.tools import load_tool
 
 TINY = str(ROOT / "configs/quick/tiny.yaml")
 MARKER = "marker"
@@ -115,12 +116,12 @@ def test_every_canary_is_alive_for_a_reader_that_trusts_files(
 
 
 def train(*overrides: object, config: object = TINY, flags: tuple[str, ...] = ()) -> None:
-    train_net.run(["--config-file", str(config), *flags, *map(str, overrides)])
+    train_command.main(["--config-file", str(config), *flags, *map(str, overrides)])
 
 
 def show(folder: Path, *arguments: object) -> None:
     (folder / "a.png").touch()
-    demo.main([*map(str, arguments), "--input", str(folder / "a.png"), "--output", str(folder / "out")])
+    predict_command.main([*map(str, arguments), "--input", str(folder / "a.png"), "--output", str(folder / "out")])
 
 
 def publish(weights: Path) -> None:
@@ -151,14 +152,14 @@ READERS_OF_WEIGHTS: dict[str, Callable[[Path], Any]] = {
     "MEInstCheckpointer": lambda path: MEInstCheckpointer(tiny_model()).load(str(path)),
     "last_checkpoint, before the start": resume_check,
     "last_checkpoint": resume_load,
-    "train_net.py": lambda path: train("MODEL.WEIGHTS", path),
-    "train_net.py --eval-only": lambda path: train("MODEL.WEIGHTS", path, flags=("--eval-only",)),
+    "meinst train": lambda path: train("MODEL.WEIGHTS", path),
+    "meinst train --eval-only": lambda path: train("MODEL.WEIGHTS", path, flags=("--eval-only",)),
     "load_trained": lambda path: load_trained(TINY, str(path)),
     "model_zoo.get": lambda path: model_zoo.get(path if path.suffix else path.rename(path.with_suffix(".pth"))),
     "model_zoo.get_info": model_zoo.get_info,
-    "demo.py": lambda path: show(path.parent, "--config-file", TINY, "--weights", path),
-    "publish_model.py": publish,
-    "import_adelaidet.py": take_over,
+    "meinst predict": lambda path: show(path.parent, "--config-file", TINY, "--weights", path),
+    "meinst publish": publish,
+    "meinst import": take_over,
 }
 
 
@@ -173,10 +174,10 @@ def test_weights_run_no_code(tmp_path: Path, kind: str, reader: str) -> None:
 
 READERS_OF_COMPONENTS: dict[str, Callable[[Path], Any]] = {
     "load_components": load_components,
-    "train_net.py": lambda path: train("MODEL.MEINST.COMPONENTS", path),
+    "meinst train": lambda path: train("MODEL.MEINST.COMPONENTS", path),
     "building the model": lambda path: tiny_model("MODEL.MEINST.COMPONENTS", str(path)),
-    "check_dataset.py": lambda path: load_tool("check_dataset").check(
-        load_tool("check_dataset").parse_args([str(path.parent / "a.json"), "--components", str(path)])
+    "meinst check": lambda path: check_command.check(
+        check_command.parse_args([str(path.parent / "a.json"), "--components", str(path)])
     ),
 }
 
@@ -207,20 +208,20 @@ def within_weights(config: Path) -> None:
 
 
 READERS_OF_CONFIGS: dict[str, Callable[[Path], Any]] = {
-    "train_net.py": lambda path: train(config=path),
-    "train_net.py, in every process": lambda path: train_net.main(
+    "meinst train": lambda path: train(config=path),
+    "meinst train, in every process": lambda path: train_command.train(
         Namespace(config_file=str(path), coco_dataset=[], opts=[])
     ),
-    "demo.py": lambda path: show(path.parent, "--config-file", path, "--weights", path.parent / "absent.pth"),
-    "demo.py, naming no weights": lambda path: show(path.parent, "--config-file", path),
+    "meinst predict": lambda path: show(path.parent, "--config-file", path, "--weights", path.parent / "absent.pth"),
+    "meinst predict, naming no weights": lambda path: show(path.parent, "--config-file", path),
     "read_published_config": read_published_config,
-    "import_adelaidet.py": lambda path: import_checkpoint(path, "absent.pth", path.parent / "out"),
-    "check_dataset.py": lambda path: load_tool("check_dataset").load_config(str(path)),
-    "swap_boxes.py": lambda path: load_tool("swap_boxes").load_config(str(path), ()),
-    "publish_model.py": publish_config,
+    "meinst import": lambda path: import_checkpoint(path, "absent.pth", path.parent / "out"),
+    "meinst check": lambda path: check_command.load_config(str(path)),
+    "meinst swap-boxes": lambda path: swap_boxes_command.load_config(str(path), ()),
+    "meinst publish": publish_config,
     "beside weights": beside_weights,
 }
-WITHOUT_BASE = "publish_model.py"
+WITHOUT_BASE = "meinst publish"
 """The config of a run is whole."""
 
 
@@ -233,7 +234,7 @@ def test_configs_run_no_code(tmp_path: Path, reader: str, base: bool) -> None:
     if base:
         path = tmp_path / "above.yaml"
         path.write_text("_BASE_: c.yaml")
-    if reader == "demo.py":
+    if reader == "meinst predict":
         torch.save({"model": tiny_model().state_dict()}, tmp_path / "absent.pth")
     with pytest.raises((ValueError, SystemExit), match=r"it holds Python objects \(python/object/apply:os.mkdir\)"):
         READERS_OF_CONFIGS[reader](path)

@@ -13,9 +13,9 @@ from detectron2.data.transforms import ResizeShortestEdge
 
 from meinst_d2.check import problems as p
 from meinst_d2.check.scan import CocoFile
-from meinst_d2.data.fit_workers import run_shards
-from meinst_d2.evaluation.reconstruction import one_torch_thread
+from meinst_d2.data.parallel import run_shards
 from meinst_d2.fcos.assign import AssignmentRule, assign_batch
+from meinst_d2.reconstruction.measure import one_torch_thread
 
 BATCH = 64
 """Images at a time."""

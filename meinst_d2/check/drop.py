@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -18,7 +19,7 @@ from meinst_d2.check import problems as p
 from meinst_d2.check.findings import annotation_text, image_text
 from meinst_d2.check.problem import Problem
 from meinst_d2.check.scan import CocoFile
-from meinst_d2.data.json_stream import iterate_json
+from meinst_d2.data.coco import Elements, read_sections
 from meinst_d2.files import atomic_path
 
 
@@ -70,7 +71,7 @@ def write_without_bad(file: CocoFile, path: str | os.PathLike[str]) -> Dropped:
     def change(section: str, index: int, value: Any) -> Any:
         nonlocal next_id
         if section == "annotations" and renumbered[index]:
-            value = {**value, "id": next_id}
+            value = {**(msgspec.json.decode(value) if isinstance(value, msgspec.Raw) else value), "id": next_id}
             next_id += 1
         return value
 
@@ -78,7 +79,7 @@ def write_without_bad(file: CocoFile, path: str | os.PathLike[str]) -> Dropped:
         drop = {"annotations": annotations, "images": images}.get(section)
         return drop is None or not drop[index]
 
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="ascii") as output:
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as output:
         _copy(file.path, output, kept, change)
     dropped = Dropped(annotations, images, renumbered, Path(path).with_suffix(".dropped.csv"))
     with atomic_path(dropped.list_path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as output:
@@ -94,21 +95,26 @@ def _copy(
     kept: Callable[[str, int], bool],
     change: Callable[[str, int, Any], Any],
 ) -> None:
-    """Stream a JSON object, element by element of its lists."""
-    first_section, in_list, first = True, False, True
-    output.write("{")
-    for section, index, value in iterate_json(source):
-        if index is not None:
-            if kept(section, index):
-                output.write(("" if first else ",") + "\n" + json.dumps(change(section, index, value)))
-                first = False
+    """Copy a JSON object, element by element of its lists; what is not changed stays as it is written."""
+    separator = "{"
+    for name, section in read_sections(source).items():
+        output.write(f"{separator}\n{json.dumps(name)}: ")
+        separator = ","
+        if not isinstance(section, Elements):
+            output.write(_text(section))
             continue
-        if in_list:
-            output.write("]")
-        output.write(("" if first_section else ",") + "\n" + json.dumps(section) + ": ")
-        first_section, first, in_list = False, True, isinstance(value, list)
-        output.write("[" if in_list else json.dumps(value))
-    output.write("]\n}\n" if in_list else "\n}\n")
+        first = True
+        output.write("[")
+        for index, text in enumerate(section.texts):
+            if kept(name, index):
+                output.write(("" if first else ",") + "\n" + _text(change(name, index, text)))
+                first = False
+        output.write("]")
+    output.write("\n}\n")
+
+
+def _text(value: Any) -> str:
+    return bytes(value).decode() if isinstance(value, msgspec.Raw) else json.dumps(value)
 
 
 def listed(file: CocoFile, dropped: Dropped) -> list[tuple[str, int, str, str, str]]:

@@ -13,10 +13,10 @@ from meinst_d2.check import problems as p
 from meinst_d2.check.scan import CocoFile
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.encoding import Components, PCABasis
-from meinst_d2.evaluation.dictionaries import FittedDictionaries
-from meinst_d2.evaluation.encodings import Encoding, fitted_encodings
-from meinst_d2.evaluation.reconstruction import measure_encodings
-from meinst_d2.evaluation.reconstruction_report import Row, class_table, rows_of
+from meinst_d2.reconstruction.dictionaries import FittedDictionaries
+from meinst_d2.reconstruction.encodings import Encoding, fitted_encodings
+from meinst_d2.reconstruction.measure import measure_encodings
+from meinst_d2.reconstruction.report import Row, class_table, rows_of
 
 HELD_OUT_SHARE = 5
 """One of so many masks of a class is measured, the others are fitted to."""

@@ -15,7 +15,7 @@ from PIL import Image
 from meinst_d2.check import image_problems as ip
 from meinst_d2.check.problem import bits
 from meinst_d2.check.scan import CocoFile
-from meinst_d2.data.fit_workers import run_shards
+from meinst_d2.data.parallel import run_shards
 
 CHUNK = 32
 TURNED = (5, 6, 7, 8)

@@ -11,9 +11,10 @@ import numpy.typing as npt
 from meinst_d2.check import problems as p
 from meinst_d2.check.scan import CocoFile
 from meinst_d2.data.annotations import InstanceAnnotation
-from meinst_d2.data.fit_workers import run_shards
-from meinst_d2.data.instances import FEW_POINTS, MALFORMED, NO_MASK, UnusableInstance, make_templates, usable_polygons
-from meinst_d2.data.rle import runs_of
+from meinst_d2.data.instances import make_templates
+from meinst_d2.data.parallel import run_shards
+from meinst_d2.masks.rle import runs_of
+from meinst_d2.masks.segmentation import FEW_POINTS, MALFORMED, NO_MASK, UnusableInstance, usable_polygons
 
 CHUNK = 2048
 CROSSING = 1.0

@@ -175,7 +175,7 @@ EMPTY = numbered(
     "mask-empty",
     HURTS,
     "masks without a pixel in their box",
-    "learns an empty mask for the box; fit_pca.py leaves them out",
+    "learns an empty mask for the box; meinst fit leaves them out",
     DROP,
 )
 NO_CELL = numbered(

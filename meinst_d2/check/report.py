@@ -12,7 +12,7 @@ from meinst_d2.check.findings import Finding, class_counts
 from meinst_d2.check.problem import Problem, Severity
 from meinst_d2.check.problems import ANNOTATION_PROBLEMS
 from meinst_d2.check.scan import CocoFile
-from meinst_d2.evaluation.reconstruction_report import as_json
+from meinst_d2.reconstruction.report import as_json
 
 HEADINGS = {Severity.STOPS: "STOPS TRAINING", Severity.HURTS: "HURTS", Severity.FINE: "fine, counted"}
 VERDICTS = {

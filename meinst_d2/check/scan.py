@@ -17,8 +17,7 @@ from meinst_d2.check.elements import annotation_flags, is_key, is_side
 from meinst_d2.check.ids import Ids
 from meinst_d2.check.problem import Problem, bits
 from meinst_d2.data.annotations import AnnotationTable, InstanceAnnotation
-from meinst_d2.data.coco_json import NO_BOX, from_coco
-from meinst_d2.data.json_stream import iterate_json
+from meinst_d2.data.coco import NO_BOX, from_coco, read_sections
 
 SECTIONS = ("images", "annotations", "categories")
 NOTHING = InstanceAnnotation(None, NO_BOX, (0, 0), -1, False)
@@ -108,27 +107,17 @@ class _Scanner:
 
     def run(self) -> CocoFile:
         file = self.file
-        if not os.path.isfile(file.path):
-            raise FileNotFoundError(f"there is no annotation file {file.path}")
-        seen = set()
-        with tqdm(desc="reading", unit=" elements", unit_scale=True, dynamic_ncols=True) as bar:
-            for entry in iterate_json(file.path):
-                seen.add(entry.section)
-                if entry.section not in SECTIONS:
-                    continue
-                if entry.index is None:
-                    if not isinstance(entry.value, list):
-                        kind = type(entry.value).__name__
-                        raise ValueError(
-                            f"{file.path}: {entry.section!r} is a {kind} instead of a list: it is not in COCO's "
-                            "instances format"
-                        )
-                    continue
-                bar.update()
-                getattr(self, f"add_{entry.section}")(entry.value)
-        if not seen & set(SECTIONS):
+        sections = read_sections(file.path)
+        if not sections.keys() & set(SECTIONS):
             raise ValueError(f"{file.path} has neither images nor annotations: it is not in COCO's instances format")
-        self.settle("categories" in seen)
+        total = sum(len(sections.get(name, ())) for name in SECTIONS)
+        with tqdm(total=total, desc="reading", unit=" elements", unit_scale=True, dynamic_ncols=True) as bar:
+            for name in SECTIONS:
+                add = getattr(self, f"add_{name}")
+                for value in sections.get(name, ()):
+                    add(value)
+                    bar.update()
+        self.settle("categories" in sections)
         return file
 
     def add_images(self, value: Any) -> None:

@@ -12,9 +12,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-from meinst_d2.data.categories import read_category_names
-from meinst_d2.data.shape_images import CATEGORIES
+from meinst_d2.data.coco import read_category_names
 from meinst_d2.data.shapes import SPLITS
+from meinst_d2.data.shapes.images import CATEGORIES
 
 UNREADABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What Detectron2's ``load_coco_json`` raises on files that it cannot use."""
@@ -76,7 +76,7 @@ def loading(*names: str) -> Iterator[None]:
     except UNREADABLE as error:
         files = [file for name in names if (file := MetadataCatalog.get(name).get("json_file")) is not None]
         reason = f"{type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}".strip()
-        hint = f": tools/check_dataset.py {' '.join(files)} says what is wrong" if files else ""
+        hint = f": meinst check {' '.join(files)} says what is wrong" if files else ""
         raise DatasetError(f"the dataset {', '.join(names)} cannot be loaded ({reason}){hint}") from error
 
 
@@ -87,14 +87,14 @@ def require_dataset(name: str) -> None:
         raise ValueError(
             f"the dataset {name!r} is not registered"
             + (f" (did you mean {', '.join(near)}?)" if near else "")
-            + f": name its files with --coco-dataset {name}=ANNOTATIONS.json:IMAGES (fit_pca.py takes --coco-json), or "
+            + f": name its files with --coco-dataset {name}=ANNOTATIONS.json:IMAGES (meinst fit takes --coco-json), or "
             "register it as Detectron2 does"
         )
     file = MetadataCatalog.get(name).get("json_file")
     if file is not None and not os.path.isfile(file):
         hint = "name one that exists"
         if name.startswith("shapes_"):
-            hint = "run tools/make_shapes.py"
+            hint = "run meinst shapes"
         elif Path(file).is_relative_to(os.environ.get("DETECTRON2_DATASETS", "datasets")):
             hint = "set DETECTRON2_DATASETS to where it is"
         raise FileNotFoundError(f"the dataset {name!r} has no annotation file {file}: {hint}")

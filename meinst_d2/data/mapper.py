@@ -15,8 +15,8 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.logger import log_first_n
 
 from meinst_d2.data.image_files import read_image
-from meinst_d2.data.instances import UnusableInstance, bitmask_of, usable_polygons
-from meinst_d2.data.rasterize import crop_bitmask, rasterize_polygons
+from meinst_d2.masks.rasterize import crop_bitmask, rasterize_polygons
+from meinst_d2.masks.segmentation import UnusableInstance, bitmask_of, usable_polygons
 
 SMALLEST_BOX = 1e-5
 """Boxes with a side of at most this many pixels after augmentation are dropped, as Detectron2 drops them."""
@@ -84,7 +84,7 @@ class MEInstDatasetMapper:
         except (LookupError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(
                 f"the annotations of {record['file_name']} cannot be used ({type(error).__name__} {error}): "
-                "tools/check_dataset.py says what is wrong with them"
+                "meinst check says what is wrong with them"
             ) from error
         return sample
 

@@ -84,19 +84,19 @@ def load_components(path: str | os.PathLike[str]) -> Components:
             Arrays of other shapes, of objects, or that would grow absurdly are refused before they are read.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"there are no components at {path}: make them with fit_pca.py --output {path}")
+        raise FileNotFoundError(f"there are no components at {path}: make them with meinst fit --output {path}")
     try:
         file = NpzFile(path, (*ARRAYS, "provenance"))
     except ValueError as error:
         raise ValueError(
-            f"{path} is not a readable components file ({error}): make it again with fit_pca.py"
+            f"{path} is not a readable components file ({error}): make it again with meinst fit"
         ) from error
     with file:
         try:
             _check_headers(file.headers)
             return _components_from_arrays({name: file.read(name) for name in file.headers})
         except ValueError as error:
-            raise ValueError(f"{path} holds no usable components: {error}. Make them again with fit_pca.py") from error
+            raise ValueError(f"{path} holds no usable components: {error}. Make them again with meinst fit") from error
 
 
 def _check_headers(headers: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:

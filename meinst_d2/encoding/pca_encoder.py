@@ -49,7 +49,7 @@ class FittedEncoder(LinearEncoder):
         if len(bases) != wanted:
             raise ValueError(
                 f"there are components for {len(bases)} classes, {type(self).__name__} needs {wanted}: fit them "
-                + ("with fit_pca.py --class-specific" if self.class_specific else "without --class-specific")
+                + ("with meinst fit --class-specific" if self.class_specific else "without --class-specific")
             )
         for basis in bases:
             if (basis.dim, basis.mask_size) != (self.dim, self.mask_size):

@@ -1,6 +1,6 @@
 """Training: Detectron2's trainer with our loader, step and checks."""
 
-from meinst_d2.prerequisites import require_detectron2
+from meinst_d2 import require_detectron2
 
 require_detectron2()
 

@@ -14,8 +14,8 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from meinst_d2.checkpoint.readers import load_tensor_file
 from meinst_d2.files import atomic_path
-from meinst_d2.weights import load_tensor_file
 
 FIELD_TYPES = {"Boxes": Boxes, "BitMasks": BitMasks, "PolygonMasks": PolygonMasks}
 

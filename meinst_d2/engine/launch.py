@@ -28,13 +28,13 @@ def launch(
         with passing_on_sigterm() if num_gpus > 1 else nullcontext():
             launch_processes(_forking, num_gpus, num_machines, machine_rank, dist_url, (main, args))
     except DatasetError as error:
-        sys.exit(f"train_net.py: {error}")
+        sys.exit(f"meinst train: {error}")
     except ProcessExitedException as error:
         if error.exit_code == EXIT_CODE:
             sys.exit(EXIT_CODE)
         why = error.signal_name or f"exit code {error.exit_code}"
         sys.exit(
-            f"train_net.py: process {error.error_index} of {num_gpus} ended ({why}) and the others with it; the last "
+            f"meinst train: process {error.error_index} of {num_gpus} ended ({why}) and the others with it; the last "
             "checkpoint is whole: go on with --resume"
         )
 

@@ -14,18 +14,18 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
-from meinst_d2.checkpoint import MEInstCheckpointer
+from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
+from meinst_d2.checkpoint.compatibility import CLASS_LAYER
 from meinst_d2.engine.averaging import WeightAverage
 from meinst_d2.engine.setup import default_setup
 from meinst_d2.engine.step import TrainStep
 from meinst_d2.engine.trainer import distribute
 from meinst_d2.engine.validation import Validation
-from meinst_d2.fine_tuning import CLASS_LAYER
 from meinst_d2.modeling.retinanet import further_state
 
 
 def run_lazy(args: argparse.Namespace) -> Any:
-    """What train_net.py does with a .py config file.
+    """What meinst train does with a .py config file.
 
     The config has ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` (``train``, ``test``, ``evaluator``) and
     ``train``, as configs/lazy/meinst_r50.py; overrides are KEY=VALUE.

@@ -11,16 +11,17 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from meinst_d2.checkpoint import GENERATOR_PREFIX, carried_components, info_of, settle_names
+from meinst_d2.checkpoint.checkpointer import carried_components, info_of
+from meinst_d2.checkpoint.compatibility import CLASS_LAYER
+from meinst_d2.checkpoint.readers import load_array_pickle, read_checkpoint
+from meinst_d2.checkpoint.resume import last_whole_checkpoint
 from meinst_d2.config import check_choices
 from meinst_d2.data.datasets import class_names, require_dataset
 from meinst_d2.encoding import MASK_ENCODER_REGISTRY, Components, SigmoidClamp, load_components
 from meinst_d2.engine.settings import check_batch, check_device, check_parts, check_validation, require_values
 from meinst_d2.engine.trainer import COMPONENTS_DIFFER
 from meinst_d2.files import require_writable
-from meinst_d2.fine_tuning import CLASS_LAYER
-from meinst_d2.resume import last_whole_checkpoint
-from meinst_d2.weights import load_array_pickle, read_checkpoint
+from meinst_d2.modeling.published_names import GENERATOR_PREFIX, settle_names
 
 ANEW = (
     "to start the mask predictor anew, name components that fit in MODEL.MEINST.COMPONENTS and train with "
@@ -212,7 +213,7 @@ def _check_num_dictionaries(path: str, meinst: CfgNode, num_dictionaries: int) -
         option = "without --class-specific" if wanted == 1 else "--class-specific"
         raise ValueError(
             f"{path} holds {num_dictionaries} dictionaries, MODEL.MEINST.ENCODER {meinst.ENCODER} needs {wanted}: "
-            f"run fit_pca.py {option}, or choose another encoder"
+            f"run meinst fit {option}, or choose another encoder"
         )
 
 
@@ -232,7 +233,7 @@ def _compare(
         ("whiten", whiten, "WHITEN", meinst.WHITEN, "" if meinst.WHITEN else "--no-whiten"),
     ):
         if value is not None and value != wanted:
-            refit = f"run fit_pca.py {option}".strip() + (" without --no-" + name if not option else "")
+            refit = f"run meinst fit {option}".strip() + (" without --no-" + name if not option else "")
             raise ValueError(
                 f"the components in {path} have {name} = {value}, the config asks for MODEL.MEINST.{key} = {wanted}: "
                 f"{refit}, or set MODEL.MEINST.{key} {value}"
@@ -247,7 +248,7 @@ def _missing_components(cfg: CfgNode) -> str:
     names = " ".join(cfg.DATASETS.TRAIN) or "NAME"
     class_specific = "--class-specific " if MASK_ENCODER_REGISTRY.get(meinst.ENCODER).class_specific else ""
     return (
-        f"the masks have no components: {where} and {weights} do not carry them; run fit_pca.py --dataset {names} "
+        f"the masks have no components: {where} and {weights} do not carry them; run meinst fit --dataset {names} "
         f"--dim {meinst.DIM_MASK} --mask-size {meinst.MASK_SIZE} {class_specific}--output {output}"
         + ("" if meinst.COMPONENTS else " and set MODEL.MEINST.COMPONENTS FILE")
     )

@@ -155,7 +155,7 @@ def _keep(batch: FailedBatch, folder: str) -> str:
     if not folder:
         return ""
     try:
-        return f" (tools/replay_batch.py {batch.save(folder)} shows it again)"
+        return f" (meinst replay {batch.save(folder)} shows it again)"
     except OSError as error:
         return f" (which could not be kept: {error})"
 

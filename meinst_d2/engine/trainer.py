@@ -15,21 +15,21 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from meinst_d2.checkpoint import CheckpointInfo, MEInstCheckpointer
+from meinst_d2.checkpoint.checkpointer import CheckpointInfo, MEInstCheckpointer
+from meinst_d2.checkpoint.compatibility import CLASS_LAYER, MASK_LAYER
 from meinst_d2.config import precision_of
 from meinst_d2.data.datasets import loading
 from meinst_d2.data.loader import TrainLoader, build_train_loader
 from meinst_d2.engine.averaging import WeightAverage
 from meinst_d2.engine.loop import TrainingLoop
 from meinst_d2.engine.optimizer import build_optimizer
+from meinst_d2.engine.pictures import Visualization
 from meinst_d2.engine.preemption import Termination
 from meinst_d2.engine.step import TrainStep
 from meinst_d2.engine.validation import Validation
 from meinst_d2.engine.validation_loss import build_validation_loader, validation_losses
-from meinst_d2.engine.visualization import Visualization
-from meinst_d2.evaluation.evaluator import build_evaluator
+from meinst_d2.evaluation.build import build_evaluator
 from meinst_d2.files import remove_unfinished
-from meinst_d2.fine_tuning import CLASS_LAYER, MASK_LAYER
 from meinst_d2.modeling.retinanet import further_state
 
 

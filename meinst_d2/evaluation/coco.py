@@ -118,7 +118,7 @@ class MEInstCOCOEvaluator(COCOEvaluator):
         if left_out:
             self._logger.warning(
                 f"Left out {left_out} of {len(self._coco_api.dataset['annotations'])} annotations of "
-                f"{self._metadata.name} whose masks cannot be read: tools/check_dataset.py says which."
+                f"{self._metadata.name} whose masks cannot be read: meinst check says which."
             )
         return COCO(dataset)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from meinst_d2.data.instances import FEW_POINTS, UnusableInstance, usable_polygons
-from meinst_d2.data.rle import runs_of
+from meinst_d2.masks.rle import runs_of
+from meinst_d2.masks.segmentation import FEW_POINTS, UnusableInstance, usable_polygons
 
 
 def without_unreadable_masks(dataset: Mapping[str, Any]) -> tuple[dict[str, Any], int]:

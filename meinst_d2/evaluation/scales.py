@@ -14,7 +14,7 @@ from detectron2.data import build_detection_test_loader
 from torch import nn
 from tqdm import tqdm
 
-from meinst_d2.evaluation.evaluator import build_evaluator
+from meinst_d2.evaluation.build import build_evaluator
 
 WARM_UP_IMAGES = 5
 

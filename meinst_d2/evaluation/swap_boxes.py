@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from meinst_d2.evaluation.box_files import DetectedBoxes
+from meinst_d2.evaluation.results import DetectedBoxes
 from meinst_d2.files import atomic_path
 
 matplotlib.use("Agg")

@@ -1,6 +1,6 @@
 """A trained detector as one file that runs without this package and without Detectron2."""
 
-from meinst_d2.prerequisites import require_detectron2
+from meinst_d2 import require_detectron2
 
 require_detectron2()
 

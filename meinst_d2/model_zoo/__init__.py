@@ -1,6 +1,6 @@
 """Models by name, file or URL, in the manner of ``detectron2.model_zoo``."""
 
-from meinst_d2.prerequisites import require_detectron2
+from meinst_d2 import require_detectron2
 
 require_detectron2()
 

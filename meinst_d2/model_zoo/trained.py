@@ -17,14 +17,15 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from meinst_d2 import add_meinst_config
-from meinst_d2.checkpoint import carried_components, info_of, settle_names
+from meinst_d2.checkpoint.checkpointer import carried_components, info_of
+from meinst_d2.checkpoint.compatibility import CLASS_LAYER
+from meinst_d2.checkpoint.download import fetch, require_hash
+from meinst_d2.checkpoint.readers import read_checkpoint, weights_to_use
 from meinst_d2.config_file import merge_config_file, merge_overrides
-from meinst_d2.download import fetch, require_hash
-from meinst_d2.fine_tuning import CLASS_LAYER
-from meinst_d2.model_check import config_from_text, require_same_tensors
 from meinst_d2.model_zoo.entries import ENTRIES
+from meinst_d2.model_zoo.verify import config_from_text, require_same_tensors
 from meinst_d2.model_zoo.zoo import get_checkpoint_url, get_config_file
-from meinst_d2.weights import read_checkpoint, weights_to_use
+from meinst_d2.modeling.published_names import settle_names
 
 FINAL_WEIGHTS = "model_final.pth"
 RUN_CONFIG = "config.yaml"
@@ -62,7 +63,7 @@ def load_trained(
 
     Args:
         config_file: a path, or a name as for :func:`~meinst_d2.model_zoo.get_config_file`. None for weights that carry
-            their config (tools/publish_model.py and tools/import_adelaidet.py write such files), or that lie beside
+            their config (meinst publish and meinst import write such files), or that lie beside
             the ``config.yaml`` of their run.
         weights: a file or a URL. None for ``MODEL.WEIGHTS`` of the overrides, the ``model_final.pth`` beside the
             config, the trained model of the name, or ``MODEL.WEIGHTS`` of the config: the first that there is.
@@ -161,7 +162,7 @@ def _config_of(path: str, about: Mapping[str, Any]) -> CfgNode:
         return _read_config(str(beside))
     raise ValueError(
         f"{path} carries no config, and there is no {RUN_CONFIG} beside it: give --config-file, or publish it with "
-        "tools/publish_model.py"
+        "meinst publish"
     )
 
 

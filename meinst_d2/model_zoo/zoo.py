@@ -15,12 +15,13 @@ from torch import nn
 
 import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2 import add_meinst_config
-from meinst_d2.checkpoint import MEInstCheckpointer, info_of, settle_names
+from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer, info_of
+from meinst_d2.checkpoint.download import fetch, require_hash
+from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.config_file import merge_config_file
-from meinst_d2.download import fetch, require_hash
-from meinst_d2.model_check import config_from_text, require_same_tensors
 from meinst_d2.model_zoo.entries import ENTRIES
-from meinst_d2.weights import read_checkpoint
+from meinst_d2.model_zoo.verify import config_from_text, require_same_tensors
+from meinst_d2.modeling.published_names import settle_names
 
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[2] / "configs")
 """Where an installed package and a checkout have them."""
@@ -79,7 +80,7 @@ def get_checkpoint_url(name: str) -> str:
     get_config_file(name)
     entry = ENTRIES.get(name.removesuffix(".yaml"))
     if entry is None:
-        raise ValueError(f"there is no trained model for {name}: train it with train_net.py")
+        raise ValueError(f"there is no trained model for {name}: train it with meinst train")
     if entry.url is None:
         raise ValueError(
             f"the checkpoint of {name} has to be downloaded by hand from {entry.source} ({entry.licence}): give its "
@@ -89,7 +90,7 @@ def get_checkpoint_url(name: str) -> str:
 
 
 def get(source: str | os.PathLike[str], trained: bool | None = None, device: str | None = None) -> nn.Module:
-    """A model by name, or from a file that carries its own config (tools/publish_model.py writes such files).
+    """A model by name, or from a file that carries its own config (meinst publish writes such files).
 
     Args:
         source: a name as for :func:`get_config_file`, a file of weights, or the URL of one.
@@ -135,9 +136,7 @@ def _local(source: str) -> str:
 def _from_content(path: str, content: dict[str, Any], trained: bool, device: str | None) -> nn.Module:
     about = info_of(content)
     if "config" not in about:
-        raise ValueError(
-            f"{path} carries no config: publish it with tools/publish_model.py, or load it through MODEL.WEIGHTS"
-        )
+        raise ValueError(f"{path} carries no config: publish it with meinst publish, or load it through MODEL.WEIGHTS")
     cfg = config_from_text(about["config"], f"the config in {path}")
     cfg.MODEL.MEINST.COMPONENTS = ""  # the file's word must not make this machine open other files
     model = _build(cfg, device)

@@ -5,12 +5,12 @@ Without Detectron2, the head and the criterion can still be imported from their 
 
 from typing import Any
 
-from meinst_d2.prerequisites import has_detectron2, require_detectron2
+from meinst_d2 import has_detectron2, require_detectron2
 
 __all__ = ["MEInstDetector", "MEInstFCOS", "MEInstRetinaNet", "build_meinst_resnet_fpn_backbone"]
 
 if has_detectron2():
-    from meinst_d2.modeling.backbone import build_meinst_resnet_fpn_backbone
+    from meinst_d2.modeling.backbones import build_meinst_resnet_fpn_backbone
     from meinst_d2.modeling.meta_arch import MEInstDetector
     from meinst_d2.modeling.proposal_generator import MEInstFCOS
     from meinst_d2.modeling.retinanet import MEInstRetinaNet

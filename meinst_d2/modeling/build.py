@@ -23,7 +23,7 @@ from meinst_d2.modeling.mask_loss import MaskLoss
 
 NOT_FITTED = (
     "this model has no mask components, so it can neither learn nor draw masks: make them with "
-    "fit_pca.py --dataset NAME --output FILE and set MODEL.MEINST.COMPONENTS FILE, or load weights that carry them"
+    "meinst fit --dataset NAME --output FILE and set MODEL.MEINST.COMPONENTS FILE, or load weights that carry them"
 )
 
 

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meinst_d2.layers.large_kernel import LargeKernelConv
-from meinst_d2.layers.scale import Scale
-from meinst_d2.layers.tower import DeformType, NormType, build_tower, init_conv, plain_conv
+from meinst_d2.modeling.layers import DeformType, LargeKernelConv, NormType, Scale, build_tower, init_conv, plain_conv
 
 
 @dataclass(frozen=True)

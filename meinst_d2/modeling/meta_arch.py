@@ -13,7 +13,7 @@ from detectron2.structures import ImageList
 from torch import Tensor
 
 from meinst_d2.config import channels_last_of, precision_of
-from meinst_d2.modeling.backbone import complete_pyramid
+from meinst_d2.modeling.backbones import complete_pyramid
 from meinst_d2.modeling.inference import MaskOutput, PasteBox, postprocess
 from meinst_d2.precision import Precision, autocast
 

@@ -12,7 +12,6 @@ from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from meinst_d2.checkpoint import rename_published_keys
 from meinst_d2.config import check_choices
 from meinst_d2.encoding import MaskEncoder
 from meinst_d2.fcos.assign import AssignmentRule, assign_batch
@@ -27,6 +26,7 @@ from meinst_d2.modeling.build import (
 from meinst_d2.modeling.criterion import LossWeights, MEInstCriterion
 from meinst_d2.modeling.head import HeadOutput, MEInstHead
 from meinst_d2.modeling.inference import InferenceRule, detect
+from meinst_d2.modeling.published_names import rename_published_keys
 from meinst_d2.modeling.targets import mask_templates
 from meinst_d2.precision import without_autocast
 

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from meinst_d2.data.datasets import DatasetError, register_coco
-from meinst_d2.data.instances import BAD_RLE, FEW_POINTS, MALFORMED, NO_BOX, NO_IMAGE, NO_MASK
 from meinst_d2.data.mapper import MEInstDatasetMapper
 from meinst_d2.engine import Trainer
+from meinst_d2.masks.segmentation import BAD_RLE, FEW_POINTS, MALFORMED, NO_BOX, NO_IMAGE, NO_MASK
 from tests.bad_input.case import Call, Case, check_dataset_with, coco_content, fit_pca_with, train_with
 from tests.models import tiny_cfg
 
 Change = Callable[[dict[str, Any]], object]
-FIT = "fit_pca.py --coco-json"
+FIT = "meinst fit --coco-json"
 NONE_LEFT = (
     "\nfit_pca.py: 0 of 8 annotations have a usable mask, 2 components need at least 3: give more annotations or a "
     "smaller --dim"
 )
-HINT = ": tools/check_dataset.py a.json says what is wrong"
+HINT = ": meinst check a.json says what is wrong"
 
 
 def written(folder: Path, content: object) -> Path:
@@ -79,19 +79,19 @@ def load(wrong: str, content: object, gets: str) -> Case:
         return lambda: Trainer.build_train_loader(cfg)
 
     return Case(
-        "train_net.py, loading", wrong, f"the dataset bad_input cannot be loaded ({gets}){HINT}", make, DatasetError
+        "meinst train, loading", wrong, f"the dataset bad_input cannot be loaded ({gets}){HINT}", make, DatasetError
     )
 
 
 def before(wrong: str, content: object, gets: str) -> Case:
-    """The checks of train_net.py, which look at the categories."""
+    """The checks of meinst train, which look at the categories."""
 
     def make(folder: Path) -> Call:
         dataset = f"bad_input={written(folder, content)}:{folder}"
         names = ("DATASETS.TRAIN", "('bad_input',)", "MODEL.MEINST.NUM_CLASSES", 6)
         return train_with(folder, *names, flags=("--coco-dataset", dataset))
 
-    return Case("train_net.py", wrong, f"train_net.py: {gets}", make)
+    return Case("meinst train", wrong, f"meinst train: {gets}", make)
 
 
 def boxless(folder: Path) -> Call:
@@ -105,16 +105,16 @@ def boxless(folder: Path) -> Call:
 
 
 def missing() -> Case:
-    sentence = "fit_pca.py: there is no annotation file a.json"
+    sentence = "meinst fit: there is no annotation file a.json"
     return Case(FIT, "the file is not there", sentence, lambda folder: fit_pca_with(folder / "a.json"))
 
 
 def check(wrong: str, content: object, gets: str) -> Case:
-    return Case("check_dataset.py", wrong, gets, lambda folder: check_dataset_with(written(folder, content)))
+    return Case("meinst check", wrong, gets, lambda folder: check_dataset_with(written(folder, content)))
 
 
 NOT_COCO = ": it is not in COCO's instances format"
-NOT_JSON = "fit_pca.py: a.json is not readable JSON: "
+NOT_JSON = "meinst fit: a.json is not readable JSON: "
 
 CASES = [
     missing(),
@@ -134,52 +134,52 @@ CASES = [
         '{"images": [], "images": []}',
         NOT_JSON + "the key 'images' is no text or comes twice at character 23",
     ),
-    fit("no images", without("images"), "fit_pca.py: a.json is not in COCO's instances format: it has no 'images'"),
+    fit("no images", without("images"), "meinst fit: a.json is not in COCO's instances format: it has no 'images'"),
     fit(
         "no annotations",
         without("annotations"),
-        "fit_pca.py: a.json is not in COCO's instances format: it has no 'annotations'",
+        "meinst fit: a.json is not in COCO's instances format: it has no 'annotations'",
     ),
     fit(
         "an object where a list belongs",
         changed(lambda content: content.update(annotations={"id": 1})),
-        f"fit_pca.py: a.json: 'annotations' is a dict instead of a list{NOT_COCO}",
+        f"meinst fit: a.json: 'annotations' is a dict instead of a list{NOT_COCO}",
     ),
     fit(
         "categories that are a number",
         changed(lambda content: content.update(categories=5)),
-        f"fit_pca.py: a.json: 'categories' is a int instead of a list{NOT_COCO}",
+        f"meinst fit: a.json: 'categories' is a int instead of a list{NOT_COCO}",
     ),
     fit(
         "a number among the annotations",
         changed(lambda content: content["annotations"].append(5)),
-        "fit_pca.py: a.json: number 8 of 'annotations' is a int instead of an object",
+        "meinst fit: a.json: number 8 of 'annotations' is a int instead of an object",
     ),
     fit(
         "a category without an id",
         changed(lambda content: content.update(categories=[{"name": "thing"}])),
-        "fit_pca.py: a.json: category number 0 needs an id that is a number or a text",
+        "meinst fit: a.json: category number 0 needs an id that is a number or a text",
     ),
     fit(
         "category ids that are objects",
         changed(lambda content: content.update(categories=[{"id": {}}, {"id": {}}])),
-        "fit_pca.py: a.json: category number 0 needs an id that is a number or a text",
+        "meinst fit: a.json: category number 0 needs an id that is a number or a text",
     ),
     fit(
         "an image without a height",
         image(height=None),
-        "fit_pca.py: a.json: image number 0 needs an id, a height and a width in whole pixels, it has id 1, height "
+        "meinst fit: a.json: image number 0 needs an id, a height and a width in whole pixels, it has id 1, height "
         "None, width 60",
     ),
     fit(
         "an image of negative height",
         image(height=-40),
-        "fit_pca.py: a.json: image number 0 has a height of -40 and a width of 60: write those of the file, in pixels",
+        "meinst fit: a.json: image number 0 has a height of -40 and a width of 60: write those of the file, in pixels",
     ),
     fit(
         "an image higher than any number of 32 bits",
         image(height=10**12),
-        "fit_pca.py: a.json: image number 0 has a height of 1000000000000 and a width of 60: write those of the file, "
+        "meinst fit: a.json: image number 0 has a height of 1000000000000 and a width of 60: write those of the file, "
         "in pixels",
     ),
     skipped("image ids that are texts there and numbers here", all_annotations(image_id="1"), NO_IMAGE),
@@ -219,10 +219,9 @@ CASES = [
         "KeyError 'image_id'",
     ),
     Case(
-        "train_net.py, at the image",
+        "meinst train, at the image",
         "an annotation without a box",
-        "the annotations of a.png cannot be used (KeyError 'bbox'): tools/check_dataset.py says what is wrong "
-        "with them",
+        "the annotations of a.png cannot be used (KeyError 'bbox'): meinst check says what is wrong with them",
         boxless,
         ValueError,
     ),
@@ -237,11 +236,11 @@ CASES = [
         coco_content(),
         "the dataset 'bad_input' has 1 classes, MODEL.MEINST.NUM_CLASSES is 6: set MODEL.MEINST.NUM_CLASSES 1",
     ),
-    check("cut off", cut_off(), "check_dataset.py: a.json is not readable JSON: it is cut off at character 200"),
+    check("cut off", cut_off(), "meinst check: a.json is not readable JSON: it is cut off at character 200"),
     Case(
-        "check_dataset.py",
+        "meinst check",
         "the file is not there",
-        "check_dataset.py: there is no annotation file a.json",
+        "meinst check: there is no annotation file a.json",
         lambda folder: check_dataset_with(folder / "a.json"),
     ),
 ]

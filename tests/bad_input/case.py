@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from meinst_d2.commands import check as check_command
 from meinst_d2.data.datasets import register_shapes
-from meinst_d2.data.shape_images import ShapesConfig
 from meinst_d2.data.shapes import generate
+from meinst_d2.data.shapes.images import ShapesConfig
 from tests.conftest import ROOT
 from tests.models import tiny_model, write_components
-from tests.tools import load_tool
 
 TINY = str(ROOT / "configs/quick/tiny.yaml")
-SAID = ("skipped ", "could not be read: ", "check_dataset.py: ")
+SAID = ("skipped ", "could not be read: ", "meinst check: ")
 """How lines of a command's output begin that tell the user what was wrong."""
 
 HASH = re.compile(r"-[0-9a-f]{8}\.pth")
@@ -93,39 +93,39 @@ def listing(folder: Path) -> list[str]:
 
 def fit_pca_with(json_file: Path, *arguments: object) -> Call:
     """Fitting two components to templates of 8 x 8."""
-    import fit_pca
+    from meinst_d2.commands import fit as fit_command
 
     output = json_file.parent / "components.npz"
     options = ("--dim", 2, "--mask-size", 8, "--workers", 1, "--output", output, *arguments)
-    return lambda: fit_pca.main(["--coco-json", str(json_file), *map(str, options)])
+    return lambda: fit_command.main(["--coco-json", str(json_file), *map(str, options)])
 
 
 def train_with(folder: Path, *overrides: object, config: object = TINY, flags: Sequence[object] = ()) -> Call:
-    """train_net.py on generated shapes, with everything right but the overrides, which count last."""
-    import train_net
+    """meinst train on generated shapes, with everything right but the overrides, which count last."""
+    from meinst_d2.commands import train as train_command
 
     write_components(folder / "right.npz", sigmoid=True, whiten=True)
     generate(folder / "shapes", {"train": 1, "val": 1}, ShapesConfig(height=96, width=96, max_side=60))
     register_shapes(folder / "shapes")
     right = ("OUTPUT_DIR", folder / "out", "MODEL.MEINST.COMPONENTS", folder / "right.npz")
     arguments = [str(x) for x in ("--config-file", config, *flags, *right, *overrides)]
-    return lambda: train_net.run(arguments)
+    return lambda: train_command.main(arguments)
 
 
 def check_dataset_with(*arguments: object) -> Call:
-    tool = load_tool("check_dataset")
+    tool = check_command
     return lambda: tool.main([*map(str, arguments), "--workers", "1", "--no-encodings"])
 
 
 def show_with(folder: Path, *inputs: object, weights: object = None, flags: Sequence[object] = ()) -> Call:
-    """demo.py with the tiny model, or other weights for it."""
-    import demo
+    """meinst predict with the tiny model, or other weights for it."""
+    from meinst_d2.commands import predict as predict_command
 
     if weights is None:
         weights = folder / "right.pth"
         torch.save({"model": tiny_model().state_dict()}, weights)
     arguments = ("--config-file", TINY, "--weights", weights, "--output", folder / "out", *flags, "--input", *inputs)
-    return lambda: demo.main([*map(str, arguments)])
+    return lambda: predict_command.main([*map(str, arguments)])
 
 
 def coco_content() -> dict[str, Any]:

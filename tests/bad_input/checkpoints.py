@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from meinst_d2.importer import import_checkpoint
-from meinst_d2.publish import publish_run
+from meinst_d2.model_zoo.adelaidet import import_checkpoint
+from meinst_d2.model_zoo.publish import publish_run
 from tests.bad_input.case import Call, Case, show_with, train_with
 from tests.models import tiny_cfg, tiny_model
 from tests.published_configs import write_published_config
@@ -56,7 +56,7 @@ def train(wrong: str, gets: str, write: Write, name: str = "w.pth", *overrides: 
         flags = ("--eval-only",) if evaluate else ()
         return train_with(folder, "MODEL.WEIGHTS", folder / name, *overrides, flags=flags)
 
-    return Case("train_net.py" + " --eval-only" * evaluate, wrong, f"train_net.py: {gets}", make)
+    return Case("meinst train" + " --eval-only" * evaluate, wrong, f"meinst train: {gets}", make)
 
 
 def show(wrong: str, gets: str, write: Write) -> Case:
@@ -65,7 +65,7 @@ def show(wrong: str, gets: str, write: Write) -> Case:
         (folder / "a.png").touch()
         return show_with(folder, folder / "a.png", weights=folder / "w.pth")
 
-    return Case("demo.py", wrong, f"demo.py: {gets}", make)
+    return Case("meinst predict", wrong, f"meinst predict: {gets}", make)
 
 
 def publish(wrong: str, gets: str, write: Write | None, error: type[Exception] = ValueError) -> Case:
@@ -75,7 +75,7 @@ def publish(wrong: str, gets: str, write: Write | None, error: type[Exception] =
             write(folder / "model_final.pth")
         return lambda: publish_run(folder, folder / "out", "tiny")
 
-    return Case("publish_model.py", wrong, gets, make, error)
+    return Case("meinst publish", wrong, gets, make, error)
 
 
 def take_over(wrong: str, gets: str, write: Write) -> Case:
@@ -84,7 +84,7 @@ def take_over(wrong: str, gets: str, write: Write) -> Case:
         write(folder / "w.pth")
         return lambda: import_checkpoint(config, folder / "w.pth", folder / "out")
 
-    return Case("import_adelaidet.py", wrong, gets, make, ValueError)
+    return Case("meinst import", wrong, gets, make, ValueError)
 
 
 def resume(folder: Path) -> Call:
@@ -100,9 +100,9 @@ CASES = [
         lambda path: None,
     ),
     Case(
-        "train_net.py --resume",
+        "meinst train --resume",
         "last_checkpoint names a file that is gone",
-        "train_net.py: no checkpoint is whole: out/model_0000999.pth does not exist: delete out/last_checkpoint to "
+        "meinst train: no checkpoint is whole: out/model_0000999.pth does not exist: delete out/last_checkpoint to "
         "start anew",
         resume,
     ),

@@ -15,8 +15,8 @@ from tests.models import write_components
 Arrays = dict[str, Any]
 NO_FILE = "c.npz is not a readable components file ("
 NO_COMPONENTS = "c.npz holds no usable components: "
-AGAIN = "make it again with fit_pca.py"
-REMEDY = ". Make them again with fit_pca.py"
+AGAIN = "make it again with meinst fit"
+REMEDY = ". Make them again with meinst fit"
 SETTING = "MODEL.MEINST.COMPONENTS"
 
 
@@ -50,7 +50,7 @@ def train(wrong: str, gets: str, *overrides: object, **basis: Any) -> Case:
         path = write_components(folder / "c.npz", **{"sigmoid": True, "whiten": True, **basis})
         return train_with(folder, SETTING, path, *overrides)
 
-    return Case("train_net.py", wrong, gets, make)
+    return Case("meinst train", wrong, gets, make)
 
 
 def spoil_one(name: str, index: Any, value: float) -> Callable[[Arrays], object]:
@@ -61,7 +61,7 @@ CASES = [
     Case(
         "load_components",
         "not there",
-        "there are no components at c.npz: make them with fit_pca.py --output c.npz",
+        "there are no components at c.npz: make them with meinst fit --output c.npz",
         lambda folder: lambda: load_components(folder / "c.npz"),
         FileNotFoundError,
     ),
@@ -115,25 +115,25 @@ CASES = [
     ),
     train(
         "another D than the config's",
-        "train_net.py: the components in c.npz have D = 6, the config asks for MODEL.MEINST.DIM_MASK = 8: run "
-        "fit_pca.py --dim 8, or set MODEL.MEINST.DIM_MASK 6",
+        "meinst train: the components in c.npz have D = 6, the config asks for MODEL.MEINST.DIM_MASK = 8: run "
+        "meinst fit --dim 8, or set MODEL.MEINST.DIM_MASK 6",
         dim=6,
     ),
     train(
         "another S than the config's",
-        "train_net.py: the components in c.npz have S = 14, the config asks for MODEL.MEINST.MASK_SIZE = 28: run "
-        "fit_pca.py --mask-size 28, or set MODEL.MEINST.MASK_SIZE 14",
+        "meinst train: the components in c.npz have S = 14, the config asks for MODEL.MEINST.MASK_SIZE = 28: run "
+        "meinst fit --mask-size 28, or set MODEL.MEINST.MASK_SIZE 14",
         mask_size=14,
     ),
     train(
         "of pixels, where the config has logits",
-        "train_net.py: the components in c.npz have sigmoid = False, the config asks for MODEL.MEINST.SIGMOID = True: "
-        "run fit_pca.py without --no-sigmoid, or set MODEL.MEINST.SIGMOID False",
+        "meinst train: the components in c.npz have sigmoid = False, the config asks for MODEL.MEINST.SIGMOID = True: "
+        "run meinst fit without --no-sigmoid, or set MODEL.MEINST.SIGMOID False",
         sigmoid=False,
     ),
     train(
         "one dictionary, where the config has one per class",
-        "train_net.py: c.npz holds 1 dictionaries, MODEL.MEINST.ENCODER ClassPCAEncoder needs 6: run fit_pca.py "
+        "meinst train: c.npz holds 1 dictionaries, MODEL.MEINST.ENCODER ClassPCAEncoder needs 6: run meinst fit "
         "--class-specific, or choose another encoder",
         "MODEL.MEINST.ENCODER",
         "ClassPCAEncoder",

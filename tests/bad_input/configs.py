@@ -8,8 +8,8 @@ from tests.bad_input.annotations import written
 from tests.bad_input.case import Call, Case, check_dataset_with, coco_content, train_with
 
 LAZY = ": write plain values, and lists for tuples, or use a LazyConfig (.py) whose author you trust"
-UNFIT = "train_net.py: c.yaml does not fit this version of meinst_d2: "
-REFUSED = "train_net.py: the config c.yaml is refused: "
+UNFIT = "meinst train: c.yaml does not fit this version of meinst_d2: "
+REFUSED = "meinst train: the config c.yaml is refused: "
 
 
 def config(wrong: str, text: str | bytes, gets: str, **others: str) -> Case:
@@ -21,24 +21,24 @@ def config(wrong: str, text: str | bytes, gets: str, **others: str) -> Case:
             (folder / f"{name}.yaml").write_text(content)
         return train_with(folder, config=folder / "c.yaml")
 
-    return Case("train_net.py", wrong, gets, make)
+    return Case("meinst train", wrong, gets, make)
 
 
 def absent(name: str) -> Case:
-    sentence = f"train_net.py: there is no config file {name}: name one that exists"
-    return Case("train_net.py", f"no {name}", sentence, lambda folder: train_with(folder, config=folder / name))
+    sentence = f"meinst train: there is no config file {name}: name one that exists"
+    return Case("meinst train", f"no {name}", sentence, lambda folder: train_with(folder, config=folder / name))
 
 
 def override(wrong: str, gets: str, *overrides: object) -> Case:
-    return Case("train_net.py", wrong, f"train_net.py: {gets}", lambda folder: train_with(folder, *overrides))
+    return Case("meinst train", wrong, f"meinst train: {gets}", lambda folder: train_with(folder, *overrides))
 
 
 def odd(folder: Path) -> Call:
     """Overrides alone, since the case adds none of its own."""
-    import train_net
+    from meinst_d2.commands import train as train_command
     from tests.bad_input.case import TINY
 
-    return lambda: train_net.run(["--config-file", TINY, "SOLVER.MAX_ITER", "10", "OUTPUT_DIR"])
+    return lambda: train_command.main(["--config-file", TINY, "SOLVER.MAX_ITER", "10", "OUTPUT_DIR"])
 
 
 CASES = [
@@ -65,7 +65,7 @@ CASES = [
     config(
         "no _BASE_ of the name",
         "_BASE_: base.yaml",
-        "train_net.py: there is no base.yaml, the _BASE_ of c.yaml: put it there",
+        "meinst train: there is no base.yaml, the _BASE_ of c.yaml: put it there",
     ),
     config("a _BASE_ that leads back", "_BASE_: c.yaml", f"{REFUSED}its _BASE_ leads back to itself"),
     config("a _BASE_ that is no name", "_BASE_: 5", f"{REFUSED}its _BASE_ 5 names no file"),
@@ -97,9 +97,9 @@ CASES = [
     config("a version that is a text", "VERSION: two", f"{UNFIT}VERSION must be of type int, such as 2, not str"),
     config("a later version", "VERSION: 9", f"{UNFIT}Cannot merge a v9 config into a v2 config."),
     Case(
-        "train_net.py",
+        "meinst train",
         "a key without its value on the command line",
-        "train_net.py: the overrides SOLVER.MAX_ITER 10 OUTPUT_DIR are no pairs: give KEY VALUE KEY VALUE ...",
+        "meinst train: the overrides SOLVER.MAX_ITER 10 OUTPUT_DIR are no pairs: give KEY VALUE KEY VALUE ...",
         odd,
     ),
     override(
@@ -159,7 +159,7 @@ CASES = [
     override(
         "an unknown dataset",
         "the dataset 'shapes_trian' is not registered (did you mean shapes_train, shapes_val?): name its files with "
-        "--coco-dataset shapes_trian=ANNOTATIONS.json:IMAGES (fit_pca.py takes --coco-json), or register it as "
+        "--coco-dataset shapes_trian=ANNOTATIONS.json:IMAGES (meinst fit takes --coco-json), or register it as "
         "Detectron2 does",
         "DATASETS.TRAIN",
         "('shapes_trian',)",
@@ -173,21 +173,21 @@ CASES = [
     ),
     override(
         "another D than the components'",
-        "the components in right.npz have D = 8, the config asks for MODEL.MEINST.DIM_MASK = 60: run fit_pca.py --dim "
+        "the components in right.npz have D = 8, the config asks for MODEL.MEINST.DIM_MASK = 60: run meinst fit --dim "
         "60, or set MODEL.MEINST.DIM_MASK 8",
         "MODEL.MEINST.DIM_MASK",
         60,
     ),
     Case(
-        "train_net.py",
+        "meinst train",
         "a --coco-dataset of another form",
-        "train_net.py: --coco-dataset mine: give NAME=ANNOTATIONS.json:IMAGES, such as mine=a/train.json:a/images",
+        "meinst train: --coco-dataset mine: give NAME=ANNOTATIONS.json:IMAGES, such as mine=a/train.json:a/images",
         lambda folder: train_with(folder, flags=("--coco-dataset", "mine")),
     ),
     Case(
-        "check_dataset.py --config-file",
+        "meinst check --config-file",
         "Python objects that run code",
-        f"check_dataset.py: the config c.yaml is refused: it holds Python objects (python/name:os.system), "
+        f"meinst check: the config c.yaml is refused: it holds Python objects (python/name:os.system), "
         f"which can run code{LAZY}",
         lambda folder: (
             (folder / "c.yaml").write_text("MODEL: !!python/name:os.system"),

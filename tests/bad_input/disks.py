@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from meinst_d2.checkpoint import MEInstCheckpointer
-from meinst_d2.publish import publish_run
+from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
+from meinst_d2.model_zoo.publish import publish_run
 from tests.bad_input.annotations import written
 from tests.bad_input.case import Call, Case, check_dataset_with, coco_content, fit_pca_with, show_with, train_with
 from tests.models import tiny_cfg, tiny_model
@@ -96,7 +96,7 @@ def train_to(output: str) -> Callable[[Path], Call]:
 
 
 CASES = [
-    full("fit_pca.py", "the disk is full", f"fit_pca.py: cannot write components.npz: {TOO_LARGE}", fit),
+    full("meinst fit", "the disk is full", f"meinst fit: cannot write components.npz: {TOO_LARGE}", fit),
     full(
         "a checkpoint during training",
         "the disk is full",
@@ -104,53 +104,53 @@ CASES = [
         save,
         OSError,
     ),
-    full("publish_model.py", "the disk is full", f"cannot write out/tiny-SHA256.pth: {TOO_LARGE}", publish, OSError),
+    full("meinst publish", "the disk is full", f"cannot write out/tiny-SHA256.pth: {TOO_LARGE}", publish, OSError),
     Case(
-        "fit_pca.py --output",
+        "meinst fit --output",
         "a file where a folder belongs",
-        "fit_pca.py: cannot write there/c.npz: there is a file",
+        "meinst fit: cannot write there/c.npz: there is a file",
         fit_to("there/c.npz"),
     ),
     Case(
-        "fit_pca.py --output",
+        "meinst fit --output",
         "a folder where a file belongs",
-        "fit_pca.py: cannot write there: it is a folder; name a file",
+        "meinst fit: cannot write there: it is a folder; name a file",
         fit_to("there", Path.mkdir),
     ),
     Case(
-        "fit_pca.py --output",
+        "meinst fit --output",
         "a pipe or a device",
-        "fit_pca.py: cannot write there: it is no ordinary file; name a file",
+        "meinst fit: cannot write there: it is no ordinary file; name a file",
         fit_to("there", os.mkfifo),
     ),
     Case(
-        "fit_pca.py --output",
+        "meinst fit --output",
         "a folder that takes no files",
-        "fit_pca.py: cannot write /proc/c.npz: /proc refuses new files (No such file or directory)",
+        "meinst fit: cannot write /proc/c.npz: /proc refuses new files (No such file or directory)",
         fit_to("/proc/c.npz"),
     ),
     Case(
-        "train_net.py",
+        "meinst train",
         "OUTPUT_DIR below a file",
-        "train_net.py: cannot write there/run/log.txt: there is a file",
+        "meinst train: cannot write there/run/log.txt: there is a file",
         train_to("there/run"),
     ),
     Case(
-        "train_net.py",
+        "meinst train",
         "OUTPUT_DIR in a folder that takes no files",
-        "train_net.py: cannot write /proc/run/log.txt: /proc refuses new files (No such file or directory)",
+        "meinst train: cannot write /proc/run/log.txt: /proc refuses new files (No such file or directory)",
         train_to("/proc/run"),
     ),
     Case(
-        "demo.py --save-json",
+        "meinst predict --save-json",
         "a file where a folder belongs",
-        "demo.py: cannot write there/found.json: there is a file",
+        "meinst predict: cannot write there/found.json: there is a file",
         show_to("--save-json"),
     ),
     Case(
-        "check_dataset.py --json",
+        "meinst check --json",
         "a folder where a file belongs",
-        "check_dataset.py: cannot write .: it is a folder; name a file",
+        "meinst check: cannot write .: it is a folder; name a file",
         check_to,
     ),
 ]

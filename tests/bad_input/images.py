@@ -15,7 +15,7 @@ from PIL import Image
 from meinst_d2.data.mapper import MEInstDatasetMapper
 from tests.bad_input.case import Call, Case, show_with
 
-READER = "train_net.py, at the image"
+READER = "meinst train, at the image"
 HEIGHT, WIDTH = 4, 6
 ORIENTATION = 0x0112
 
@@ -155,7 +155,7 @@ CASES = [
         "16 bits per channel",
         "a.png",
         deep,
-        "read as 8 bits, values above 255 as 255; tools/check_dataset.py says so",
+        "read as 8 bits, values above 255 as 255; meinst check says so",
         deep_as_read,
     ),
     works(
@@ -191,15 +191,15 @@ CASES = [
         exif=turned(),
     ),
     Case(
-        "demo.py",
+        "meinst predict",
         "no image among the inputs",
         "could not be read: a.png: cannot identify image file",
         lambda folder: ((folder / "a.png").write_text("no"), show_with(folder, folder / "a.png"))[1],
     ),
     Case(
-        "demo.py",
+        "meinst predict",
         "inputs that are not there",
-        "demo.py: there is no file, folder or match for *.png: give --input FILE, FOLDER or 'GLOB'",
+        "meinst predict: there is no file, folder or match for *.png: give --input FILE, FOLDER or 'GLOB'",
         lambda folder: show_with(folder, folder / "*.png"),
     ),
 ]

@@ -9,11 +9,11 @@ from meinst_d2.check import encodings
 from meinst_d2.check.encodings import held_out, measure_classes
 from meinst_d2.check.masks import check_masks
 from meinst_d2.check.scan import CocoFile, scan
-from meinst_d2.data.coco_json import read_coco_json
-from meinst_d2.data.fit import count_moments
+from meinst_d2.data.coco import read_coco_json
 from meinst_d2.data.shapes import generate
 from meinst_d2.encoding import SigmoidClamp, fit_pca, save_components
 from meinst_d2.encoding.components import load_components
+from meinst_d2.fitting.count import count_moments
 from tests.check.datasets import Content, good_content, spoiled
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-import train_net
+from meinst_d2.commands import train as train_command
 from meinst_d2.data.datasets import (
     class_names,
     dataset_dicts,
@@ -15,8 +15,8 @@ from meinst_d2.data.datasets import (
     register_shapes,
     require_dataset,
 )
-from meinst_d2.data.shape_images import CATEGORIES
 from meinst_d2.data.shapes import generate
+from meinst_d2.data.shapes.images import CATEGORIES
 from tests.conftest import ROOT
 
 
@@ -29,7 +29,7 @@ def test_the_shapes_are_registered_by_name(tmp_path: Path) -> None:
 
 def test_names_and_files_that_are_not_there(tmp_path: Path) -> None:
     register_shapes(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"'shapes_val' has no annotation file .*: run tools/make_shapes.py"):
+    with pytest.raises(FileNotFoundError, match=r"'shapes_val' has no annotation file .*: run meinst shapes"):
         require_dataset("shapes_val")
     with pytest.raises(ValueError, match=r"'shapes_vla' is not registered \(did you mean .*shapes_train"):
         require_dataset("shapes_vla")
@@ -96,5 +96,5 @@ def test_classes_that_nothing_counts_are_those_of_the_dataset(
 ) -> None:
     settings = {"DATASETS.TRAIN": (register_coco(two_classes),)} | overrides
     opts = [x for pair in settings.items() for x in pair]
-    cfg = train_net.load_config(argparse.Namespace(config_file=str(ROOT / "configs" / config), opts=opts))
+    cfg = train_command.load_config(argparse.Namespace(config_file=str(ROOT / "configs" / config), opts=opts))
     assert classes == (cfg.MODEL.MEINST.NUM_CLASSES, cfg.MODEL.RETINANET.NUM_CLASSES)

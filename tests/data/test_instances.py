@@ -6,9 +6,10 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
-from meinst_d2.data import instances as I
-from meinst_d2.data.coco_json import read_coco_json
-from meinst_d2.data.instances import InstanceAnnotation, make_templates
+from meinst_d2.data.annotations import InstanceAnnotation
+from meinst_d2.data.coco import read_coco_json
+from meinst_d2.data.instances import make_templates
+from meinst_d2.masks import segmentation as I
 
 SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
 

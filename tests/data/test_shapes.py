@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from meinst_d2.data.coco_json import read_coco_json
-from meinst_d2.data.instances import CROWD, make_templates
-from meinst_d2.data.rle import decode_rle
-from meinst_d2.data.shape_images import CATEGORIES, ShapesConfig, draw_image
+from meinst_d2.data.coco import read_coco_json
+from meinst_d2.data.instances import make_templates
 from meinst_d2.data.shapes import generate
+from meinst_d2.data.shapes.images import CATEGORIES, ShapesConfig, draw_image
+from meinst_d2.masks.rle import decode_rle
+from meinst_d2.masks.segmentation import CROWD
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def test_broken_files_are_refused_with_a_reason(tmp_path: Path, basis, change, m
     np.savez(path, **arrays)
     with pytest.raises(ValueError, match=message) as error:
         load_components(path)
-    assert "fit_pca.py" in str(error.value)
+    assert "meinst fit" in str(error.value)
 
 
 def test_object_arrays_are_never_unpickled(tmp_path: Path, basis) -> None:  # type: ignore[no-untyped-def]
@@ -93,7 +93,7 @@ def test_object_arrays_are_never_unpickled(tmp_path: Path, basis) -> None:  # ty
 
 
 def test_no_file_and_no_archive(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"fit_pca.py --output .*absent.npz"):
+    with pytest.raises(FileNotFoundError, match=r"meinst fit --output .*absent.npz"):
         load_components(tmp_path / "absent.npz")
     (tmp_path / "text.npz").write_text("components")
     with pytest.raises(ValueError, match="not a readable components file"):

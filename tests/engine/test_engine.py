@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from meinst_d2.checkpoint import MEInstCheckpointer
+from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
 from meinst_d2.engine import Trainer, settle_seed
 from meinst_d2.engine.optimizer import build_optimizer
 from meinst_d2.engine.step import TrainStep

@@ -84,7 +84,7 @@ def test_the_tool_shows_the_losses_of_every_image(tmp_path: Path) -> None:
         failing_step(poisoned(float("nan")), batch, tmp_path).run_step()
     components = write_components(tmp_path / "c.npz")
     (tmp_path / "config.yaml").write_text(tiny_cfg("MODEL.MEINST.COMPONENTS", str(components)).dump())
-    command = [sys.executable, "tools/replay_batch.py", str(tmp_path / "nonfinite_iter_0000017_process_0.pth")]
+    command = [sys.executable, "meinst replay", str(tmp_path / "nonfinite_iter_0000017_process_0.pth")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "iteration 17, process 0, images 1, 0" in result.stdout
@@ -92,7 +92,7 @@ def test_the_tool_shows_the_losses_of_every_image(tmp_path: Path) -> None:
     assert row == ["loss_mask", "nan", "nan", "nan"]
     assert "image 1 (0, 0 instances) alone" in result.stdout
     lost = subprocess.run([*command[:-1], str(tmp_path / "no.pth")], cwd=ROOT, capture_output=True, text=True)
-    assert lost.returncode == 1 and lost.stderr.splitlines()[-1].startswith("replay_batch.py: ")
+    assert lost.returncode == 1 and lost.stderr.splitlines()[-1].startswith("meinst replay: ")
 
 
 def fail_on_one_of_two(rank: int, folder: str) -> None:

@@ -12,10 +12,10 @@ import torch
 from detectron2.engine import HookBase
 from soaking.run import TrainingRun, kill_all
 
+from meinst_d2.checkpoint.resume import last_whole_checkpoint
 from meinst_d2.engine import Trainer
 from meinst_d2.engine.loop import LostWorkerError
 from meinst_d2.engine.preemption import EXIT_CODE, Preempted, Termination
-from meinst_d2.resume import last_whole_checkpoint
 from tests.engine.test_engine import run_cfg, train
 
 TIMEOUT = 120

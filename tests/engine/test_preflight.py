@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from meinst_d2.checkpoint import CheckpointInfo, MEInstCheckpointer
+from meinst_d2.checkpoint.checkpointer import CheckpointInfo, MEInstCheckpointer
+from meinst_d2.checkpoint.readers import save_safetensors
 from meinst_d2.data.datasets import register_coco, register_shapes
 from meinst_d2.data.shapes import generate
 from meinst_d2.engine import PreflightError, check_before_start
-from meinst_d2.weights import save_safetensors
 from tests.models import published_model, tiny_cfg, tiny_model, write_components
 from tests.parity_cases import published_weights
 
@@ -63,7 +63,7 @@ def test_what_is_right_passes_and_leaves_no_trace(files: Path) -> None:
 
 
 def test_components_that_are_nowhere(files: Path) -> None:
-    fit = r"run fit_pca.py --dataset shapes_train --dim 8 --mask-size 28 --output"
+    fit = r"run meinst fit --dataset shapes_train --dim 8 --mask-size 28 --output"
     with pytest.raises(
         PreflightError, match=rf"names no file and random weights do not carry them; {fit} FILE and set"
     ):
@@ -81,10 +81,10 @@ def test_components_that_are_nowhere(files: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("DIM_MASK", 60, "D = 8, the config asks for MODEL.MEINST.DIM_MASK = 60: run fit_pca.py --dim 60, or set"),
-        ("MASK_SIZE", 14, "S = 28, the config asks for MODEL.MEINST.MASK_SIZE = 14: run fit_pca.py --mask-size 14"),
-        ("SIGMOID", False, "sigmoid = True, .* run fit_pca.py --no-sigmoid, or set MODEL.MEINST.SIGMOID True"),
-        ("WHITEN", False, "whiten = True, .* run fit_pca.py --no-whiten, or set MODEL.MEINST.WHITEN True"),
+        ("DIM_MASK", 60, "D = 8, the config asks for MODEL.MEINST.DIM_MASK = 60: run meinst fit --dim 60, or set"),
+        ("MASK_SIZE", 14, "S = 28, the config asks for MODEL.MEINST.MASK_SIZE = 14: run meinst fit --mask-size 14"),
+        ("SIGMOID", False, "sigmoid = True, .* run meinst fit --no-sigmoid, or set MODEL.MEINST.SIGMOID True"),
+        ("WHITEN", False, "whiten = True, .* run meinst fit --no-whiten, or set MODEL.MEINST.WHITEN True"),
     ],
 )
 def test_components_that_do_not_match(files: Path, key: str, value: object, message: str) -> None:

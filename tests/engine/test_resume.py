@@ -8,9 +8,9 @@ import pytest
 import torch
 from soaking.run import TrainingRun, compare, iterations_lost
 
+from meinst_d2.checkpoint.readers import read_checkpoint
+from meinst_d2.checkpoint.resume import last_whole_checkpoint
 from meinst_d2.files import remove_unfinished
-from meinst_d2.resume import last_whole_checkpoint
-from meinst_d2.weights import read_checkpoint
 from tests.engine.test_engine import run_cfg, train
 from tests.modeling.test_retinanet import RETINANET
 
@@ -35,7 +35,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
     lost = 0
     if processes == 2:  # one of the two alone
         lost = killed.finish(resume=True, kill="gradients@6", only_process=1)
-        sentence = "train_net.py: process 1 of 2 ended (SIGKILL) and the others with it; the last checkpoint is whole"
+        sentence = "meinst train: process 1 of 2 ended (SIGKILL) and the others with it; the last checkpoint is whole"
         assert sentence in killed.output
     assert lost == processes - 1 and killed.finish(resume=True) == 0
     assert compare(whole, killed) == []

@@ -10,18 +10,18 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from meinst_d2.checkpoint import MEInstCheckpointer
+from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
+from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.data.datasets import register_shapes
-from meinst_d2.data.shape_images import ShapesConfig
 from meinst_d2.data.shapes import generate
+from meinst_d2.data.shapes.images import ShapesConfig
 from meinst_d2.engine import Trainer
 from meinst_d2.engine.averaging import WeightAverage
+from meinst_d2.engine.pictures import draw_sample
 from meinst_d2.engine.preemption import Termination
 from meinst_d2.engine.validation import Validation
 from meinst_d2.engine.validation_loss import build_validation_loader, validation_losses
-from meinst_d2.engine.visualization import draw_sample
-from meinst_d2.publish import publish_run
-from meinst_d2.weights import read_checkpoint
+from meinst_d2.model_zoo.publish import publish_run
 from tests.engine.test_engine import run_cfg, train
 from tests.models import image_with, tiny_model
 

@@ -12,16 +12,16 @@ from detectron2.data import build_detection_test_loader
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-from meinst_d2.checkpoint import MEInstCheckpointer
+from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
+from meinst_d2.commands import evaluate as evaluate_command
 from meinst_d2.data.datasets import register_shapes
-from meinst_d2.data.shape_images import ShapesConfig
 from meinst_d2.data.shapes import generate
+from meinst_d2.data.shapes.images import ShapesConfig
 from meinst_d2.engine import Trainer
 from meinst_d2.evaluation import scales
 from meinst_d2.evaluation.scales import ScaleResult, config_at_scale, evaluate_at_scale
 from tests.conftest import ROOT
 from tests.models import tiny_cfg, tiny_model
-from tests.tools import load_tool
 
 NUM_IMAGES = 4
 # An untrained head that is sure of itself, and little to compute.
@@ -107,7 +107,7 @@ def test_the_command_finds_at_the_trained_scale_what_train_net_finds(
 ) -> None:
     weights = ["MODEL.WEIGHTS", str(folder / "model.pth"), *map(str, SMALL)]
     start = ["--config-file", str(ROOT / "configs/quick/tiny.yaml"), "--scales", "64,96"]
-    load_tool("evaluate_scales").main([*start, "--output", str(folder / "out"), *weights])
+    evaluate_command.main([*start, "--output", str(folder / "out"), *weights])
     written = json.loads((folder / "out/scales.json").read_text())
     small, trained = written["scales"]
     assert (written["dataset"], written["max_size"], trained["scale"], trained["images"]) == ("shapes_val", 1333, 96, 4)
@@ -147,12 +147,12 @@ def test_what_is_wrong_is_a_sentence(
     monkeypatch.setattr("detectron2.modeling.build_model", None)
     start = ["--config-file", str(ROOT / "configs/quick/tiny.yaml"), "--output", str(folder / "wrong")]
     with pytest.raises(SystemExit) as error:
-        load_tool("evaluate_scales").main([*start, *arguments, "MODEL.MASK_ON", "False"])
+        evaluate_command.main([*start, *arguments, "MODEL.MASK_ON", "False"])
     assert message in str(error.value) and not (folder / "wrong").exists()
 
 
 @pytest.mark.parametrize("text", ["", "400,", "0", "400 600", "a"])
 def test_scales_that_are_none(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        load_tool("evaluate_scales").parse_args(["--config-file", "c.yaml", "--scales", text])
+        evaluate_command.parse_args(["--config-file", "c.yaml", "--scales", text])
     assert "is not a list of pixels such as 400,600,800" in capsys.readouterr().err

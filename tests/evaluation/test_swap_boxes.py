@@ -12,14 +12,14 @@ from detectron2.data import build_detection_test_loader
 from detectron2.modeling import build_model
 from torch import nn
 
+from meinst_d2.commands import swap_boxes as swap_boxes_command
 from meinst_d2.config_file import merge_config_file
 from meinst_d2.data.datasets import register_shapes
-from meinst_d2.data.shape_images import ShapesConfig
 from meinst_d2.data.shapes import generate
-from meinst_d2.evaluation.box_files import DetectedBoxes, ids_of_dataset, read_box_file
+from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.evaluation.results import DetectedBoxes, ids_of_dataset, read_box_file
 from meinst_d2.evaluation.swap_boxes import SwapResult, in_network_pixels, masks_in_boxes, require_mask_head, swap_boxes
 from tests.models import tiny_cfg
-from tests.tools import load_tool
 
 TINY_MASK_RCNN = """
 MODEL:
@@ -157,7 +157,7 @@ def test_the_command_prints_a_table_and_writes_figures(
 ) -> None:
     arguments = ["--config-file", str(folder / "mask_rcnn.yaml"), "--boxes", f"truth={truth}", "--limit", "3"]
     overrides = ["MODEL.WEIGHTS", str(folder / "model.pth")]
-    load_tool("swap_boxes").main([*arguments, "--output", str(folder / "out"), *overrides])
+    swap_boxes_command.main([*arguments, "--output", str(folder / "out"), *overrides])
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     (row,) = [row for row in rows if row[:1] == ["truth"]]
     assert row[1:4] == ["100.0"] * 3 and [row[0] for row in rows if len(row) == 8] == ["own", "truth"]
@@ -234,7 +234,7 @@ def test_what_is_wrong_is_said_before_anything_is_built(
     overrides = [] if options else arguments
     weights = ["MODEL.WEIGHTS", str(folder / "model.pth")]
     with pytest.raises(SystemExit) as error:
-        load_tool("swap_boxes").main([*start, *options, *weights, *overrides])
+        swap_boxes_command.main([*start, *options, *weights, *overrides])
     assert message in str(error.value) and not (folder / "wrong").exists()
 
 
@@ -250,11 +250,11 @@ def test_boxes_off_the_limit_are_an_error(folder: Path, truth: Path) -> None:
     file.write_text(json.dumps([a for a in content if a["image_id"] == last]))
     arguments = ["--config-file", str(folder / "mask_rcnn.yaml"), "--boxes", f"last={file}", "--limit", "1"]
     with pytest.raises(SystemExit, match="has no boxes on the images that would be evaluated"):
-        load_tool("swap_boxes").main([*arguments, "MODEL.WEIGHTS", str(folder / "model.pth")])
+        swap_boxes_command.main([*arguments, "MODEL.WEIGHTS", str(folder / "model.pth")])
 
 
 @pytest.mark.parametrize("boxes", ["x", "=f", "n=", "own=f", "a/b=f"])
 def test_names_that_cannot_be_used(boxes: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        load_tool("swap_boxes").parse_args(["--config-file", "c.yaml", "--boxes", boxes])
+        swap_boxes_command.parse_args(["--config-file", "c.yaml", "--boxes", boxes])
     assert f"--boxes {boxes}" in capsys.readouterr().err

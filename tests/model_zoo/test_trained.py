@@ -10,10 +10,10 @@ from detectron2.modeling import build_model
 
 from meinst_d2 import model_zoo
 from meinst_d2.model_zoo import load_trained
-from meinst_d2.publish import publish_run
+from meinst_d2.model_zoo.publish import publish_run
 from tests.conftest import ROOT
+from tests.model_zoo.test_publish import write_run
 from tests.models import fit_to_blobs, load_cfg, tiny_cfg, tiny_model, write_components
-from tests.test_publish import write_run
 
 CLASSES = ["ring", "star", "crescent", "bar", "cut", "blob"]
 

@@ -9,10 +9,10 @@ import torch
 from meinst_d2 import model_zoo
 from meinst_d2.model_zoo import zoo
 from meinst_d2.model_zoo.entries import ENTRIES, Entry
-from meinst_d2.publish import publish_run
+from meinst_d2.model_zoo.publish import publish_run
 from tests.conftest import ROOT
+from tests.model_zoo.test_publish import write_run
 from tests.models import tiny_cfg, tiny_model, write_components
-from tests.test_publish import write_run
 from tests.web import serve
 
 PUBLISHED = ["MEInst_R_50_1x_none", "MEInst_R_50_1x", "MEInst_R_50_3x", "MEInst_R_50_3x_512"]
@@ -134,7 +134,7 @@ def test_a_damaged_file_is_refused(web: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"a": torch.zeros(1)}, "carries no config: publish it with tools/publish_model.py, or load it through"),
+        ({"a": torch.zeros(1)}, "carries no config: publish it with meinst publish, or load it through"),
         ({"model": {}, "meinst": {"config": "A: ["}}, "the config in .* does not fit this version"),
         (
             {"model": {}, "meinst": {"config": "MODEL: {NEW: 1}"}},

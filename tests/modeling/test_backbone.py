@@ -6,7 +6,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from torch import Tensor, nn
 
-from meinst_d2.modeling.backbone import ExtraLevels, complete_pyramid
+from meinst_d2.modeling.backbones import ExtraLevels, complete_pyramid
 from tests.models import image_with, tiny_cfg
 
 

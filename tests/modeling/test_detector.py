@@ -128,7 +128,7 @@ def test_a_model_without_components_says_how_to_make_them(training: bool) -> Non
     model = tiny_model()
     model.proposal_generator.mask_encoder = type(model.proposal_generator.mask_encoder)(dim=8)
     model.train(training)
-    with pytest.raises(RuntimeError, match=r"no mask components.*fit_pca.py --dataset NAME"):
+    with pytest.raises(RuntimeError, match=r"no mask components.*meinst fit --dataset NAME"):
         model([image_with(ONE)])
 
 

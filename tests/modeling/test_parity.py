@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from meinst_d2.importer import import_checkpoint
+from meinst_d2.model_zoo.adelaidet import import_checkpoint
 from tests.models import build_from
 from tests.parity_cases import FOLDER, Case
 from tests.published_configs import write_published_config

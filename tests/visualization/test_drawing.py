@@ -12,7 +12,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
 
 from meinst_d2.masks import RLEs, encode_masks
-from meinst_d2.visualization import MaskVideoVisualizer, MaskVisualizer
+from meinst_d2.visualization.drawing import MaskVideoVisualizer, MaskVisualizer
 
 GREY = np.full((80, 80, 3), 100, np.uint8)
 RED = (1.0, 0.0, 0.0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from meinst_d2.visualization import Source, find_sources, plan_outputs
+from meinst_d2.visualization.inputs import Source, find_sources, plan_outputs
 
 
 def touch(folder: Path, *names: str) -> list[Path]:

@@ -1,0 +1,98 @@
+#!/usr/bin/env python
+"""Watch MEInst learn: generate shapes, fit components, train a small model on the CPU, evaluate, draw."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # fit_pca.py and train_net.py are scripts beside the package
+EXAMPLES = """example:
+  dev/demo_shapes.py --output output/demo
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder (default output/demo)")
+    parser.add_argument("--config-file", default=str(ROOT / "configs/demo/shapes.yaml"), help="what to train")
+    parser.add_argument("--train-images", type=int, default=3000, help="generated for training (default 3000)")
+    parser.add_argument("--val-images", type=int, default=100, help="held out for evaluation (default 100)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides, KEY VALUE ...")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    start = time.perf_counter()
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
+
+    # Imported here so that --help answers at once.
+    from detectron2.engine import default_setup
+
+    from meinst_d2.commands import fit as fit_command
+    from meinst_d2.commands import train as train_command
+    from meinst_d2.data.datasets import register_shapes
+    from meinst_d2.data.shapes import generate
+    from meinst_d2.engine import Trainer, check_before_start
+
+    shapes, components = args.output / "shapes", args.output / "components.npz"
+    generate(shapes, {"train": args.train_images, "val": args.val_images}, workers=os.cpu_count() or 1)
+    register_shapes(shapes)
+
+    args.opts = ["OUTPUT_DIR", str(args.output), "MODEL.MEINST.COMPONENTS", str(components), *args.opts]
+    cfg = train_command.load_config(args)
+    dim, size = str(cfg.MODEL.MEINST.DIM_MASK), str(cfg.MODEL.MEINST.MASK_SIZE)
+    fit_command.main(["--dataset", "shapes_train", "--dim", dim, "--mask-size", size, "--output", str(components)])
+
+    check_before_start(cfg, eval_only=False, resume=False)
+    cfg.freeze()
+    (args.output / "metrics.json").unlink(missing_ok=True)  # Detectron2 appends to it
+    default_setup(cfg, args)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    report(trainer, args.output, start)
+
+
+def report(trainer: Any, output: Path, start: float) -> None:
+    """Pictures, and a summary on the console."""
+
+    from meinst_d2.data.datasets import dataset_dicts
+    from meinst_d2.evaluation.ceiling import encoding_ceiling
+    from meinst_d2.visualization.sheets import draw_losses, draw_sheet, predict_dataset
+
+    draw_losses(output / "losses.png", output / "metrics.json")
+    model = trainer.model.eval()
+    records = dataset_dicts("shapes_val")[:15]
+    draw_sheet(output / "detections.png", records, predict_dataset(trainer.cfg, model, "shapes_val", 15), "shapes_val")
+
+    results = trainer._last_eval_results
+    ceiling = encoding_ceiling(model.proposal_generator.mask_encoder, "shapes_val")
+    minutes = (time.perf_counter() - start) / 60
+    print(f"\n{len(dataset_dicts('shapes_val'))} held-out images, {minutes:.1f} minutes in all")
+    print(f"{'':28}{'AP':>6}{'AP50':>7}{'AP75':>7}")
+    for name, row in (
+        ("boxes", results["bbox"]),
+        ("masks", results["segm"]),
+        ("masks, ceiling of encoding", ceiling["segm"]),
+    ):
+        print(f"{name:28}{row['AP']:6.1f}{row['AP50']:7.1f}{row['AP75']:7.1f}")
+    per_class = {name[3:]: ap for name, ap in results["segm"].items() if name.startswith("AP-")}
+    print("mask AP by category: " + ", ".join(f"{name} {ap:.1f}" for name, ap in per_class.items()))
+    summary = {"bbox": results["bbox"], "segm": results["segm"], "ceiling": ceiling["segm"], "minutes": minutes}
+    (output / "summary.json").write_text(json.dumps(summary, indent=1))
+    print(f"look at {output}/detections.png, losses.png, components.png; the model is {output}/model_final.pth")
+
+
+if __name__ == "__main__":
+    main()

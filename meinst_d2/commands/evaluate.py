@@ -1,0 +1,145 @@
+"""Evaluate one model at several test scales: accuracy and speed (paper, table 7)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from meinst_d2.commands import make_parser, reporting
+
+EXAMPLES = """example (the three rows of table 7):
+  meinst evaluate --config-file configs/paper/table5_plain.yaml \\
+      MODEL.WEIGHTS output/paper/table5_plain/model_final.pth
+
+A scale is the shorter side of the network's input, as INPUT.MIN_SIZE_TEST. The longer side is capped at
+INPUT.MAX_SIZE_TEST (1333) at every scale, unless --max-size says otherwise. Images per second are the model's, one
+image at a time, from the loaded image to pasted masks; waiting for the loader is printed apart.
+"""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = make_parser("evaluate", __doc__, EXAMPLES)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="of the model")
+    parser.add_argument(
+        "--scales",
+        type=scale_list,
+        default=(400, 600, 800),
+        metavar="N,N,...",
+        help="shorter sides in pixels (default 400,600,800)",
+    )
+    parser.add_argument(
+        "--max-size", type=int, metavar="N", help="cap of the longer side (default INPUT.MAX_SIZE_TEST)"
+    )
+    parser.add_argument("--dataset", metavar="NAME", help="default: the first of DATASETS.TEST")
+    parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N images only")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/scales"), metavar="DIR", help="folder (default output/scales)"
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: MODEL.WEIGHTS FILE ...")
+    args = parser.parse_args(argv)
+    for name in ("limit", "max_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    return args
+
+
+def scale_list(text: str) -> tuple[int, ...]:
+    """Pixels between commas."""
+    try:
+        scales = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        scales = (0,)
+    if min(scales) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of pixels such as 400,600,800")
+    return scales
+
+
+def prepare(args: argparse.Namespace) -> Any:
+    """The config, once everything that can be checked has been."""
+    from detectron2.data import MetadataCatalog
+
+    from meinst_d2.commands.train import load_config
+    from meinst_d2.engine import check_before_start
+
+    cfg = load_config(args)
+    dataset = args.dataset or cfg.DATASETS.TEST[0]
+    cfg.DATASETS.TEST = (dataset,)
+    cfg.OUTPUT_DIR = str(args.output)
+    cfg.freeze()
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("MODEL.WEIGHTS is empty: give a trained model")
+    check_before_start(cfg, eval_only=True, resume=False)
+    if args.limit and MetadataCatalog.get(dataset).get("evaluator_type") == "lvis":
+        raise ValueError(f"--limit does not work with {dataset}, LVIS's evaluator knows no subsets: leave it out")
+    return cfg
+
+
+def print_table(results: Sequence[Any]) -> None:
+    tasks = [task for task in ("bbox", "segm") if task in results[0].metrics]
+    names = {"bbox": "box", "segm": "mask"}
+    print(f"\n{'':>6}" + "".join(f"  {names[task]:>19}" for task in tasks) + f"{'model':>19}{'loading':>10}")
+    print(f"{'scale':>6}" + f"  {'AP':>5}{'AP50':>7}{'AP75':>7}" * len(tasks) + f"{'images/s':>11}{'ms':>8}{'ms':>10}")
+    for result in results:
+        rows = [result.metrics[task] for task in tasks]
+        figures = "".join(f"  {row['AP']:5.1f}{row['AP50']:7.1f}{row['AP75']:7.1f}" for row in rows)
+        model, loading = (1000 * s / result.num_images for s in (result.model_seconds, result.loading_seconds))
+        print(f"{result.scale:6d}{figures}{result.images_per_second:11.1f}{model:8.1f}{loading:10.1f}")
+
+
+def summary(args: argparse.Namespace, cfg: Any, results: Sequence[Any]) -> dict[str, Any]:
+    """What the JSON file holds."""
+    import torch
+
+    from meinst_d2.evaluation.build import without_nan
+
+    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+    return {
+        "config": args.config_file,
+        "weights": cfg.MODEL.WEIGHTS,
+        "dataset": cfg.DATASETS.TEST[0],
+        "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+        "max_size": args.max_size or cfg.INPUT.MAX_SIZE_TEST,
+        "scales": [
+            {
+                "scale": result.scale,
+                "images": result.num_images,
+                "images_per_second": result.images_per_second,
+                "model_seconds_per_image": result.model_seconds / result.num_images,
+                "loading_seconds_per_image": result.loading_seconds / result.num_images,
+                **{task: without_nan(row) for task, row in result.metrics.items()},
+            }
+            for result in results
+        ],
+    }
+
+
+def run(args: argparse.Namespace) -> None:
+    # Imported here so that --help answers at once.
+    from detectron2.modeling import build_model
+
+    from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
+    from meinst_d2.evaluation.scales import config_at_scale, evaluate_at_scale
+    from meinst_d2.files import atomic_path
+
+    cfg = prepare(args)
+    model = build_model(cfg).eval()
+    MEInstCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    results = []
+    for scale in args.scales:
+        at_scale = config_at_scale(cfg, scale, str(args.output / str(scale)), args.max_size)
+        results.append(evaluate_at_scale(at_scale, model, cfg.DATASETS.TEST[0], limit=args.limit))
+    print_table(results)
+    file = args.output / "scales.json"
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(summary(args, cfg, results), indent=1))
+    print(f"\nwrote {file}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    with reporting("evaluate", KeyError):
+        run(args)

@@ -1,0 +1,174 @@
+"""Draw a model's masks into the boxes of other detectors, and compare (paper, table 1 and figure 4)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from meinst_d2.commands import make_parser, reporting
+
+EXAMPLES = """example (boxes from meinst train --eval-only, which writes inference/coco_instances_results.json):
+  meinst swap-boxes --config-file COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml \\
+      --boxes FCOS-R-50=output/paper/table1_fcos_r_50/inference/coco_instances_results.json \\
+      --boxes FCOS-R-101=output/paper/table1_fcos_r_101/inference/coco_instances_results.json
+
+Box and mask AP count all boxes of a file; the threshold only counts boxes.
+"""
+THRESHOLDS = tuple(i / 20 for i in range(20))
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = make_parser("swap-boxes", __doc__, EXAMPLES)
+    parser.add_argument(
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="of a GeneralizedRCNN with a mask head: a file, or a name in Detectron2's model zoo",
+    )
+    parser.add_argument(
+        "--boxes",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="COCO result file of a detector; repeat for more",
+    )
+    parser.add_argument("--dataset", metavar="NAME", help="default: the first of DATASETS.TEST")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.05, help="count boxes that score above it (default 0.05)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N images only")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/swap_boxes"), metavar="DIR", help="default output/swap_boxes"
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: MODEL.WEIGHTS FILE ...")
+    args = parser.parse_args(argv)
+    if args.limit is not None and args.limit < 1:
+        parser.error(f"--limit must be at least 1, got {args.limit}")
+    files: dict[str, str] = {}
+    for source in args.boxes:
+        name, equals, file = source.partition("=")
+        if not (name and equals and file) or os.sep in name:
+            parser.error(f"--boxes {source} is not NAME=FILE with a NAME that can name a folder")
+        if name in files or name == "own":
+            parser.error(f"--boxes {source}: the name {name!r} is taken, choose another")
+        files[name] = file
+    args.boxes = files
+    return args
+
+
+def load_config(config_file: str, opts: Sequence[str]) -> Any:
+    """The config of a file, or of a name in the model zoo, with overrides."""
+    from detectron2.config import get_cfg
+
+    import meinst_d2.modeling  # noqa: F401  so that a config of ours can be named and refused for what it lacks
+    from meinst_d2 import add_meinst_config
+    from meinst_d2.config_file import merge_config_file, merge_overrides
+
+    cfg = get_cfg()
+    add_meinst_config(cfg)
+    if os.path.isfile(config_file):
+        merge_config_file(cfg, config_file)
+    else:
+        from detectron2 import model_zoo
+
+        try:
+            merge_config_file(cfg, model_zoo.get_config_file(config_file))
+            cfg.MODEL.WEIGHTS = model_zoo.get_checkpoint_url(config_file)
+        except RuntimeError as error:
+            raise ValueError(
+                f"--config-file {config_file} is neither a file nor a trained model of Detectron2's model zoo: "
+                "give a path, or a name such as COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
+            ) from error
+    merge_overrides(cfg, opts)
+    return cfg
+
+
+def read_sources(args: argparse.Namespace, cfg: Any) -> dict[str, Any]:
+    """Check all that can be checked, and read the boxes."""
+    import torch
+
+    from meinst_d2.evaluation.results import ids_of_dataset, read_box_file
+    from meinst_d2.evaluation.swap_boxes import OWN_BOXES, require_mask_head
+    from meinst_d2.files import require_writable
+
+    image_ids, class_of_category = ids_of_dataset(args.dataset)
+    require_mask_head(cfg, len(class_of_category))
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but torch sees no GPU: add MODEL.DEVICE cpu")
+    if not cfg.MODEL.WEIGHTS or not ("://" in cfg.MODEL.WEIGHTS or os.path.isfile(cfg.MODEL.WEIGHTS)):
+        raise FileNotFoundError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r} is no file: give a trained model")
+    require_writable(args.output / "swap_boxes.json")
+    sources: dict[str, Any] = {OWN_BOXES: None}
+    for name, file in args.boxes.items():
+        sources[name] = read_box_file(file, set(image_ids), class_of_category)
+        if not sources[name].keys() & set(image_ids[: args.limit]):
+            raise ValueError(f"{file} has no boxes on the images that would be evaluated: raise --limit")
+    return sources
+
+
+def print_table(results: Sequence[Any], threshold: float) -> None:
+    width = max(len("boxes"), *(len(result.name) for result in results))
+    print(f"\n{'':{width}}  {'box':>18}   {'mask':>18}   boxes / image")
+    print(f"{'boxes':{width}} " + f" {'AP':>6}{'AP50':>7}{'AP75':>7}" * 2 + f"   scoring > {threshold:g}")
+    for result in results:
+        figures = "".join(f" {row['AP']:6.1f}{row['AP50']:7.1f}{row['AP75']:7.1f}" for row in (result.box, result.mask))
+        print(f"{result.name:{width}} {figures}   {result.boxes_per_image(threshold):13.1f}")
+
+
+def summary(args: argparse.Namespace, cfg: Any, results: Sequence[Any]) -> dict[str, Any]:
+    """What the JSON file holds."""
+    from meinst_d2.evaluation.build import without_nan
+
+    return {
+        "config": args.config_file,
+        "weights": cfg.MODEL.WEIGHTS,
+        "dataset": args.dataset,
+        "images": results[0].num_images,
+        "score_threshold": args.score_threshold,
+        "sources": [
+            {
+                "name": result.name,
+                "file": args.boxes.get(result.name),
+                "bbox": without_nan(result.box),
+                "segm": without_nan(result.mask),
+                "boxes_per_image": result.boxes_per_image(args.score_threshold),
+                "boxes_per_image_above": {str(t): result.boxes_per_image(t) for t in THRESHOLDS},
+            }
+            for result in results
+        ],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    with reporting("swap-boxes", KeyError):
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    # Imported here so that --help answers at once.
+    from detectron2.data import build_detection_test_loader
+    from detectron2.modeling import build_model
+
+    from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
+    from meinst_d2.evaluation.swap_boxes import draw_swaps, swap_boxes
+    from meinst_d2.files import atomic_path
+
+    cfg = load_config(args.config_file, args.opts)
+    args.dataset = args.dataset or cfg.DATASETS.TEST[0]
+    sources = read_sources(args, cfg)
+    model = build_model(cfg).eval()
+    MEInstCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    loader = build_detection_test_loader(cfg, args.dataset)
+    total = min(args.limit or len(loader), len(loader))
+    limit = total if total < len(loader) else None
+    results = swap_boxes(model, loader, sources, args.dataset, output_dir=args.output, limit=limit)
+    print_table(results, args.score_threshold)
+    with atomic_path(args.output / "swap_boxes.json") as temporary:
+        temporary.write_text(json.dumps(summary(args, cfg, results), indent=1))
+    draw_swaps(args.output / "swap_boxes.png", results, args.score_threshold)
+    print(f"\nwrote {args.output}/swap_boxes.json and swap_boxes.png")

@@ -1,0 +1,232 @@
+"""Drawing one image of the generated shapes, with its annotations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pycocotools.mask as mask_util
+
+from meinst_d2.data.shapes.outlines import OUTLINES, Outline, blob, rotated
+
+CATEGORIES = tuple(OUTLINES)
+
+LEAST_VISIBLE = 0.7
+"""Share of an object that later ones leave uncovered."""
+
+TRIES = 4
+"""Times that an object is drawn anew when it does not fit."""
+
+MOST_OVERLAP = 0.4
+"""Of two boxes, over the smaller: objects one inside the other would have to share their locations."""
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ShapesConfig:
+    """What the images look like.
+
+    Attributes:
+        height, width: of every image, in pixels.
+        min_objects, max_objects: how many objects to place, uniformly; one that does not fit is tried elsewhere.
+        min_side, max_side: of an object's extent, in pixels; log-uniform.
+        empty: share of images without objects.
+        crowd: share of images with a crowd region.
+    """
+
+    height: int = 160
+    width: int = 160
+    min_objects: int = 2
+    max_objects: int = 9
+    min_side: float = 20
+    max_side: float = 96
+    empty: float = 0.04
+    crowd: float = 0.06
+
+
+def draw_image(config: ShapesConfig, seed: tuple[int, ...]) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]]:
+    """One image and its annotations.
+
+    Args:
+        config: what it looks like.
+        seed: what it depends on.
+
+    Returns:
+        (H, W, 3) RGB, and COCO annotations without ids.
+    """
+    rng = np.random.default_rng(seed)
+    size = (config.height, config.width)
+    background = rng.uniform(30, 225, 3).astype(np.float32)
+    canvas = background + _texture(rng, size, 40)
+    objects: list[_Object] = []
+    if rng.random() >= config.empty:
+        if rng.random() < config.crowd:
+            objects.append(_crowd(rng, config))
+        for _ in range(rng.integers(config.min_objects, config.max_objects + 1)):
+            any(_try_to_add(objects, _random_object(rng, config)) for _ in range(TRIES))
+    for item in objects:
+        rows, columns = _bounds(item.full)
+        part, region = item.full[rows, columns], canvas[rows, columns]
+        region[part] = (_contrasting(rng, background) + _texture(rng, part.shape, 25))[part]
+        if item.occluder is not None:
+            canvas[item.occluder] = _warning_tape(size)[item.occluder]
+    canvas += 5 * rng.standard_normal(canvas.shape, np.float32)
+    return canvas.clip(0, 255).astype(np.uint8), [item.annotation() for item in objects]
+
+
+def _bounds(mask: Mask) -> tuple[slice, slice]:
+    """The rows and columns of the smallest box around a mask that is not empty."""
+    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+@dataclass
+class _Object:
+    category: int
+    full: Mask  # what it covers
+    visible: Mask  # what later objects left of it
+    occluder: Mask | None = None  # a strip drawn over it that is no object itself
+    polygons: list[Outline] | None = None  # None where only a bit mask can say it
+    crowd: bool = False
+
+    def annotation(self) -> dict[str, Any]:
+        if self.polygons is not None and (self.visible == self.full).all():
+            points = np.concatenate(self.polygons)
+            low, high = points.min(0), points.max(0)
+            segmentation: Any = [polygon.round(2).ravel().tolist() for polygon in self.polygons]
+        else:
+            rows, columns = _bounds(self.visible)
+            low, high = np.array([columns.start, rows.start]), np.array([columns.stop, rows.stop])
+            segmentation = _uncompressed(self.visible) if self.crowd else _compressed(self.visible)
+        return {
+            "category_id": self.category + 1,
+            "segmentation": segmentation,
+            "bbox": [round(float(v), 2) for v in (*low, *(high - low))],
+            "area": int(self.visible.sum()),
+            "iscrowd": int(self.crowd),
+        }
+
+
+def _try_to_add(objects: list[_Object], new: _Object | None) -> bool:
+    """Put an object on top if that leaves all of them recognisable; says whether it did."""
+    if new is None:
+        return False
+    covering = new.full if new.occluder is None else new.full | new.occluder
+    box = _bounds(new.full)
+    for item in objects:
+        if (item.visible & ~covering).sum() < LEAST_VISIBLE * item.full.sum():
+            return False
+        if _overlap(_bounds(item.full), box) > MOST_OVERLAP:
+            return False
+    for item in objects:
+        item.visible &= ~covering
+    objects.append(new)
+    return True
+
+
+def _overlap(a: tuple[slice, slice], b: tuple[slice, slice]) -> float:
+    """Intersection of two boxes over the area of the smaller."""
+    common, smaller = 1, (1, 1)
+    for p, q in zip(a, b, strict=True):
+        common *= max(0, min(p.stop, q.stop) - max(p.start, q.start))
+        smaller = (smaller[0] * (p.stop - p.start), smaller[1] * (q.stop - q.start))
+    return common / min(smaller)
+
+
+def _random_object(rng: np.random.Generator, config: ShapesConfig) -> _Object | None:
+    category = int(rng.integers(len(CATEGORIES)))
+    side = float(np.exp(rng.uniform(np.log(config.min_side), np.log(config.max_side))))
+    size = (config.height, config.width)
+    outlines = OUTLINES[CATEGORIES[category]](rng, side)
+    strip = outlines.pop() if CATEGORIES[category] == "cut" else None
+    points = np.concatenate(outlines)
+    extent = np.ptp(points, axis=0)
+    scale = side / extent.max()
+    # A tenth of the objects leave the image, by up to a third of their extent.
+    slack = np.array([config.width, config.height]) - extent * scale
+    margin = extent * scale / 3 if rng.random() < 0.1 else np.zeros(2)
+    if (slack < 0).any():
+        return None
+    corner = rng.uniform(-margin, slack + margin)
+    shift = corner - points.min(0) * scale
+    outlines = [outline * scale + shift for outline in outlines]
+    full = _fill(outlines, size)
+    if CATEGORIES[category] == "ring":
+        full &= ~_fill(outlines[1:], size)
+    if full.sum() < 20:
+        return None
+    inside = (np.concatenate(outlines) >= 0).all() and (np.concatenate(outlines) <= size[::-1]).all()
+    return _Object(
+        category,
+        full,
+        full.copy(),
+        occluder=None if strip is None else _fill([strip * scale + shift], size) & ~full,
+        polygons=outlines if inside and CATEGORIES[category] != "ring" else None,
+    )
+
+
+def _crowd(rng: np.random.Generator, config: ShapesConfig) -> _Object:
+    """Many small blobs side by side, as one region."""
+    size = (config.height, config.width)
+    center = rng.uniform(30, np.array([config.width, config.height]) - 30)
+    region = np.zeros(size, bool)
+    for _ in range(rng.integers(8, 15)):
+        outline = rotated(rng, blob(rng))
+        region |= _fill([outline * rng.uniform(4, 7) + center + rng.normal(0, 14, 2)], size)
+    return _Object(CATEGORIES.index("blob"), region, region.copy(), crowd=True)
+
+
+def _fill(outlines: list[Outline], size: tuple[int, int]) -> Mask:
+    return mask_util.decode(mask_util.merge(mask_util.frPyObjects([o.ravel() for o in outlines], *size))).astype(bool)
+
+
+def _texture(rng: np.random.Generator, size: tuple[int, ...], amplitude: float) -> npt.NDArray[np.float32]:
+    """(H, W, 3) smooth noise and a grating, around zero."""
+    height, width = size
+    coarse = amplitude / 2 * rng.standard_normal((3, height // 16 + 2, width // 16 + 2), np.float32)
+    smooth = _interpolation(height, coarse.shape[1]) @ coarse @ _interpolation(width, coarse.shape[2]).T  # (3, H, W)
+    frequency, phase = rng.normal(0, 0.4, 2), rng.uniform(0, 2 * np.pi)
+    # sin(a + b) from its factors: the sine of every pixel would take most of the time.
+    a = (frequency[1] * np.arange(height) + phase).astype(np.float32)[:, None]
+    b = (frequency[0] * np.arange(width)).astype(np.float32)
+    grating = np.sin(a) * np.cos(b) + np.cos(a) * np.sin(b)
+    color = amplitude / 3 * rng.standard_normal(3, np.float32)
+    return np.ascontiguousarray(smooth.transpose(1, 2, 0)) + grating[..., None] * color
+
+
+@cache
+def _interpolation(length: int, knots: int) -> npt.NDArray[np.float32]:
+    """(length, knots) linear interpolation weights."""
+    at = np.linspace(0, knots - 1, length, dtype=np.float32)[:, None]
+    return np.maximum(0, 1 - np.abs(at - np.arange(knots, dtype=np.float32)))
+
+
+@cache
+def _warning_tape(size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """(H, W, 3) black and white stripes: what cuts an object must not look like an object."""
+    y, x = np.ogrid[: size[0], : size[1]]
+    return np.where((x + y)[..., None] // 3 % 2, np.float32(235), np.float32(20)).repeat(3, axis=2)
+
+
+def _contrasting(rng: np.random.Generator, background: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """A colour that differs from the background's."""
+    while True:
+        color = rng.uniform(10, 245, 3).astype(np.float32)
+        if np.abs(color - background).max() > 80:
+            return color
+
+
+def _compressed(mask: Mask) -> dict[str, Any]:
+    rle = mask_util.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
+
+
+def _uncompressed(mask: Mask) -> dict[str, Any]:
+    pixels = np.concatenate(([False], mask.ravel(order="F"), [False]))
+    changes = (pixels[1:] != pixels[:-1]).nonzero()[0]
+    runs = np.diff(np.concatenate(([0], changes, [mask.size] if mask.ravel(order="F")[-1] == 0 else [])))
+    return {"size": list(mask.shape), "counts": runs.astype(int).tolist()}

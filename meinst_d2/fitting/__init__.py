@@ -1,0 +1,1 @@
+"""Fitting the mask components of a dataset."""

@@ -1,9 +1,0 @@
-"""Taking over configs and weights of the published implementation (AdelaiDet)."""
-
-from meinst_d2.prerequisites import require_detectron2
-
-require_detectron2()
-
-from meinst_d2.importer.run import import_checkpoint  # noqa: E402
-
-__all__ = ["import_checkpoint"]

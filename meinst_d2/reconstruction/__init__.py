@@ -1,0 +1,1 @@
+"""How well encodings reconstruct masks, with nothing predicted."""

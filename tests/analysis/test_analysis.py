@@ -1,0 +1,417 @@
+"""Where mask AP is lost: detectors that are perfect, or wrong in one way, and files that cannot be used."""
+
+import contextlib
+import io
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from meinst_d2.analysis import Analysis, Truth, analyze, read_results, read_truth
+from meinst_d2.analysis.average_precision import average_precision
+from meinst_d2.analysis.encoders import encoder_of_checkpoint, fitted_encoder
+from meinst_d2.analysis.matching import match
+from meinst_d2.analysis.oracles import IN_OWN_BOX, stretch_mask
+from meinst_d2.analysis.report import conclusions, json_of, text_of
+from meinst_d2.analysis.shares import MaskError, Pairs, by_class, by_size, mask_error
+from meinst_d2.commands import analyze as analyze_command
+from meinst_d2.data.instances import make_templates
+from meinst_d2.data.shapes import generate
+from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.encoding import PCAEncoder, save_components
+from meinst_d2.masks import encode_templates
+from tests.conftest import ROOT
+
+Results = list[dict[str, Any]]
+SIZE = (40, 60)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated shapes with crowd regions and empty images, category ids from 3."""
+    folder = tmp_path_factory.mktemp("analysis")
+    generate(folder, {"val": 12}, ShapesConfig(height=96, width=120, min_side=16, max_side=90, empty=0.1, crowd=0.3))
+    file = folder / "annotations/instances_val.json"
+    content = json.loads(file.read_text())
+    for entry in content["annotations"]:
+        entry["category_id"] += 2
+    for entry in content["categories"]:
+        entry["id"] += 2
+    file.write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def truth(folder: Path) -> Truth:
+    return read_truth(folder / "annotations/instances_val.json")
+
+
+@pytest.fixture(scope="module")
+def encoder(truth: Truth) -> PCAEncoder:
+    return fitted_encoder(truth.annotations, 16, 4)
+
+
+Draw = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def detect(truth: Truth, draw: Draw | None = None, shift: float = 0, keep: int = 1) -> Results:
+    """Every ``keep``-th object as a detection, its box moved, its mask as drawn from its template of 16 x 16."""
+    category_of = {k: category for category, k in truth.class_of_category.items()}
+    results: Results = []
+    for image_id, image in truth.images.items():
+        boxes = torch.from_numpy(image.objects.xyxy) + shift
+        rles = list(image.objects.rles)
+        if draw is not None:
+            templates = make_templates(image.annotations, 16)
+            assert len(templates.kept) == len(rles)
+            classes = torch.from_numpy(image.objects.classes)
+            rles = encode_templates(draw(torch.from_numpy(templates.masks), classes), boxes, *image.size)
+        for box, k, rle in zip(boxes.tolist(), image.objects.classes, rles, strict=True):
+            bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+            segmentation = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+            found = {"image_id": image_id, "category_id": category_of[int(k)], "bbox": bbox, "score": 0.9}
+            results.append({**found, "segmentation": segmentation})
+    return results[::keep]
+
+
+def analyzed(truth: Truth, results: Results, encoder: PCAEncoder, tmp_path: Path, **settings: Any) -> Analysis:
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(results))
+    return analyze(truth, read_results(file, truth), encoder, **settings)
+
+
+def test_a_perfect_detector_has_no_gap_and_nothing_to_improve(
+    truth: Truth, encoder: PCAEncoder, tmp_path: Path
+) -> None:
+    analysis = analyzed(truth, detect(truth), encoder, tmp_path)
+    assert analysis.box.ap == pytest.approx(100) and analysis.masks["predicted"].ap == pytest.approx(100)
+    assert analysis.masks["exact"].ap == analysis.masks["box"].ap == pytest.approx(100)
+    assert analysis.masks["encoding"].ap < 99  # the encoding would have lost something
+    error = mask_error(analysis.pairs)
+    assert error.count == len(truth.annotations) == analysis.num_objects[0] and error.error == 0
+    assert all(math.isnan(share) for share in error.shares.values())
+    assert all(image.total == 0 for image in analysis.images)
+    assert conclusions(analysis) == ["improve next: nothing, less than 1 point of mask AP is lost"]
+
+
+def test_encoded_masks_in_perfect_boxes_lose_by_the_encoding_alone(
+    truth: Truth, encoder: PCAEncoder, tmp_path: Path
+) -> None:
+    results = detect(truth, lambda masks, classes: encoder.decode(encoder.encode(masks)))
+    analysis = analyzed(truth, results, encoder, tmp_path)
+    error = mask_error(analysis.pairs)
+    assert error.error > 0.02 and error.parts["box"] == 0 and error.parts["regression"] == 0
+    assert error.shares == pytest.approx({"box": 0, "encoding": 1, "regression": 0})
+    assert analysis.box.ap == pytest.approx(100) and analysis.lost["encoding"] > 1
+    assert analysis.lost == pytest.approx(
+        {"detection": 0, "box": 0, "encoding": 100 - analysis.masks["predicted"].ap, "regression": 0}, abs=1e-6
+    )
+    assert analysis.masks[IN_OWN_BOX] == analysis.masks["encoding"] == analysis.masks["predicted"]
+    first = conclusions(analysis)[0]
+    assert first.startswith("improve next: encoding") and "raise MODEL.MEINST.DIM_MASK" in first
+
+
+def test_a_template_that_is_too_coarse_is_told_from_too_few_coefficients(truth: Truth, tmp_path: Path) -> None:
+    coarse = fitted_encoder(truth.annotations, 4, 16)  # as many coefficients as pixels
+    results = detect(truth, lambda masks, classes: masks.float())
+    analysis = analyzed(truth, results, coarse, tmp_path)
+    parts = mask_error(analysis.pairs).parts
+    assert parts["template"] > 0.1 and abs(parts["coefficients"]) < 0.1 * parts["template"]
+    assert parts["regression"] < 0  # masks of 16 x 16 are better than what 4 x 4 can draw
+
+
+def test_wrong_coefficients_are_the_regressions(truth: Truth, encoder: PCAEncoder, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(masks: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        coeffs = encoder.encode(masks)
+        return encoder.decode(coeffs + 4 * torch.randn(coeffs.shape, generator=generator))
+
+    analysis = analyzed(truth, detect(truth, draw), encoder, tmp_path)
+    error, right = mask_error(analysis.pairs), encoder_error(truth, encoder, tmp_path)
+    assert error.parts["box"] == 0 and error.encoding == pytest.approx(right)
+    assert error.parts["regression"] == pytest.approx(error.error - right) and error.shares["regression"] > 0.5
+    assert conclusions(analysis)[0].startswith("improve next: regression")
+
+
+def encoder_error(truth: Truth, encoder: PCAEncoder, tmp_path: Path) -> float:
+    results = detect(truth, lambda masks, classes: encoder.decode(encoder.encode(masks)))
+    return mask_error(analyzed(truth, results, encoder, tmp_path).pairs).error
+
+
+def test_boxes_that_are_off_lose_by_the_box(truth: Truth, tmp_path: Path) -> None:
+    fine = fitted_encoder(truth.annotations, 16, 16)
+    results = detect(truth, lambda masks, classes: fine.decode(fine.encode(masks)), shift=3)
+    analysis = analyzed(truth, results, fine, tmp_path)
+    error = mask_error(analysis.pairs)
+    assert error.parts["regression"] == 0 and error.shares["box"] > 0.5
+    assert conclusions(analysis)[0].startswith("improve next: box")
+    assert analysis.masks["exact"].ap > analysis.masks["box"].ap + 20
+    assert analysis.masks["exact"].ap > analysis.masks[IN_OWN_BOX].ap > analysis.masks["encoding"].ap + 20
+
+
+def test_objects_that_are_missed_lose_by_the_detection(truth: Truth, encoder: PCAEncoder, tmp_path: Path) -> None:
+    analysis = analyzed(truth, detect(truth, keep=2), encoder, tmp_path)
+    assert analysis.lost["detection"] == pytest.approx(100 - analysis.box.ap) and 30 < analysis.lost["detection"] < 70
+    assert analysis.lost["box"] == 0
+    assert sum(image.missed for image in analysis.images) == len(truth.annotations) - len(detect(truth, keep=2))
+    assert conclusions(analysis)[0].startswith("improve next: detection")
+
+
+def test_what_is_lost_and_the_parts_of_the_error_add_up(truth: Truth, encoder: PCAEncoder, tmp_path: Path) -> None:
+    results = detect(truth, lambda masks, classes: encoder.decode(encoder.encode(masks) * 0.7), shift=1, keep=3)
+    analysis = analyzed(truth, results, encoder, tmp_path)
+    assert sum(analysis.lost.values()) + analysis.masks["predicted"].ap == pytest.approx(100)
+    for error in (*by_size(analysis.pairs), *by_class(analysis.pairs, 6)):
+        if error.count:
+            assert sum(error.parts.values()) == pytest.approx(error.error)
+            assert sum(error.shares.values()) == pytest.approx(1)
+
+
+def test_the_parts_of_an_error_by_hand() -> None:
+    pairs = Pairs(
+        np.array([100.0, 1024.0, 9216.0, 9217.0]), np.array([0, 1, 1, 0]), np.array([[0.9, 0.8, 0.7, 0.5]] * 4)
+    )
+    error = mask_error(pairs)
+    assert error.parts == pytest.approx({"box": 0.1, "template": 0.1, "coefficients": 0.1, "regression": 0.2})
+    assert error.shares == pytest.approx({"box": 0.2, "encoding": 0.4, "regression": 0.4})
+    assert [e.count for e in by_size(pairs)] == [1, 1, 2] and [e.count for e in by_class(pairs, 3)] == [2, 2, 0]
+    assert math.isnan(by_class(pairs, 3)[2].error)
+    perfect = MaskError(1, (1.0, 1.0, 1.0, 1.0))
+    assert perfect.error == 0 and math.isnan(perfect.shares["encoding"])
+
+
+def test_ap_is_that_of_pycocotools(truth: Truth, encoder: PCAEncoder) -> None:
+    rng = np.random.default_rng(0)
+    results = detect(truth, lambda masks, classes: encoder.decode(encoder.encode(masks)), shift=2)
+    for result in results:
+        result["score"] = float(rng.random())
+        if rng.random() < 0.3:
+            result["category_id"] = 3 + int(rng.integers(6))
+    for task in ("bbox", "segm"):
+        ours = average_precision(truth.coco, results, task)
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO()
+            coco.dataset = json.loads(json.dumps(truth.coco))
+            coco.createIndex()
+            left_out = "bbox" if task == "segm" else "segmentation"
+            found = coco.loadRes([{k: v for k, v in r.items() if k != left_out} for r in results])
+            evaluation = COCOeval(coco, found, task)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        theirs = [100 * v if v >= 0 else math.nan for v in evaluation.stats[:6]]
+        assert [ours.ap, ours.ap50, ours.ap75, *ours.by_size] == pytest.approx(theirs, nan_ok=True)
+        assert 5 < ours.ap < 95 and len(ours.by_class) == 6
+
+
+def square(x: float, y: float, side: float) -> list[list[float]]:
+    return [[x, y, x + side, y, x + side, y + side, x, y + side]]
+
+
+def scene(tmp_path: Path, *annotations: dict[str, Any]) -> Truth:
+    """An image of 40 x 60 with squares of two classes."""
+    height, width = SIZE
+    content = {
+        "images": [{"id": 7, "file_name": "a.png", "height": height, "width": width}],
+        "categories": [{"id": 5, "name": "b"}, {"id": 2, "name": "a"}],
+        "annotations": [{"id": i + 1, "image_id": 7, **a} for i, a in enumerate(annotations)],
+    }
+    file = tmp_path / "truth.json"
+    file.write_text(json.dumps(content))
+    return read_truth(file)
+
+
+def thing(x: float, y: float, side: float, category: int = 2, **more: Any) -> dict[str, Any]:
+    return {"category_id": category, "bbox": [x, y, side, side], "segmentation": square(x, y, side), **more}
+
+
+def detection(x: float, y: float, side: float, score: float = 0.9, category: int = 2) -> dict[str, Any]:
+    rle = mask_util.merge(mask_util.frPyObjects(square(x, y, side), *SIZE))
+    segmentation = {"size": list(SIZE), "counts": rle["counts"].decode()}
+    found = {"image_id": 7, "category_id": category, "bbox": [x, y, side, side], "score": score}
+    return {**found, "segmentation": segmentation}
+
+
+def crowd_region() -> dict[str, Any]:
+    """The right half of the scene."""
+    mask = np.zeros(SIZE, np.uint8, order="F")
+    mask[:, 30:] = 1
+    rle = mask_util.encode(mask)
+    segmentation = {"size": list(SIZE), "counts": rle["counts"].decode()}
+    return {"category_id": 2, "bbox": [30, 0, 30, 40], "segmentation": segmentation, "iscrowd": 1}
+
+
+PIXELS = PCAEncoder(dim=1, mask_size=4, sigmoid=False)
+PIXELS.load_state_dict(
+    {"components": torch.full((1, 16), 0.25), "explained_variances": torch.ones(1), "means": torch.zeros(16)}
+)
+
+
+def test_the_better_detection_takes_the_object(tmp_path: Path) -> None:
+    truth = scene(tmp_path, thing(5, 5, 10), thing(30, 5, 10), thing(5, 25, 10, category=5))
+    results = [detection(6, 5, 10, 0.5), detection(5, 5, 10, 0.8), detection(5, 25, 10, 0.7), detection(35, 5, 10, 0.6)]
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(results))
+    found = read_results(file, truth)[7]
+    # By falling score: the object; an object of another class; a box with an IoU of 1/3; one that comes too late.
+    assert found.scores.tolist() == pytest.approx([0.8, 0.7, 0.6, 0.5])
+    assert match(truth.images[7], found).object_of.tolist() == [0, -1, -1, -1]
+    (image,) = analyzed(truth, results, PIXELS, tmp_path, score_threshold=0.55).images
+    assert (image.missed, image.false, image.mask_error, image.total) == (2, 2, 0, 4)
+
+
+def test_detections_in_a_crowd_region_are_not_false(tmp_path: Path) -> None:
+    truth = scene(tmp_path, thing(5, 5, 10), crowd_region())
+    results = [detection(5, 5, 10), detection(40, 10, 10), detection(40, 10, 10, category=5), detection(10, 25, 10)]
+    analysis = analyzed(truth, results, PIXELS, tmp_path)
+    assert analysis.num_objects == (1, 1, 0, 0) and mask_error(analysis.pairs).count == 1
+    assert (analysis.images[0].missed, analysis.images[0].false) == (0, 2)  # of another class; outside
+
+
+def test_no_detections(tmp_path: Path) -> None:
+    truth = scene(tmp_path, thing(5, 5, 10), thing(20, 5, 12, category=5))
+    analysis = analyzed(truth, [], PIXELS, tmp_path)
+    assert analysis.box.ap == analysis.masks["predicted"].ap == 0 and analysis.box.by_class == (0, 0)
+    assert analysis.lost == {"detection": 100, "box": 0, "encoding": 0, "regression": 0}
+    assert analysis.images[0].total == 2 and mask_error(analysis.pairs).count == 0
+    assert conclusions(analysis)[0].startswith("improve next: detection, which loses 100.0 points")
+    written = json.loads(json.dumps(json_of(analysis), allow_nan=False))
+    assert written["mask_error"]["all"]["error"] is None and "detection 100.0" in text_of(analysis)
+
+
+@pytest.mark.parametrize("annotations", [[], [crowd_region()]])
+def test_no_objects(annotations: Results, tmp_path: Path) -> None:
+    truth = scene(tmp_path, *annotations)
+    analysis = analyzed(truth, [detection(5, 5, 10)], PIXELS, tmp_path)
+    assert math.isnan(analysis.box.ap) and analysis.images[0].false == 1
+    assert conclusions(analysis) == ["improve next: the ground truth has no objects, so there is nothing to measure"]
+    text_of(analysis), json.dumps(json_of(analysis), allow_nan=False)
+
+
+def test_a_mask_is_stretched_with_its_box() -> None:
+    mask = np.zeros((20, 30), np.uint8, order="F")
+    mask[4:8, 6:8] = 1  # the left half of the box 6, 4, 10, 8
+    source = np.array([6, 4, 10, 8], np.float32)
+    rle = mask_util.encode(mask)
+    same = mask_util.decode(stretch_mask(rle, source, source))
+    moved = mask_util.decode(stretch_mask(rle, source, source + 3))
+    doubled = mask_util.decode(stretch_mask(rle, source, np.array([10, 2, 18, 10], np.float32)))
+    assert np.array_equal(same, mask) and np.array_equal(moved[7:11, 9:11], np.ones((4, 2))) and moved.sum() == 8
+    assert doubled[2:10, 10:14].all() and doubled.sum() == 32
+    outside = mask_util.decode(stretch_mask(rle, source, np.array([28, 18, 32, 22], np.float32)))
+    assert outside.sum() == 4 and outside[18:, 28:].all()
+
+
+def test_the_encoder_comes_with_a_checkpoint(tmp_path: Path, encoder: PCAEncoder) -> None:
+    weights = {f"proposal_generator.mask_encoder.{name}": value for name, value in encoder.state_dict().items()}
+    torch.save({"model": weights}, tmp_path / "model.pth")
+    read = encoder_of_checkpoint(tmp_path / "model.pth")
+    masks = torch.rand(3, 16, 16) > 0.5
+    assert (read.dim, read.mask_size, read.sigmoid) == (4, 16, True)
+    torch.testing.assert_close(read.decode(read.encode(masks)), encoder.decode(encoder.encode(masks)))
+    torch.save({"model": {"backbone.weight": torch.zeros(1)}}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="other.pth holds no components of an encoder: name their file"):
+        encoder_of_checkpoint(tmp_path / "other.pth")
+
+
+def command(folder: Path, results: Path, *more: str) -> list[str]:
+    truth = folder / "annotations/instances_val.json"
+    return ["--results", str(results), "--annotations", str(truth), "--output", str(results.parent / "out"), *more]
+
+
+def test_the_command_prints_writes_and_draws(folder: Path, truth: Truth, encoder: PCAEncoder, tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(detect(truth, lambda masks, classes: encoder.decode(encoder.encode(masks)), shift=2)))
+    arguments = command(folder, file, "--images", str(folder / "val"), "--mask-size", "16", "--dim", "4")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "meinst analyze"), *arguments, "--worst", "3"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "out/analysis.json").read_text())
+    rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.strip()}
+    assert float(rows["boxes"][1]) == pytest.approx(written["bbox"]["ap"], abs=0.051)
+    assert float(rows["gap"][1]) == pytest.approx(written["bbox"]["ap"] - written["segm"]["predicted"]["ap"], abs=0.051)
+    assert written["improve_next"][0] in done.stdout and written["encoding"]["dim"] == 4
+    assert all((tmp_path / "out" / name).stat().st_size > 5000 for name in ("losses.png", "worst.png"))
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_components_of_a_file_and_no_pictures_without_images(folder: Path, truth: Truth, tmp_path: Path) -> None:
+    from meinst_d2.encoding import SigmoidClamp, fit_pca
+    from meinst_d2.fitting.count import count_moments
+
+    basis = fit_pca(count_moments(truth.annotations, 12)[0], SigmoidClamp()).truncated(5)
+    save_components(tmp_path / "c.npz", [basis], {"sigmoid": True})
+    (tmp_path / "results.json").write_text("[]")
+    analyze_command.main(command(folder, tmp_path / "results.json", "--components", str(tmp_path / "c.npz")))
+    encoding = json.loads((tmp_path / "out/analysis.json").read_text())["encoding"]
+    assert (encoding["dim"], encoding["mask_size"]) == (5, 12) and not (tmp_path / "out/worst.png").exists()
+
+
+GOOD = {"image_id": 1, "category_id": 3, "bbox": [0, 0, 9, 9], "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "message"),
+    [
+        ([GOOD], [], "entry 0 has no mask, which is what is analyzed"),
+        (
+            [GOOD | {"segmentation": {"size": [4, 4], "counts": ""}}],
+            [],
+            "a mask of size [4, 4] on an image of [96, 120]",
+        ),
+        (
+            [GOOD | {"segmentation": {"size": [96, 120], "counts": "PR1"}}],
+            [],
+            "entry 0 has a mask that cannot be read: an RLE whose runs do not add up to 96 x 120 pixels",
+        ),
+        ([GOOD | {"image_id": 999}], [], "boxes of images that the dataset does not have (ids 999)"),
+        ([], ["--images", "gone"], "--images gone is no folder"),
+        ([], ["--components", "gone.npz"], "there are no components at gone.npz"),
+        ([], ["--weights", "gone.pth"], "gone.pth"),
+        ([], ["--dim", "700"], "not 700"),
+        ([], ["--annotations", "gone.json"], "there is no annotation file gone.json"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_a_sentence(
+    content: Any, more: list[str], message: str, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit) as error:
+        analyze_command.main(command(folder, tmp_path / "results.json", *more))
+    assert message in str(error.value) and "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"segmentation": [[1, 2, 3, 4]]}, "annotation 1 cannot be evaluated: polygon with fewer than 3 points"),
+        ({"segmentation": []}, "annotation 1 cannot be evaluated: no segmentation"),
+        ({"category_id": 9}, "annotation 1 is of an image or a category that is not there"),
+    ],
+)
+def test_ground_truth_that_cannot_be_evaluated(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        scene(tmp_path, thing(5, 5, 10) | change)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--dim", "0"), ("--score-threshold", "2"), ("--worst", "0")])
+def test_options_out_of_range(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        analyze_command.parse_args(["--results", "r", "--annotations", "a", option, value])
+    assert option in capsys.readouterr().err

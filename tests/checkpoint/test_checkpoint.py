@@ -1,0 +1,194 @@
+import json
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import DefaultPredictor
+
+from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
+from meinst_d2.checkpoint.readers import save_safetensors
+from meinst_d2.model_zoo.verify import build_on_meta
+from tests.checkpoint.test_weights import DANGEROUS_NAMES, write_canary
+from tests.models import load_cfg, published_model, tiny_cfg, tiny_model, write_components
+from tests.parity_cases import FOLDER, published_weights
+from tests.web import serve
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "dcnv1": {"DEFORM_CONV": "last"},
+    "dcnv2": {"DEFORM_CONV": "last", "DEFORM_MODULATED": True},
+    "dcnv2_all": {"DEFORM_CONV": "all", "DEFORM_MODULATED": True},
+    "dim20": {"DIM_MASK": 20},
+    "gcn": {"MASK_PREDICTOR": "large_kernel"},
+    "share1_nonorm_noscale": {"NUM_SHARE_CONVS": 1, "NORM": "none", "USE_SCALE": False},
+}
+
+
+def test_every_key_list_is_tried() -> None:
+    assert set(LAYOUTS) == {path.stem for path in (FOLDER / "keys").glob("*.tsv")}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_published_weights_of_every_layout_load_through_the_checkpointer(
+    tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [row.split("\t") for row in (FOLDER / f"keys/{layout}.tsv").read_text().splitlines()]
+    # One stored number per tensor; a model without memory takes them all.
+    torch.save({key: torch.ones(1).expand(json.loads(shape)) for key, shape in rows}, tmp_path / "theirs.pth")
+    overrides = [x for key, value in LAYOUTS[layout].items() for x in (f"MODEL.MEINST.{key}", value)]
+    model = build_on_meta(load_cfg("MEInst_R_50_1x_none.yaml", *overrides))
+    with caplog.at_level("INFO"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*which is a no-op.*")
+        MEInstCheckpointer(model).load(str(tmp_path / "theirs.pth"))
+    assert "Loading from" in caplog.text
+    assert "not found" not in caplog.text and "not used" not in caplog.text and "Skip loading" not in caplog.text
+
+
+@pytest.mark.parametrize(("layout", "deform"), [("none", "none"), ("dcnv1", "last")])
+def test_the_published_models_have_the_published_numbers_of_parameters(layout: str, deform: str) -> None:
+    model = build_on_meta(load_cfg("MEInst_R_50_1x_none.yaml", "MODEL.MEINST.DEFORM_CONV", deform))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trainable == {"none": 34_522_518, "dcnv1": 34_646_220}[layout]
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize("checkpointer", [DetectionCheckpointer, MEInstCheckpointer])
+def test_published_weights_load_unchanged_with_any_checkpointer(
+    tmp_path: Path, wrapped: bool, checkpointer: type, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = published_weights("none", 0)
+    torch.save({"model": weights} if wrapped else weights, tmp_path / "theirs.pth")
+    model = published_model()
+    checkpointer(model).load(str(tmp_path / "theirs.pth"))
+    state = model.state_dict()
+    assert torch.equal(
+        state["proposal_generator.head.centerness.weight"], weights["proposal_generator.MEInst_head.ctrness.weight"]
+    )
+    assert torch.equal(
+        state["proposal_generator.mask_encoder.means"], weights["proposal_generator.mask_encoding.means"]
+    )
+    assert model.proposal_generator.mask_encoder.is_fitted
+    assert "not found" not in caplog.text and "not used" not in caplog.text and "Skip loading" not in caplog.text
+
+
+def test_a_predictor_of_detectron2_takes_a_checkpoint_of_ours(tmp_path: Path) -> None:
+    MEInstCheckpointer(tiny_model("MODEL.MEINST.PRIOR_PROB", 0.3), str(tmp_path)).save("model")
+    predictor = DefaultPredictor(tiny_cfg("MODEL.WEIGHTS", str(tmp_path / "model.pth")))
+    found = predictor(np.zeros((50, 70, 3), np.uint8))["instances"]
+    assert found.image_size == (50, 70)
+    assert found.pred_masks.shape == (len(found), 50, 70) and found.pred_masks.dtype == torch.bool
+    assert len(found) > 0
+
+
+def test_components_of_the_checkpoint_win_over_those_of_the_file(tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.proposal_generator.mask_encoder.means.add_(1)
+    MEInstCheckpointer(model, str(tmp_path)).save("model")
+    components = write_components(tmp_path / "c.npz")
+    overrides = ("MODEL.MEINST.COMPONENTS", str(components), "MODEL.WEIGHTS", str(tmp_path / "model.pth"))
+    predictor = DefaultPredictor(tiny_cfg(*overrides))
+    loaded = predictor.model.proposal_generator.mask_encoder.means
+    assert torch.equal(loaded, model.proposal_generator.mask_encoder.means)
+
+
+def test_saving_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpointer = MEInstCheckpointer(tiny_model(), str(tmp_path))
+    checkpointer.save("model_0")
+    before = (tmp_path / "model_0.pth").read_bytes()
+
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    for name in ("model_0", "model_1"):
+        with pytest.raises(OSError, match="disk full"):
+            checkpointer.save(name)
+    assert (tmp_path / "model_0.pth").read_bytes() == before
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0.pth"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_0.pth"]
+
+
+@pytest.mark.parametrize("query", ["", "?matching_heuristics=True"])
+@pytest.mark.parametrize("name", DANGEROUS_NAMES)
+def test_a_checkpoint_with_code_is_refused_and_never_run(tmp_path: Path, name: str, query: str) -> None:
+    write_canary(tmp_path / name, tmp_path / "marker")
+    with pytest.raises(ValueError, match=f"{name} is refused"):
+        MEInstCheckpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / name) + query)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_code_from_the_web_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serve(tmp_path) as url:
+        for name in ("w.pth", "w.pkl", "w.pyth"):
+            write_canary(tmp_path / name, tmp_path / "marker")
+            with pytest.raises(ValueError, match=f"{name} is refused"):
+                MEInstCheckpointer(torch.nn.Linear(1, 1)).load(f"{url}/{name}")
+    assert not (tmp_path / "marker").exists()
+
+
+def test_weights_load_from_the_web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    source, model = torch.nn.Linear(3, 4), torch.nn.Linear(3, 4)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    with serve(tmp_path) as url:
+        MEInstCheckpointer(model).load(f"{url}/w.pth")
+        with pytest.raises(OSError, match="absent.pth could not be downloaded"):
+            MEInstCheckpointer(model).load(f"{url}/absent.pth")
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.pyth", "w.safetensors", "w", "resnet50_lpf.pth", "dla34.pth"])
+def test_the_suffix_says_how_to_read_and_other_parts_of_the_name_nothing(tmp_path: Path, name: str) -> None:
+    source, model = torch.nn.Linear(3, 4), torch.nn.Linear(3, 4)
+    if name.endswith(".safetensors"):
+        save_safetensors(tmp_path / name, source.state_dict(), {})
+    else:
+        torch.save({"model": source.state_dict()}, tmp_path / name)
+    MEInstCheckpointer(model).load(str(tmp_path / name))
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_pycls_weights_are_matched_by_name(tmp_path: Path) -> None:
+    source, model = tiny_model(seed=1), tiny_model(seed=2)
+    state = {name: value for name, value in source.backbone.bottom_up.state_dict().items()}
+    torch.save({"model_state": state | {"stem.num_batches_tracked": torch.zeros(1)}}, tmp_path / "w.pyth")
+    MEInstCheckpointer(model).load(str(tmp_path / "w.pyth"))
+    assert torch.equal(model.backbone.bottom_up.stem.conv1.weight, source.backbone.bottom_up.stem.conv1.weight)
+
+
+@pytest.mark.parametrize("content", [[1], {"model": [1]}])
+@pytest.mark.parametrize("name", ["w.pth", "w.pyth", "w.pkl"])
+def test_what_is_no_state_dict_is_named(tmp_path: Path, name: str, content: Any) -> None:
+    if name.endswith(".pkl"):
+        (tmp_path / name).write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} holds a list instead of weights by name"):
+        MEInstCheckpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("kind", ["zoo", "caffe2", "blobs"])
+def test_imagenet_weights_reach_the_backbone_and_leave_the_components(tmp_path: Path, kind: str) -> None:
+    """Detectron2's R-50.pkl is such a file; its name matching decides which tensor goes where."""
+    source = tiny_model(seed=1)
+    weights = {k: v.numpy() for k, v in source.backbone.bottom_up.state_dict().items()}
+    content: dict[str, Any] = {
+        "zoo": {"model": weights, "__author__": "third_party", "matching_heuristics": True},
+        "caffe2": {"conv1_w": weights["stem.conv1.weight"], "conv1_w_momentum": np.zeros(3)},
+        "blobs": {"blobs": {"conv1_w": weights["stem.conv1.weight"]}},
+    }[kind]
+    (tmp_path / "R.pkl").write_bytes(pickle.dumps(content, 2))
+    model = tiny_model(seed=2)
+    before = model.proposal_generator.mask_encoder.components.clone()
+    MEInstCheckpointer(model).load(str(tmp_path / "R.pkl"))
+    assert torch.equal(model.backbone.bottom_up.stem.conv1.weight, source.backbone.bottom_up.stem.conv1.weight)
+    assert torch.equal(model.proposal_generator.mask_encoder.components, before)

@@ -1,0 +1,189 @@
+"""meinst check as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from meinst_d2.commands import check as check_command
+from meinst_d2.data.shapes import generate
+from meinst_d2.encoding import load_components
+from tests.check.datasets import Content, good_content, spoiled, write
+from tests.check.large_file import write_large
+from tests.conftest import ROOT
+from tests.models import write_components
+
+TOOL = ROOT / "meinst check"
+CONFIG = str(ROOT / "configs/demo/shapes.yaml")
+
+
+def run(*args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(TOOL), *map(str, args)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=170)
+
+
+@pytest.fixture
+def main(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The tool in this process: exit status, what it prints, and its complaints."""
+    tool = check_command
+
+    def call(*args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as status:
+            tool.main([*map(str, args), "--workers", "1"])
+        printed = capsys.readouterr()
+        return int(status.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+def test_help() -> None:
+    result = run("--help")
+    assert result.returncode == 0 and "exit status:" in result.stdout and "--drop-bad" in result.stdout
+
+
+def test_statuses_of_the_command(tmp_path: Path) -> None:
+    path = spoiled(tmp_path, lambda content: content["annotations"][0].update(category_id=5))
+    stopped = run(path, tmp_path, "--no-encodings")
+    assert stopped.returncode == 2 and "STOPS TRAINING" in stopped.stdout and "Traceback" not in stopped.stderr
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shapes")
+    generate(root, {"train": 80}, workers=1)
+    return root
+
+
+def test_generated_shapes_are_well(main: Callable[..., tuple[int, str, str]], shapes: Path, tmp_path: Path) -> None:
+    json_file = shapes / "annotations/instances_train.json"
+    status, out, _ = main(
+        *(json_file, shapes / "train", "--decode", "--config-file", CONFIG, "--encodings", "14/10", "28/40"),
+        *("--json", tmp_path / "r/report.json", "--contact-sheet", tmp_path / "s/sheet.png"),
+    )
+    assert status == 0 and "nothing is wrong (exit status 0)" in out and "80 images (decoded)" in out
+    assert "STOPS" not in out and "HURTS" not in out
+    report = json.loads((tmp_path / "r/report.json").read_text())
+    assert report["exit_status"] == 0 and {c["name"] for c in report["classes"]} >= {"ring", "blob"}
+    small, large = report["encodings"]["rows"]
+    assert (small["mask_size"], small["numbers"], large["mask_size"], large["numbers"]) == (14, 10, 28, 40)
+    for name, quality in large["by_class"].items():
+        assert 0.8 < quality["iou"] < 1 and quality["iou"] > small["by_class"][name]["iou"]
+    assert report["encodings"]["fitted_to"] + report["encodings"]["measured"] == report["objects"]
+    assert f"{large['all']['iou']:.4f}" in out and (tmp_path / "s/sheet.png").stat().st_size > 10_000
+
+
+def test_given_components(main: Callable[..., tuple[int, str, str]], shapes: Path, tmp_path: Path) -> None:
+    file = write_components(tmp_path / "c.npz", 12, 14)
+    annotations = shapes / "annotations/instances_train.json"
+    status, out, _ = main(annotations, "--components", file, "--encodings", "14/6", "28/9", "--config-file", CONFIG)
+    assert load_components(file).basis.dim == 12
+    assert "pca 14x14, 6 pca 14x14, 12" in out and "of the given components" in out and status in (0, 1)
+
+
+def test_too_few_masks_for_an_encoding(main: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    path = write(tmp_path, good_content())
+    status, out, _ = main(path, tmp_path, "--encodings", "28/60")
+    assert status == 0 and "not measured: 28/60: " in out
+
+
+def test_a_class_that_no_encoding_redraws(main: Callable[..., tuple[int, str, str]], shapes: Path) -> None:
+    status, out, _ = main(shapes / "annotations/instances_train.json", "--encodings", "4/2", "--config-file", CONFIG)
+    assert status == 1 and "classes that no measured encoding redraws well" in out and "ring (0." in out
+
+
+def test_what_hurts(main: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    def spoil(content: Content) -> None:
+        content["annotations"][0]["segmentation"] = []
+
+    path = spoiled(tmp_path, spoil)
+    out_json = tmp_path / "usable.json"
+    status, out, _ = main(path, tmp_path, "--no-encodings", "--drop-bad", out_json)
+    assert status == 1 and "1 annotations without a segmentation" in out
+    assert "left out: annotation 10 of 1.png (no-segmentation)" in out and "without 1 annotations" in out
+    assert main(out_json, tmp_path, "--no-encodings")[0] == 0
+
+
+def test_images_only_on_request(main: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    path = write(tmp_path, good_content(), images=False)
+    assert main(path, tmp_path, "--no-encodings")[0] == 2
+    for args in ([path], [path, tmp_path, "--no-images"], [path, tmp_path / "nowhere", "--no-images"]):
+        status, out, _ = main(*args, "--no-encodings")
+        assert status == 0 and "files not looked at" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nowhere.json"], "nowhere.json"),
+        (["good.json", "nowhere"], "there is no folder of images"),
+        (["broken.json"], "is not readable JSON"),
+        (["good.json", "--drop-bad", "good.json"], "is the file that is read"),
+        (["good.json", "--components", "broken.json"], "broken.json"),
+        (["good.json", "--json", "good.json/report.json"], "cannot write"),
+        (["good.json", "--config-file", "nowhere.yaml"], "nowhere.yaml"),
+        (["good.json", "--encodings", "28"], "28/60"),
+        (["good.json", "--decode"], "--decode needs"),
+        (["good.json", "--no-encodings", "--encodings", "28/9"], "--no-encodings leaves"),
+    ],
+)
+def test_what_cannot_be_done_is_a_sentence(
+    main: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    args: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("good.json").write_text(json.dumps(good_content()))
+    Path("broken.json").write_text('{"images": [')
+    status, out, err = main(*args)
+    assert status == 2 and message in err and not out
+    assert json.loads(Path("good.json").read_text()) == good_content()
+
+
+def test_real_images(main: Callable[..., tuple[int, str, str]], real_data: Path, tmp_path: Path) -> None:
+    annotations = real_data / "coco/annotations/instances_train2017.json"
+    status, out, _ = main(
+        *(annotations, real_data / "coco/train2017", "--encodings", "14/10", "--json", tmp_path / "report.json")
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    found = {finding["problem"]: finding for finding in report["findings"]}
+    assert (report["images"], report["annotations"], len(report["classes"])) == (80, 705, 80)
+    assert found["crowd"]["count"] == 6 and found["too-small"]["severity"] == "fine"
+    assert not [key for key in found if key.startswith(("box-", "mask-", "rle-", "polygon-", "image-"))]
+    assert all(finding["severity"] != "stops" for finding in report["findings"]) and status == report["exit_status"]
+    assert 0.7 < report["encodings"]["rows"][0]["all"]["iou"] < 0.95 and "person" in out
+
+
+MEASURE = """
+import resource, sys
+import torch
+tool = check_command
+import meinst_d2.check.contact_sheet, meinst_d2.check.doctor, meinst_d2.check.drop
+tool.load_config(None)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    tool.main(sys.argv[1:])
+except SystemExit as status:
+    print("status", status.code)
+print("kilobytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux alone")
+@pytest.mark.parametrize("points", [24, 3])
+def test_memory_is_a_small_multiple_of_the_file(tmp_path: Path, points: int) -> None:
+    path = tmp_path / "large.json"
+    write_large(path, 15, points)
+    command = [sys.executable, "-c", MEASURE, str(path), "--no-encodings", "--workers", "1"]
+    command += ["--drop-bad", str(tmp_path / "out.json")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=170)
+    assert "status " in result.stdout, result.stderr
+    used = 1000 * int(result.stdout.split("kilobytes ")[1])
+    assert used < 4 * path.stat().st_size

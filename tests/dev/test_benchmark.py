@@ -1,0 +1,153 @@
+"""The benchmarks: turns, ratios, tables, JSON, and that every command compares what is equal."""
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import infer, models
+from benchmarks.common import Goal, PeakMemory, Row, Side, add_common_arguments, alternate, print_table, write_json
+from benchmarks.source import find_source
+from meinst_d2.data.shapes import generate
+from meinst_d2.data.shapes.images import ShapesConfig
+from tests.conftest import ROOT
+
+
+def test_sides_take_turns_after_a_warm_up() -> None:
+    calls = []
+    sides = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, at_least=0)
+    assert calls == ["a", "a", "b", "b", *"ababab"]  # the first two of each are the warm-up and the estimate
+    assert [len(side.samples) for side in sides.values()] == [3, 3]
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    row = Row("x", Side("new", [1.0, 2.0, 4.0]), Side("old", [10.0, 10.0, 12.0]))
+    assert row.ratios == [10, 5, 3] and row.ratio == 5
+
+
+def test_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        Row("x", Side("new", [1.0, 2.0, 3.0]), Side("old", [10.0, 10.0, 12.0]), "s", Goal(">= 9x", False), {"n": 3}),
+        Row("alone", Side("new", [7.0])),
+    ]
+    print_table("title", rows)
+    printed = capsys.readouterr().out
+    assert "| new 2 s (1 to 3) | old 10 s (10 to 12) | 5 (4 to 10) | >= 9x: NO |" in printed
+    assert "x: n 3" in printed and "new 7 ms" in printed
+    write_json(tmp_path / "a.json", {"cpu": "any"}, {"title": rows})
+    first, second = json.loads((tmp_path / "a.json").read_text())["tables"]["title"]
+    assert first["ratio"] == 5 and first["ours"] == {"name": "new", "median": 2, "samples": [1, 2, 3]}
+    assert first["goal"] == {"text": ">= 9x", "met": False} and second["ratio"] is None and "baseline" not in second
+
+
+def test_data_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="give --data a folder with coco/"):
+        find_source(tmp_path)
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import runpy, sys; sys.argv = ['benchmark.py', '--help']\n"
+    code += "try:\n runpy.run_path('dev/benchmark.py', run_name='__main__')\n"
+    code += "finally:\n print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "examples:" in result.stdout and result.stdout.endswith("False\n")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few generated images in the layout of the real ones."""
+    root = tmp_path_factory.mktemp("data")
+    generate(root, {"val": 5}, ShapesConfig(height=96, width=128, min_side=8, max_side=90))
+    (root / "coco").mkdir()
+    (root / "val").rename(root / "coco/val2017")
+    (root / "annotations").rename(root / "coco/annotations")
+    (root / "coco/annotations/instances_val.json").rename(root / "coco/annotations/instances_val2017.json")
+    return root
+
+
+def measure(command: str, data: Path, *options: str) -> list[Row]:
+    module = importlib.import_module(f"benchmarks.{command}")
+    parser = argparse.ArgumentParser()
+    add_common_arguments(parser)
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(["--data", str(data), "--rounds", "1", *options]))
+
+
+@pytest.fixture
+def few_components(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import detections
+
+    monkeypatch.setattr(detections, "DIM", 4)  # a few objects have no more
+
+
+def test_paste(data: Path, few_components: None) -> None:
+    paste, templates, masks = measure("paste", data, "--detections", "7", "--sizes", "50x60")
+    assert paste.what == "paste 7 detections, 50 x 60"
+    assert paste.notes["pixels that differ"] == "0 of 21,000"
+    assert templates.notes["encodings that differ"] == masks.notes["encodings that differ"] == 0
+    with pytest.raises(ValueError, match="--sizes 50: give HEIGHTxWIDTH"):
+        measure("paste", data, "--sizes", "50")
+
+
+def test_eval(data: Path, few_components: None) -> None:
+    for row in measure("eval", data, "--images", "4", "--detections", "12"):
+        assert row.notes["largest difference of a metric"] <= 1e-9
+        assert row.notes["encodings that differ"].startswith("0 of ")
+        assert 10 < row.notes["mask AP"] < 100
+
+
+@pytest.fixture
+def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "CONFIG", "quick/tiny.yaml")
+
+
+def test_infer(data: Path, small_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infer, "_memory_row", lambda args: Row("memory", Side("", [0.0])))
+    rows = measure("infer", data, "--short-edge", "96", "--detections", "20", "--no-baselines")
+    assert [row.baseline and row.baseline.name for row in rows] == [
+        "MEInst, MASK_ON False",
+        "MEInst, deformable",
+        "MEInst, bfloat16",
+        "MEInst, CHANNELS_LAST never",
+        "up to the head",
+        "one by one",
+        None,
+    ]
+    assert rows[1].notes == {"detections of MEInst and MEInst, deformable": "20 and 20"}
+    assert rows[4].what.endswith("20 detections")
+
+
+def test_random_weights_behave_like_trained_ones(data: Path) -> None:
+    """Without the statistics of batch norms, RetinaNet and FCOS find nothing and Mask R-CNN next to nothing."""
+    args = argparse.Namespace(data=data, batch=1, short_edge=96, detections=20, device="cpu")
+    images, _ = infer.input_images(args)
+    for name in models.DETECTRON2:
+        model = infer.prepared(models.detectron2_model(name, args, images), images, args)
+        with torch.no_grad():
+            assert 5 < len(model(images)[0]["instances"]) <= 20, name
+
+
+def test_growth(data: Path, few_components: None, small_model: None, tmp_path: Path) -> None:
+    plot = tmp_path / "growth.png"
+    sizes = ["--short-edges", "64", "96", "--objects", "1", "3", "--dims", "4", "8", "--mask-sizes", "7", "14"]
+    rows = measure("growth", data, *sizes, "--plot", str(plot))
+    assert len(rows) == 2 * (3 + 5 + 3 + 5) and Image.open(plot).width > 1000
+    assert [row.what for row in rows[:3]] == [
+        "network at 64",
+        "select, suppress, decode, paste at 64",
+        "the network's FLOPs (limit) at 64",
+    ]
+    assert all(row.ours.samples[0] > 0 for row in rows)
+
+
+def test_the_peak_of_memory_is_found_after_it_is_over() -> None:
+    with PeakMemory() as peak:
+        np.ones(25_000_000)
+    assert 190 < peak.megabytes < 300

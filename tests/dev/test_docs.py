@@ -1,0 +1,148 @@
+"""What documents name exists, the site builds without a warning, and the tutorial runs."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from config_reference import SOURCE, as_markdown, read_groups
+from detectron2.config import CfgNode, get_cfg
+
+from meinst_d2 import add_meinst_config
+from tests.conftest import ROOT
+
+DOCUMENTS = sorted(
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith(".") or part in ("output", "site") for part in path.relative_to(ROOT).parts)
+)
+GENERATED = {ROOT / "docs/config-reference.md", ROOT / "docs/index.md", ROOT / "docs/model-zoo.md"}
+LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
+CODE = re.compile(r"```(?:bash|python)\n(.*?)```", re.DOTALL)
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def slug(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in LINK.findall(path.read_text()):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        found = (path.parent / file).resolve() if file else path
+        assert found.exists() or found in GENERATED, f"{name_of(path)} links to {target}"
+        if anchor and found.suffix == ".md":
+            headings = re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE)
+            assert anchor in {slug(heading) for heading in headings}, f"{name_of(path)} links to {target}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_scripts_and_configs_that_are_named_exist(path: Path) -> None:
+    text = path.read_text()
+    named = set(
+        re.findall(
+            r"(?<![\w/.-])((?:tools|configs|tests|docs|deploy|fuzz)/[\w/.-]+\.(?:py|yaml|sh|md|png|ipynb))", text
+        )
+    )
+    named |= set(re.findall(r"(?:^|python |`)((?:train_net|fit_pca|demo)\.py)", text))
+    missing = {name for name in named if not (ROOT / name).is_file() and not Path(name).stem.isupper()}  # ROW.yaml
+    assert not missing
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_keys_that_are_named_exist(path: Path) -> None:
+    cfg = get_cfg()
+    add_meinst_config(cfg)
+    keys = set(leaves(cfg)) | {"MODEL.FCOS.TOP_LEVELS", "MODEL.MEInst"}  # of the published implementation
+    named = re.findall(r"\b(?:MODEL|SOLVER|TEST|INPUT|DATALOADER|DATASETS)(?:\.[A-Z][A-Z0-9_]+)+\b", path.read_text())
+    assert not {key for key in named if not any(known == key or known.startswith(f"{key}.") for known in keys)}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_commands_take_the_flags_that_documents_give_them(path: Path) -> None:
+    for block in CODE.findall(path.read_text()):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True) if "python" in line and ".py " in line else []
+            scripts = [word for word in words if word.endswith(".py") and (ROOT / word).is_file()]
+            if scripts and scripts[0] != "meinst train":
+                known = help_of(scripts[0])
+                for flag in (word.partition("=")[0] for word in words if word.startswith("--")):
+                    if flag not in ("--nproc-per-node", "--nnodes", "--rdzv-endpoint", "--rdzv-backend", "--node-rank"):
+                        assert flag in known, f"{scripts[0]} has no {flag}"
+
+
+def help_of(script: str, cache: dict[str, str] = {}) -> str:  # noqa: B006
+    """Everything that the script and the modules beside it say about flags; without running it."""
+    if script not in cache:
+        texts = [(ROOT / script).read_text()]
+        if script == "dev/benchmark.py":
+            texts += [path.read_text() for path in (ROOT / "dev/benchmarks").glob("*.py")]
+        cache[script] = "\n".join(texts)
+    return cache[script]
+
+
+def leaves(cfg: CfgNode, prefix: str = "") -> list[str]:
+    found = []
+    for key, value in cfg.items():
+        found += leaves(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [prefix + key]
+    return found
+
+
+def test_the_config_reference_has_every_key_with_its_default_and_meaning() -> None:
+    plain, ours = get_cfg(), get_cfg()
+    add_meinst_config(ours)
+    added = set(leaves(ours)) - set(leaves(plain))
+    groups = list(read_groups(SOURCE.read_text()))
+    documented = {key: (default, group.meaning) for group in groups for key, default in group.keys}
+    assert set(documented) == added
+    values = {key: value for key, value in zip(leaves(ours), values_of(ours), strict=True)}
+    for key, (default, meaning) in documented.items():
+        assert ast.literal_eval(default) == values[key], key
+        assert len(meaning) > 20, f"{key} has no meaning"
+    page = as_markdown(groups)
+    assert all(page.count(f"| `{key}` |") == 1 for key in added)
+
+
+def values_of(cfg: CfgNode) -> list[object]:
+    found: list[object] = []
+    for value in cfg.values():
+        found += values_of(value) if isinstance(value, CfgNode) else [value]
+    return found
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="needs the extra: pip install 'meinst_d2[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "WARNING" not in done.stderr
+    reference = (tmp_path / "config-reference.html").read_text()
+    assert "MODEL.MEINST.MASK_OUTPUT" in reference
+    assert "MaskEncoder" in (tmp_path / "api/encoding.html").read_text()
+
+
+def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    nbformat = pytest.importorskip("nbformat", reason="needs nbclient and ipykernel: pip install 'meinst_d2[dev]'")
+    nbclient = pytest.importorskip("nbclient", reason="needs nbclient and ipykernel: pip install 'meinst_d2[dev]'")
+    notebook = nbformat.read(ROOT / "docs/tutorial.ipynb", as_version=4)
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert 'root / "output/tutorial"' in first.source
+    first.source = first.source.replace('root / "output/tutorial"', f"Path({str(tmp_path)!r})")
+    folder = {"metadata": {"path": str(ROOT / "docs")}}
+    nbclient.NotebookClient(notebook, timeout=900, resources=folder).execute()
+    text = "".join(str(output.get("text", "")) for cell in notebook.cells for output in cell.get("outputs", []))
+    ap = {name: float(value) for name, value in re.findall(r"(boxes|masks|ceiling of masks) +AP +([\d.]+)", text)}
+    assert ap["boxes"] > 30 and 20 < ap["masks"] < ap["ceiling of masks"]

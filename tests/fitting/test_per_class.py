@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from meinst_d2.data.annotations import InstanceAnnotation
+from meinst_d2.encoding import fit_pca
+from meinst_d2.fitting.count import count_moments, measure_reconstruction
+from meinst_d2.fitting.per_class import fit_classes
+from tests.conftest import blob_masks
+
+
+def annotations(counts: list[int], size: int = 10) -> list[InstanceAnnotation]:
+    """Ellipses of class 0, 1, ...; those of odd classes lie on one half of the box only."""
+    found = []
+    for category, count in enumerate(counts):
+        masks = blob_masks(np.random.default_rng(category), count, size)
+        if category % 2:
+            masks[:, :, size // 2 :] = False
+            masks[:, 0, 0] = True
+        found += [InstanceAnnotation(mask, (0, 0, size, size), (size, size), category, False) for mask in masks]
+    return found
+
+
+def test_every_class_gets_the_pca_of_its_own_masks_and_small_ones_that_of_all() -> None:
+    found = annotations([60, 80, 3, 0])
+    fitted = fit_classes(found, 4, 10, 5, min_masks=20)
+    assert fitted.counts == [60, 80, 3, 0] and fitted.shared == [2, 3] and fitted.moments.count == 143
+    for category in (0, 1):
+        own = fit_pca(count_moments([a for a in found if a.category == category], 10)[0]).truncated(5)
+        np.testing.assert_array_equal(fitted.bases[category].components, own.components)
+        np.testing.assert_array_equal(fitted.bases[category].mean, own.mean)
+    everything = fit_pca(count_moments(found, 10)[0]).truncated(5)
+    for category in (2, 3):
+        np.testing.assert_array_equal(fitted.bases[category].components, everything.components)
+
+
+def test_masks_of_no_class_count_for_the_shared_dictionary_only() -> None:
+    stray = [InstanceAnnotation(a.segmentation, a.box, a.image_size, -1, False) for a in annotations([30])]
+    fitted = fit_classes([*annotations([40]), *stray], 1, 10, 5, min_masks=10)
+    assert fitted.counts == [40] and fitted.moments.count == 70
+
+
+def test_a_class_that_determines_fewer_components_shares() -> None:
+    two = [InstanceAnnotation(a.segmentation, a.box, (10, 10), 1, False) for a in annotations([2])]
+    fitted = fit_classes([*annotations([60]), *two * 25], 2, 10, 5, min_masks=10)
+    assert fitted.shared == [1]
+
+
+def test_too_few_masks_for_anyone() -> None:
+    with pytest.raises(ValueError, match="5 of 5 annotations have a usable mask, 8 components need at least 9"):
+        fit_classes(annotations([5]), 1, 10, 8, min_masks=2)
+
+
+def test_dictionaries_of_ones_own_class_redraw_better() -> None:
+    found = annotations([200, 200])
+    fitted = fit_classes(found, 2, 10, 4, min_masks=20)
+    (own,) = measure_reconstruction(found, fitted.bases, [4], 3.0)
+    (shared,) = measure_reconstruction(found, [fit_pca(fitted.moments).truncated(4)], [4], 3.0)
+    assert own.iou > shared.iou + 0.01
+    (first,) = measure_reconstruction([a for a in found if a.category == 0], fitted.bases[:1], [4], 3.0)
+    (second,) = measure_reconstruction([a for a in found if a.category == 1], fitted.bases[1:], [4], 3.0)
+    assert own.iou == pytest.approx((first.iou + second.iou) / 2)

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+from meinst_d2.masks.rasterize import crop_bitmask, rasterize_polygons
+
+
+def rectangle(x0: float, y0: float, x1: float, y1: float) -> np.ndarray:
+    return np.array([x0, y0, x1, y0, x1, y1, x0, y1])
+
+
+SQUARE = rectangle(10.0, 10, 20, 20)
+BOX = np.array([[10, 10, 20, 20]], np.float32)
+
+
+def test_a_square_fills_its_box() -> None:
+    assert rasterize_polygons([[SQUARE]], BOX, 5).all()
+
+
+def test_the_left_half_of_a_box() -> None:
+    mask = rasterize_polygons([[rectangle(10, 10, 15, 20)]], BOX, 4)[0]
+    assert mask.tolist() == [[True, True, False, False]] * 4
+
+
+def test_the_box_need_not_be_square() -> None:
+    triangle = np.array([0.0, 0, 40, 0, 0, 10])
+    mask = rasterize_polygons([[triangle]], np.array([[0, 0, 40, 10]], np.float32), 28)[0]
+    assert mask[0, 0] and not mask[-1, -1]
+    assert mask.mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_parts_are_merged_and_instances_without_parts_are_empty() -> None:
+    left, right = rectangle(10, 10, 13, 20), rectangle(17, 10, 20, 20)
+    masks = rasterize_polygons([[left, right], [], [left]], BOX.repeat(3, 0), 10)
+    assert masks[0].all(0).tolist() == [True] * 3 + [False] * 4 + [True] * 3
+    assert not masks[1].any()
+    assert masks[2].all(0).tolist() == [True] * 3 + [False] * 7
+
+
+def test_no_instances() -> None:
+    assert rasterize_polygons([], np.zeros((0, 4), np.float32), 28).shape == (0, 28, 28)
+
+
+def test_one_pixel_objects() -> None:
+    pixel = np.array([3.0, 4, 4, 4, 4, 5, 3, 5])
+    assert rasterize_polygons([[pixel]], np.array([[3, 4, 4, 5]], np.float32), 28).all()
+    mask = np.zeros((9, 9), bool)
+    mask[4, 3] = True
+    assert crop_bitmask(mask, [3, 4, 4, 5], 28)[10:18, 10:18].all()  # bilinear: the corners fade
+
+
+def test_a_bit_mask_at_its_own_size_is_itself(rng: np.random.Generator) -> None:
+    mask = rng.random((28, 28)) < 0.5
+    assert (crop_bitmask(mask, [0, 0, 28, 28], 28) == mask).all()
+
+
+def test_a_template_pixel_needs_half_of_what_it_covers() -> None:
+    mask = np.zeros((4, 4), bool)
+    mask[:2, 0] = True  # half of the top-left quarter
+    mask[0, 2] = True  # a quarter of the top-right one
+    assert crop_bitmask(mask, [0, 0, 4, 4], 2).tolist() == [[True, False], [False, False]]
+
+
+def test_boxes_that_leave_the_bit_mask_see_zeros_there() -> None:
+    mask = np.ones((10, 10), bool)
+    template = crop_bitmask(mask, [-10, 0, 10, 10], 4)
+    assert template.tolist() == [[False, False, True, True]] * 4
+    assert not crop_bitmask(mask, [30, 30, 40, 40], 4).any()
+    assert not crop_bitmask(mask, [5, 5, 5, 9], 4).any()

@@ -1,1 +1,0 @@
-"""What tools/soak.py does: training that is killed and resumed, and long runs whose memory is watched."""
