@@ -16,7 +16,7 @@ from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.evaluation.results import read_entries, require_known
 from meinst_d2.masks import RLE
 from meinst_d2.masks.rle import runs_of
-from meinst_d2.masks.segmentation import UnusableInstance, bitmask_of, usable_polygons
+from meinst_d2.masks.segmentation import UnusableInstance, rle_of
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -168,23 +168,6 @@ def _truth_of_image(
         if not is_crowd
     ]
     return TruthOfImage(record, select(~crowd), instances, select(crowd))
-
-
-def rle_of(segmentation: Any, size: tuple[int, int]) -> RLE:
-    """The mask of an annotation in the whole image.
-
-    Args:
-        segmentation: polygons or an RLE.
-        size: (height, width).
-
-    Raises:
-        UnusableInstance: it is neither, or does not fit the image.
-    """
-    if isinstance(segmentation, list):
-        parts: RLE = mask_util.merge(mask_util.frPyObjects(usable_polygons(segmentation), *size))
-        return parts
-    rle: RLE = mask_util.encode(np.asfortranarray(bitmask_of(segmentation, size), np.uint8))
-    return rle
 
 
 def read_results(path: str | os.PathLike[str], truth: Truth) -> dict[Hashable, Detections]:

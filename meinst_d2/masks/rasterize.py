@@ -8,8 +8,8 @@ Polygons give the bits of Detectron2's ``PolygonMasks.crop_and_resize``. Bit mas
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,44 @@ LONGEST_OUTLINE = 2**21
 """Template pixels that the coordinates of a polygon add up to, signs aside, at most. pycocotools keeps every step along
 an outline, unchecked: this bounds its memory to some 300 MB, and its integers. Real outlines have some thousands."""
 
+FARTHEST = 2**26
+"""Pixels from the image's corner: pycocotools counts in fifths of a pixel, in 32 bits."""
+
 HALF = 0.5 - 1e-9
 """The coverage from which a template pixel is set: exactly one half counts, whatever the rounding."""
+
+
+class RLE(TypedDict):
+    """COCO's compressed encoding: ``size`` is [height, width]."""
+
+    size: list[int]
+    counts: bytes
+
+
+def to_rles(objects: Sequence[FloatArray | Mapping[str, Any]], height: int, width: int) -> list[RLE]:
+    """Encodings of polygons and of uncompressed runs: this package's only call of pycocotools' ``frPyObjects``.
+
+    Args:
+        objects: flat (2n,) arrays x0, y0, x1, y1, ... with n >= 3, or ``{"size", "counts"}`` with a list of runs.
+        height, width: of the image.
+
+    Raises:
+        ValueError: a polygon is so far away or so long that its outline would not fit into memory.
+    """
+    for outline in objects:
+        if not isinstance(outline, Mapping):
+            _require_modest_outline(outline)
+    rles: list[RLE] = mask_util.frPyObjects(list(objects), height, width) if len(objects) else []
+    return rles
+
+
+def _require_modest_outline(outline: FloatArray) -> None:
+    points = np.asarray(outline, np.float64).reshape(-1, 2)
+    steps = np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum()
+    if not (np.abs(points).max() <= FARTHEST and steps <= LONGEST_OUTLINE):
+        raise ValueError(
+            f"a polygon with an outline of {steps:,.0f} pixels: its coordinates are not pixels of an image"
+        )
 
 
 def rasterize_polygons(instances: Sequence[Polygons], boxes: npt.NDArray[np.float32], mask_size: int) -> BoolArray:
@@ -58,9 +94,8 @@ def rasterize_polygons(instances: Sequence[Polygons], boxes: npt.NDArray[np.floa
         far = np.isin(np.arange(len(instances)), np.repeat(np.arange(len(instances)), num_parts)[absurd])
         usable = [[] if far[i] else parts for i, parts in enumerate(instances)]
         return rasterize_polygons(usable, boxes, mask_size)
-    rles = mask_util.frPyObjects(
-        [flat[start:end] for start, end in zip(ends - 2 * lengths, ends, strict=True)], mask_size, mask_size
-    )
+    outlines = [flat[start:end] for start, end in zip(ends - 2 * lengths, ends, strict=True)]
+    rles = to_rles(outlines, mask_size, mask_size)
     merged, first = [], 0
     for count in num_parts:
         if count:

@@ -7,14 +7,13 @@ them down, so the bytes are the same.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pycocotools.mask as mask_util
 from torch import Tensor
 
-from meinst_d2.masks.rasterize import HALF, FloatArray, sampling_weights
+from meinst_d2.masks.rasterize import HALF, RLE, FloatArray, sampling_weights, to_rles
 from meinst_d2.masks.runs import BoolArray, IntArray, alternating_lengths, find_runs, usable_boxes, windows_of
 
 MOST_PIXELS = 2**28
@@ -137,13 +136,6 @@ def _runs_of_string(counts: Any) -> npt.NDArray[np.int64]:
     return runs
 
 
-class RLE(TypedDict):
-    """COCO's compressed encoding: ``size`` is [height, width]."""
-
-    size: list[int]
-    counts: bytes
-
-
 def encode_templates(templates: Tensor, boxes: Tensor, height: int, width: int) -> list[RLE]:
     """Encode what :func:`~meinst_d2.masks.paste.paste_masks` would paint, without painting it.
 
@@ -221,8 +213,7 @@ def _encode(mask: IntArray, start: IntArray, stop: IntArray, count: int, height:
         {"size": [height, width], "counts": counts[i : j - (j - i > 1 and lengths[j - 1] == 0)]}
         for i, j in zip(begins, ends, strict=True)
     ]
-    rles: list[RLE] = mask_util.frPyObjects(runs, height, width)
-    return rles
+    return to_rles(runs, height, width)
 
 
 class RLEs(list[RLE]):

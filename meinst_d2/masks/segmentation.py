@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pycocotools.mask as mask_util
 
+from meinst_d2.masks.rasterize import RLE, to_rles
 from meinst_d2.masks.rle import decode_rle
 
 CROWD = "crowd region"
@@ -19,6 +21,7 @@ NO_IMAGE = "image that is not in the file"
 HUGE_BOX = "box larger than any image"
 BAD_RLE = "RLE that does not fit its image"
 MALFORMED = "segmentation of an unknown kind"
+FAR_POLYGON = "polygon that is absurdly long or far away"
 EMPTY = "mask without a pixel in its box"
 REASONS = (CROWD, NO_MASK, FEW_POINTS, NO_BOX, BAD_RLE, MALFORMED, EMPTY, NO_IMAGE, HUGE_BOX)
 
@@ -73,3 +76,25 @@ def bitmask_of(segmentation: Any, image_size: tuple[int, int]) -> npt.NDArray[An
         return decode_rle(segmentation, *image_size)
     except (ValueError, TypeError) as error:
         raise UnusableInstance(BAD_RLE) from error
+
+
+def rle_of(segmentation: Any, image_size: tuple[int, int]) -> RLE:
+    """The mask of an annotation in the whole image, as COCO's tools draw it.
+
+    Args:
+        segmentation: polygons, an RLE or a bit mask.
+        image_size: (height, width).
+
+    Raises:
+        UnusableInstance: it is none of these, does not fit the image, or has an absurdly long outline.
+    """
+    if isinstance(segmentation, list):
+        try:
+            merged: RLE = mask_util.merge(to_rles(usable_polygons(segmentation), *image_size))
+        except UnusableInstance:
+            raise
+        except ValueError as error:
+            raise UnusableInstance(FAR_POLYGON) from error
+        return merged
+    encoded: RLE = mask_util.encode(np.asfortranarray(bitmask_of(segmentation, image_size), np.uint8))
+    return encoded

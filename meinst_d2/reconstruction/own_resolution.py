@@ -8,7 +8,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 from meinst_d2.data.annotations import InstanceAnnotation
-from meinst_d2.masks.rasterize import BoolArray, resample_bitmask
+from meinst_d2.masks.rasterize import BoolArray, resample_bitmask, to_rles
 from meinst_d2.masks.segmentation import bitmask_of, usable_polygons
 
 LONGEST_SIDE = 320
@@ -35,7 +35,7 @@ def own_resolution_mask(annotation: InstanceAnnotation) -> BoolArray:
         return resample_bitmask(mask, annotation.box, height, width)
     ratio = np.array([width / (x1 - x0), height / (y1 - y0)])
     parts = [((part.reshape(-1, 2) - (x0, y0)) * ratio).ravel() for part in usable_polygons(annotation.segmentation)]
-    drawn: BoolArray = mask_util.decode(mask_util.merge(mask_util.frPyObjects(parts, height, width))).astype(bool)
+    drawn: BoolArray = mask_util.decode(mask_util.merge(to_rles(parts, height, width))).astype(bool)
     return drawn
 
 

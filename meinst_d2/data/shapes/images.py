@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pycocotools.mask as mask_util
 
 from meinst_d2.data.shapes.outlines import OUTLINES, Outline, blob, rotated
+from meinst_d2.masks.rasterize import to_rles
 
 CATEGORIES = tuple(OUTLINES)
 
@@ -181,7 +182,7 @@ def _crowd(rng: np.random.Generator, config: ShapesConfig) -> _Object:
 
 
 def _fill(outlines: list[Outline], size: tuple[int, int]) -> Mask:
-    return mask_util.decode(mask_util.merge(mask_util.frPyObjects([o.ravel() for o in outlines], *size))).astype(bool)
+    return mask_util.decode(mask_util.merge(to_rles([o.ravel() for o in outlines], *size))).astype(bool)
 
 
 def _texture(rng: np.random.Generator, size: tuple[int, ...], amplitude: float) -> npt.NDArray[np.float32]:
