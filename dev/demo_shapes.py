@@ -68,7 +68,7 @@ def report(trainer: Any, output: Path, start: float) -> None:
     """Pictures, and a summary on the console."""
 
     from meinst_d2.data.datasets import dataset_dicts
-    from meinst_d2.evaluation.ceiling import encoding_ceiling
+    from meinst_d2.evaluation.coco import encoding_ceiling
     from meinst_d2.visualization.sheets import draw_losses, draw_sheet, predict_dataset
 
     draw_losses(output / "losses.png", output / "metrics.json")

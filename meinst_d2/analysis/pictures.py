@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,10 +16,10 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from meinst_d2.analysis.analysis import Analysis
-from meinst_d2.analysis.average_precision import SIZES
+from meinst_d2.analysis.analysis import PARTS, Analysis
 from meinst_d2.analysis.inputs import Detections, Truth
-from meinst_d2.analysis.shares import PARTS, by_size, mask_error
+from meinst_d2.analysis.report import MOST_CLASSES
+from meinst_d2.evaluation.average_precision import SIZES
 from meinst_d2.files import atomic_path
 from meinst_d2.visualization.sheets import draw_sheet
 
@@ -35,18 +34,17 @@ COLORS = {
     "coefficients": "gold",
     "regression": "tab:red",
 }
-MOST_CLASSES = 20
 METADATA = "meinst_analysis"
 
 
 def draw_losses_of_ap(path: str | os.PathLike[str], analysis: Analysis) -> None:
     """Where mask AP goes, the mask error by size, and box AP against mask AP by class."""
-    names = _classes_shown(analysis)
-    height = max(4.2, 1.2 + 0.28 * len(names))
+    classes = analysis.worst_classes()[:MOST_CLASSES]
+    height = max(4.2, 1.2 + 0.28 * len(classes))
     figure, axes = plt.subplots(1, 3, figsize=(15, height), layout="constrained", width_ratios=(1, 1.1, 1.2))
     _draw_lost(axes[0], analysis)
     _draw_errors(axes[1], analysis)
-    _draw_classes(axes[2], analysis, names)
+    _draw_classes(axes[2], analysis, classes)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100)
     plt.close(figure)
@@ -68,7 +66,7 @@ def _draw_lost(axis: Axes, analysis: Analysis) -> None:
 
 
 def _draw_errors(axis: Axes, analysis: Analysis) -> None:
-    rows = {"all": mask_error(analysis.pairs), **dict(zip(SIZES, by_size(analysis.pairs), strict=True))}
+    rows = {"all": analysis.pairs.error(), **dict(zip(SIZES, analysis.pairs.by_size(), strict=True))}
     above, below = np.zeros(len(rows)), np.zeros(len(rows))
     for part in PARTS:
         values = np.nan_to_num([row.parts[part] for row in rows.values()])
@@ -82,12 +80,6 @@ def _draw_errors(axis: Axes, analysis: Analysis) -> None:
     axis.legend(ncols=2, fontsize=9, frameon=False, loc="upper right")
     axis.grid(alpha=0.3, axis="y")
     axis.set_axisbelow(True)
-
-
-def _classes_shown(analysis: Analysis) -> list[int]:
-    """The classes of lowest mask AP, worst first."""
-    mask = analysis.masks["predicted"].by_class
-    return sorted((k for k, ap in enumerate(mask) if not math.isnan(ap)), key=lambda k: mask[k])[:MOST_CLASSES]
 
 
 def _draw_classes(axis: Axes, analysis: Analysis, classes: list[int]) -> None:
@@ -127,40 +119,37 @@ def draw_worst(
         FileNotFoundError: an image is not in the folder.
     """
     worst = [image for image in analysis.images if image.total > 0][:count]
-    records = [_record(truth, image.image_id, Path(images)) for image in worst]
-    for record in records:
-        if not os.path.isfile(record["file_name"]):
-            raise FileNotFoundError(f"there is no image {record['file_name']}: name the folder of the images")
+    records, found, titles = [], [], []
+    for image in worst:
+        of_image = truth.images[image.image_id]
+        file = str(Path(images) / of_image.record.get("file_name", ""))
+        if not os.path.isfile(file):
+            raise FileNotFoundError(f"there is no image {file}: name the folder of the images")
+        annotations = [
+            {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": int(k), "segmentation": dict(rle)}
+            for box, k, rle in zip(
+                of_image.objects.xyxy.tolist(), of_image.objects.classes, of_image.objects.rles, strict=True
+            )
+        ]
+        records.append({**of_image.record, "file_name": file, "annotations": annotations})
+        found.append(_instances(detections[image.image_id], of_image.size))
+        titles.append(
+            f"{image.image_id}: error {image.total:.1f} = masks {image.mask_error:.1f} + {image.missed} missed + "
+            f"{image.false} false"
+        )
     if METADATA in MetadataCatalog.list():
         MetadataCatalog.remove(METADATA)  # of an analysis before, with other classes
     MetadataCatalog.get(METADATA).set(thing_classes=list(truth.class_names))
-    found = [_instances(detections[image.image_id], truth.images[image.image_id].size) for image in worst]
-    titles = [
-        f"{image.image_id}: error {image.total:.1f} = masks {image.mask_error:.1f} + {image.missed} missed + "
-        f"{image.false} false"
-        for image in worst
-    ]
     threshold = analysis.score_threshold
     draw_sheet(path, records, found, METADATA, score_thresh=threshold, columns=2, titles=titles)
 
 
-def _record(truth: Truth, image_id: Hashable, images: Path) -> dict[str, Any]:
-    """The image in Detectron2's dataset format."""
-    of_image = truth.images[image_id]
-    boxes = of_image.objects.xyxy.tolist()
-    annotations = [
-        {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": int(k), "segmentation": dict(rle)}
-        for box, k, rle in zip(boxes, of_image.objects.classes, of_image.objects.rles, strict=True)
-    ]
-    return {**of_image.record, "file_name": str(images / of_image.record["file_name"]), "annotations": annotations}
-
-
 def _instances(found: Detections, size: tuple[int, int]) -> Instances:
-    masks = [mask_util.decode(rle).astype(bool) for rle in found.objects.rles]
+    masks = [mask_util.decode(rle).astype(bool) for rle in found.rles]
     return Instances(
         size,
-        pred_boxes=Boxes(torch.from_numpy(found.objects.xyxy)),
+        pred_boxes=Boxes(torch.from_numpy(found.xyxy)),
         scores=torch.from_numpy(found.scores),
-        pred_classes=torch.from_numpy(found.objects.classes),
+        pred_classes=torch.from_numpy(found.classes),
         pred_masks=torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *size), bool)),
     )

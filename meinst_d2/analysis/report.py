@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from meinst_d2.analysis.analysis import Analysis
-from meinst_d2.analysis.average_precision import SIZES, AveragePrecision
-from meinst_d2.analysis.oracles import IN_OWN_BOX, ORACLES
-from meinst_d2.analysis.shares import MaskError, by_class, by_size, mask_error
+from meinst_d2.analysis.analysis import IN_OWN_BOX, ORACLES, Analysis, MaskError
+from meinst_d2.evaluation.average_precision import SIZES
 
 MASK_TITLES = {
     "exact": "exact masks",
@@ -23,7 +20,7 @@ ADVICE = {
     "detection": "objects that are missed, found twice, or ranked below false ones: train longer or on more images, "
     "or take a stronger backbone",
     "box": "boxes that do not fit: look at the box loss and its weight, and at the size of the test images",
-    "encoding": "masks that the encoding cannot draw",
+    "encoding": "masks that the encoding cannot reconstruct",
     "regression": "coefficients that the network gets wrong: look at the mask loss and its weight, the depth of the "
     "mask branch, and the length of training",
 }
@@ -41,24 +38,17 @@ FEWEST_OBJECTS = 10
 
 def text_of(analysis: Analysis) -> str:
     """The tables, then the conclusions."""
-    parts = [
-        ap_table(analysis),
-        class_table(analysis),
-        lost_table(analysis),
-        error_table(analysis),
-        "\n".join(conclusions(analysis)),
-    ]
-    return "\n\n".join(parts)
+    tables = [make(analysis) for make in (ap_table, class_table, lost_table, error_table)]
+    return "\n\n".join([*tables, "\n".join(conclusions(analysis))])
 
 
 def ap_table(analysis: Analysis) -> str:
     """Box AP, mask AP and their gap, in all and by size."""
     lines = [f"{'':26}{'AP':>6}{'AP50':>7}{'AP75':>7}" + "".join(f"{size:>8}" for size in SIZES)]
-    mask, box = analysis.masks["predicted"], analysis.box
-    rows = {"boxes": _figures(box), "masks": _figures(mask)}
-    rows["gap"] = [b - m for b, m in zip(rows["boxes"], rows["masks"], strict=True)]
-    for name, row in rows.items():
-        lines.append(f"{name:26}{_number(row[0], 6)}" + "".join(_number(v, 7) for v in row[1:3]) + _sized(row[3:]))
+    box, mask = ([ap.ap, ap.ap50, ap.ap75, *ap.by_size] for ap in (analysis.box, analysis.masks["predicted"]))
+    gap = [b - m for b, m in zip(box, mask, strict=True)]
+    for name, row in (("boxes", box), ("masks", mask), ("gap", gap)):
+        lines.append(f"{name:26}" + "".join(map(_number, row, (6, 7, 7, 8, 8, 8))))
     counts = analysis.num_objects
     lines.append(f"{'objects':26}{counts[0]:6,}{'':14}" + "".join(f"{count:8,}" for count in counts[1:]))
     return "\n".join(lines)
@@ -67,14 +57,14 @@ def ap_table(analysis: Analysis) -> str:
 def class_table(analysis: Analysis) -> str:
     """The 20 classes of lowest mask AP; the share of each part in the mask error of their matched detections."""
     width = max(26, *(len(name) + 1 for name in analysis.class_names)) if analysis.class_names else 26
-    errors = by_class(analysis.pairs, len(analysis.class_names))
+    errors = analysis.pairs.by_class(len(analysis.class_names))
     box, mask = analysis.box.by_class, analysis.masks["predicted"].by_class
     lines = [f"{'class':{width}}{'box':>6}{'mask':>7}{'gap':>7}{'matched':>9}{'IoU':>7}  box / encoding / regression"]
-    ranked = sorted((k for k, ap in enumerate(mask) if not math.isnan(ap)), key=lambda k: mask[k])
+    ranked = analysis.worst_classes()
     for k in ranked[:MOST_CLASSES]:
         figures = _number(box[k], 6) + _number(mask[k], 7) + _number(box[k] - mask[k], 7)
-        iou = _number(errors[k].ious[-1], 7, 3)
-        lines.append(f"{analysis.class_names[k]:{width}}{figures}{errors[k].count:9,}{iou}  {_shares(errors[k])}")
+        iou, shares = _number(errors[k].ious[-1], 7, 3), " / ".join(map(_percent, errors[k].shares.values()))
+        lines.append(f"{analysis.class_names[k]:{width}}{figures}{errors[k].count:9,}{iou}  {shares}")
     if len(ranked) > MOST_CLASSES:
         lines.append(f"{len(ranked) - MOST_CLASSES} more classes in analysis.json")
     return "\n".join(lines)
@@ -84,7 +74,7 @@ def lost_table(analysis: Analysis) -> str:
     """Mask AP with masks that could have been, and what each step loses."""
     lines = [f"{'masks of matched detections':30}{'AP':>6}{'AP50':>7}{'AP75':>7}{'IoU':>8}"]
     ious = {"exact": 1.0 if len(analysis.pairs.ious) else math.nan}
-    ious |= dict(zip((*ORACLES[1:], "predicted"), mask_error(analysis.pairs).ious, strict=True))
+    ious |= dict(zip((*ORACLES[1:], "predicted"), analysis.pairs.error().ious, strict=True))
     for name, title in MASK_TITLES.items():
         ap = analysis.masks[name]
         lines.append(
@@ -108,7 +98,7 @@ def error_table(analysis: Analysis) -> str:
         f"{'mask error (1 - IoU)':22}{'matched':>9}{'error':>8} = {'box':>6} + {'template':>8} + {'coefficients':>12}"
         f" + {'regression':>10}   encoding's share"
     ]
-    rows = {"all": mask_error(analysis.pairs), **dict(zip(SIZES, by_size(analysis.pairs), strict=True))}
+    rows = {"all": analysis.pairs.error(), **dict(zip(SIZES, analysis.pairs.by_size(), strict=True))}
     for name, row in rows.items():
         box, template, coefficients, regression = row.parts.values()
         share = row.shares["encoding"]
@@ -132,7 +122,7 @@ def conclusions(analysis: Analysis) -> list[str]:
     if 100 - analysis.masks["predicted"].ap < SMALL_LOSS:
         return [f"improve next: nothing, less than {SMALL_LOSS:g} point of mask AP is lost"]
     lines = [f"improve next: {first}, which loses {lost[first]:.1f} points of mask AP: {_advice(first, analysis)}"]
-    error = mask_error(analysis.pairs)
+    error = analysis.pairs.error()
     if error.count and error.error > 1e-9:
         shares = error.shares
         worst = max(shares, key=lambda name: shares[name])
@@ -153,7 +143,7 @@ def _weakest(analysis: Analysis) -> list[str]:
         i = min(sizes, key=lambda i: mask.by_size[i])
         share = _percent(counts[i] / analysis.num_objects[0])
         lines.append(f"weakest size: {SIZES[i]} objects, mask AP {mask.by_size[i]:.1f} ({share} of all objects)")
-    errors = by_class(analysis.pairs, len(analysis.class_names))
+    errors = analysis.pairs.by_class(len(analysis.class_names))
     classes = [k for k, e in enumerate(errors) if e.count >= FEWEST_OBJECTS and not math.isnan(mask.by_class[k])]
     if len(classes) > 1:
         k = min(classes, key=lambda k: mask.by_class[k])
@@ -167,14 +157,14 @@ def _weakest(analysis: Analysis) -> list[str]:
 def _advice(part: str, analysis: Analysis) -> str:
     if part != "encoding":
         return ADVICE[part]
-    parts = mask_error(analysis.pairs).parts
+    parts = analysis.pairs.error().parts
     worse = max(ENCODING_ADVICE, key=lambda name: parts[name])
     return f"{ADVICE[part]}; {ENCODING_ADVICE[worse]}"
 
 
 def json_of(analysis: Analysis) -> dict[str, Any]:
     """Every figure; AP in percent, null where there is nothing to measure."""
-    errors = by_class(analysis.pairs, len(analysis.class_names))
+    errors = analysis.pairs.by_class(len(analysis.class_names))
     content = {
         "objects": dict(zip(("all", *SIZES), analysis.num_objects, strict=True)),
         "class_names": list(analysis.class_names),
@@ -182,8 +172,8 @@ def json_of(analysis: Analysis) -> dict[str, Any]:
         "segm": {name: asdict(ap) for name, ap in analysis.masks.items()},
         "lost": analysis.lost,
         "mask_error": {
-            "all": _error_json(mask_error(analysis.pairs)),
-            "by_size": [_error_json(error) for error in by_size(analysis.pairs)],
+            "all": _error_json(analysis.pairs.error()),
+            "by_size": [_error_json(error) for error in analysis.pairs.by_size()],
             "by_class": [_error_json(error) for error in errors],
         },
         "score_threshold": analysis.score_threshold,
@@ -205,18 +195,6 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _figures(ap: AveragePrecision) -> list[float]:
-    return [ap.ap, ap.ap50, ap.ap75, *ap.by_size]
-
-
-def _sized(row: Sequence[float]) -> str:
-    return "".join(_number(value, 8) for value in row)
-
-
-def _shares(error: MaskError) -> str:
-    return " / ".join(_percent(share) for share in error.shares.values())
 
 
 def _number(value: float, width: int = 0, digits: int = 1) -> str:

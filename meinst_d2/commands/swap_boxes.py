@@ -88,23 +88,29 @@ def load_config(config_file: str, opts: Sequence[str]) -> Any:
 
 
 def read_sources(args: argparse.Namespace, cfg: Any) -> dict[str, Any]:
-    """Check all that can be checked, and read the boxes."""
+    """Check all that can be checked, and read the boxes: by name and image id, None for the model's own."""
     import torch
+    from detectron2.data import MetadataCatalog
 
-    from meinst_d2.evaluation.results import ids_of_dataset, read_box_file
-    from meinst_d2.evaluation.swap_boxes import OWN_BOXES, require_mask_head
+    from meinst_d2.data.datasets import dataset_dicts
+    from meinst_d2.evaluation.results import boxes_by_image
+    from meinst_d2.evaluation.swap_boxes import require_mask_head
     from meinst_d2.files import require_writable
 
-    image_ids, class_of_category = ids_of_dataset(args.dataset)
-    require_mask_head(cfg, len(class_of_category))
+    image_ids = [record["image_id"] for record in dataset_dicts(args.dataset)]
+    metadata = MetadataCatalog.get(args.dataset)
+    classes = metadata.get("thing_dataset_id_to_contiguous_id")
+    if classes is None:  # not from a COCO file: the evaluator takes the classes for category ids
+        classes = {i: i for i in range(len(metadata.thing_classes))}
+    require_mask_head(cfg, len(classes))
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but torch sees no GPU: add MODEL.DEVICE cpu")
     if not cfg.MODEL.WEIGHTS or not ("://" in cfg.MODEL.WEIGHTS or os.path.isfile(cfg.MODEL.WEIGHTS)):
-        raise FileNotFoundError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r} is no file: give a trained model")
+        raise FileNotFoundError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r} is not a file: give a trained model")
     require_writable(args.output / "swap_boxes.json")
-    sources: dict[str, Any] = {OWN_BOXES: None}
+    sources: dict[str, Any] = {"own": None}
     for name, file in args.boxes.items():
-        sources[name] = read_box_file(file, set(image_ids), class_of_category)
+        sources[name] = boxes_by_image(file, image_ids, classes)
         if not sources[name].keys() & set(image_ids[: args.limit]):
             raise ValueError(f"{file} has no boxes on the images that would be evaluated: raise --limit")
     return sources
@@ -119,11 +125,33 @@ def print_table(results: Sequence[Any], threshold: float) -> None:
         print(f"{result.name:{width}} {figures}   {result.boxes_per_image(threshold):13.1f}")
 
 
-def summary(args: argparse.Namespace, cfg: Any, results: Sequence[Any]) -> dict[str, Any]:
-    """What the JSON file holds."""
-    from meinst_d2.evaluation.build import without_nan
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    with reporting("swap-boxes", KeyError):
+        run(args)
 
-    return {
+
+def run(args: argparse.Namespace) -> None:
+    # Imported here so that --help answers at once.
+    from detectron2.data import build_detection_test_loader
+    from detectron2.modeling import build_model
+
+    from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
+    from meinst_d2.evaluation.average_precision import without_nan
+    from meinst_d2.evaluation.swap_boxes import draw_swaps, swap_boxes
+    from meinst_d2.files import atomic_path
+
+    cfg = load_config(args.config_file, args.opts)
+    args.dataset = args.dataset or cfg.DATASETS.TEST[0]
+    sources = read_sources(args, cfg)
+    model = build_model(cfg).eval()
+    MEInstCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    loader = build_detection_test_loader(cfg, args.dataset)
+    total = min(args.limit or len(loader), len(loader))
+    limit = total if total < len(loader) else None
+    results = swap_boxes(model, loader, sources, args.dataset, output_dir=args.output, limit=limit)
+    print_table(results, args.score_threshold)
+    summary = {
         "config": args.config_file,
         "weights": cfg.MODEL.WEIGHTS,
         "dataset": args.dataset,
@@ -141,34 +169,7 @@ def summary(args: argparse.Namespace, cfg: Any, results: Sequence[Any]) -> dict[
             for result in results
         ],
     }
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    with reporting("swap-boxes", KeyError):
-        run(args)
-
-
-def run(args: argparse.Namespace) -> None:
-    # Imported here so that --help answers at once.
-    from detectron2.data import build_detection_test_loader
-    from detectron2.modeling import build_model
-
-    from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
-    from meinst_d2.evaluation.swap_boxes import draw_swaps, swap_boxes
-    from meinst_d2.files import atomic_path
-
-    cfg = load_config(args.config_file, args.opts)
-    args.dataset = args.dataset or cfg.DATASETS.TEST[0]
-    sources = read_sources(args, cfg)
-    model = build_model(cfg).eval()
-    MEInstCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    loader = build_detection_test_loader(cfg, args.dataset)
-    total = min(args.limit or len(loader), len(loader))
-    limit = total if total < len(loader) else None
-    results = swap_boxes(model, loader, sources, args.dataset, output_dir=args.output, limit=limit)
-    print_table(results, args.score_threshold)
     with atomic_path(args.output / "swap_boxes.json") as temporary:
-        temporary.write_text(json.dumps(summary(args, cfg, results), indent=1))
+        temporary.write_text(json.dumps(summary, indent=1))
     draw_swaps(args.output / "swap_boxes.png", results, args.score_threshold)
     print(f"\nwrote {args.output}/swap_boxes.json and swap_boxes.png")
