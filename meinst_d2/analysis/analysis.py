@@ -32,30 +32,20 @@ PARTS = ("box", "template", "coefficients", "regression")
 AREA_LIMITS = (32**2, 96**2)  # COCO's
 
 
-@dataclass(frozen=True)
-class Matching:
-    """Detections of an image and its objects.
-
-    Attributes:
-        object_of: (detections,) the object, or -1.
-        in_crowd: (detections,) without an object, but half or more of the mask in a crowd region of its class: neither
-            right nor wrong.
-    """
-
-    object_of: npt.NDArray[np.int64]
-    in_crowd: npt.NDArray[np.bool_]
-
-
-def match(truth: TruthOfImage, found: Detections) -> Matching:
+def match(truth: TruthOfImage, found: Detections) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Give each detection, by falling score, the free object of its class that its box overlaps most.
 
     Boxes must have an IoU of 0.5 at least. Masks play no part, so that a match says nothing about them.
+
+    Returns:
+        (detections,) the object of each, or -1; and whether half or more of the mask of one without an object lies in
+        a crowd region of its class: neither right nor wrong.
     """
-    objects, crowds = truth.objects, truth.crowds
+    crowds = truth.crowds
     object_of, in_crowd = np.full(len(found), -1, np.int64), np.zeros(len(found), bool)
-    if len(objects) and len(found):
-        iou = box_iou(torch.from_numpy(found.xyxy), torch.from_numpy(objects.xyxy)).numpy()
-        iou[found.classes[:, None] != objects.classes] = 0
+    if len(truth) and len(found):
+        iou = box_iou(torch.from_numpy(found.xyxy), torch.from_numpy(truth.xyxy)).numpy()
+        iou[found.classes[:, None] != truth.classes] = 0
         for i, row in enumerate(iou):
             best = int(row.argmax())
             if row[best] >= MATCHING_IOU:
@@ -65,40 +55,38 @@ def match(truth: TruthOfImage, found: Detections) -> Matching:
         inside = mask_util.iou(list(found.rles), list(crowds.rles), [1] * len(crowds))
         inside = np.where(found.classes[:, None] == crowds.classes, inside, 0)
         in_crowd = (object_of < 0) & (inside.max(axis=1) >= 0.5)
-    return Matching(object_of, in_crowd)
+    return object_of, in_crowd
 
 
 @torch.no_grad()
 def oracle_masks(
-    truth: TruthOfImage, found: Detections, matching: Matching, encoder: MaskEncoder
+    truth: TruthOfImage, found: Detections, object_of: npt.NDArray[np.int64], encoder: MaskEncoder
 ) -> dict[str, list[RLE]]:
     """The masks of all detections of an image for each oracle; those without an object keep their own.
 
     Args:
-        truth: of the image.
-        found: in it.
-        matching: of the two.
+        truth, found, object_of: the image, and of each detection the object or -1.
         encoder: fitted, on the CPU, in evaluation mode.
     """
     masks = {name: list(found.rles) for name in (*ORACLES, IN_OWN_BOX)}
     templates = make_templates(truth.annotations, encoder.mask_size)
     row_of = {int(i): row for row, i in enumerate(templates.kept)}
-    matched = (matching.object_of >= 0).nonzero()[0]
+    matched = (object_of >= 0).nonzero()[0]
     for i in matched:
-        target = int(matching.object_of[i])
-        rle = truth.objects.rles[target]
+        target = int(object_of[i])
+        rle = truth.rles[target]
         masks["exact"][i] = masks[IN_OWN_BOX][i] = rle
-        stretched = stretch_mask(rle, truth.objects.xyxy[target], found.xyxy[i])
+        stretched = stretch_mask(rle, truth.xyxy[target], found.xyxy[i])
         for name in ORACLES[1:]:
             masks[name][i] = stretched
     # An object that is too thin for a template has none: detections of it lose nothing by the encoding.
-    drawn = [i for i in matched if int(matching.object_of[i]) in row_of]
+    drawn = [i for i in matched if int(object_of[i]) in row_of]
     if drawn:
-        targets = matching.object_of[drawn]
+        targets = object_of[drawn]
         ones = torch.from_numpy(templates.masks[[row_of[int(t)] for t in targets]])
-        classes = torch.from_numpy(truth.objects.classes[targets])
+        classes = torch.from_numpy(truth.classes[targets])
         decoded = encoder.decode(encoder.encode(ones, classes), classes)
-        boxes, own = torch.from_numpy(found.xyxy[drawn]), torch.from_numpy(truth.objects.xyxy[targets])
+        boxes, own = torch.from_numpy(found.xyxy[drawn]), torch.from_numpy(truth.xyxy[targets])
         drawings = {"template": (ones.float(), boxes), "encoding": (decoded, boxes), IN_OWN_BOX: (decoded, own)}
         for name, (probabilities, at) in drawings.items():
             for i, rle in zip(drawn, encode_templates(probabilities, at, *truth.size), strict=True):
@@ -107,13 +95,7 @@ def oracle_masks(
 
 
 def stretch_mask(rle: RLE, source: npt.NDArray[np.float32], target: npt.NDArray[np.float32]) -> RLE:
-    """A mask, moved and scaled as one box must be to become another.
-
-    Args:
-        rle: of an image.
-        source: (4,) ``xyxy``.
-        target: (4,) ``xyxy``.
-    """
+    """A mask, moved and scaled as the box ``source``, (4,) ``xyxy``, must be to become ``target``."""
     mask: npt.NDArray[np.uint8] = mask_util.decode(rle)
     old, new = source[2:] - source[:2], target[2:] - target[:2]
     scale = new.astype(np.float64) / np.maximum(old, 1e-3)
@@ -126,42 +108,8 @@ def stretch_mask(rle: RLE, source: npt.NDArray[np.float32], target: npt.NDArray[
 
 
 @dataclass(frozen=True)
-class MaskError:
-    """Mean over some matched detections.
-
-    Attributes:
-        count: of them.
-        ious: mean mask IoU of the stretched mask, the template, the encoding and the prediction; NaN without any.
-    """
-
-    count: int
-    ious: tuple[float, float, float, float]
-
-    @property
-    def error(self) -> float:
-        """1 - the predictions' mean IoU."""
-        return 1 - self.ious[-1]
-
-    @property
-    def parts(self) -> dict[str, float]:
-        """What each of ``PARTS`` adds to the error; they sum to it. A part is negative where it mends another."""
-        return dict(zip(PARTS, (-np.diff((1.0, *self.ious))).tolist(), strict=True))
-
-    @property
-    def encoding(self) -> float:
-        """The template's part and the coefficients': the same detections with the objects' own encoded masks."""
-        return self.ious[0] - self.ious[2]
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """Of box, encoding and regression in the error, summing to 1; NaN where there is no error."""
-        parts = {"box": self.parts["box"], "encoding": self.encoding, "regression": self.parts["regression"]}
-        return {name: part / self.error if self.error > 1e-9 else math.nan for name, part in parts.items()}
-
-
-@dataclass(frozen=True)
 class Pairs:
-    """Every detection that has an object.
+    """Matched detections and their objects.
 
     Attributes:
         areas: (n,) of the objects, in pixels.
@@ -173,18 +121,42 @@ class Pairs:
     classes: npt.NDArray[np.int64]
     ious: npt.NDArray[np.float64]
 
-    def error(self, chosen: npt.NDArray[np.bool_] | None = None) -> MaskError:
-        """The mean of all pairs, or of those chosen."""
-        ious = self.ious if chosen is None else self.ious[chosen]
-        return MaskError(len(ious), tuple(ious.mean(axis=0).tolist()) if len(ious) else (math.nan,) * 4)
+    def __len__(self) -> int:
+        return len(self.areas)
 
-    def by_size(self) -> list[MaskError]:
-        """Of small, medium and large objects."""
-        return [self.error(_sizes(self.areas) == size) for size in range(len(SIZES))]
+    @property
+    def mean_ious(self) -> list[float]:
+        """The four means; NaN without any pair."""
+        return self.ious.mean(axis=0).tolist() if len(self) else [math.nan] * 4
 
-    def by_class(self, num_classes: int) -> list[MaskError]:
-        """Of every class."""
-        return [self.error(self.classes == k) for k in range(num_classes)]
+    @property
+    def error(self) -> float:
+        """The mask error: 1 - the predictions' mean IoU."""
+        return 1 - self.mean_ious[-1]
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """What each of ``PARTS`` adds to the error; they sum to it. A part is negative where it mends another."""
+        return dict(zip(PARTS, (-np.diff([1.0, *self.mean_ious])).tolist(), strict=True))
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of box, encoding (template and coefficients) and regression in the error; NaN where there is no error."""
+        stretched, _, encoded, predicted = self.mean_ious
+        parts = {"box": 1 - stretched, "encoding": stretched - encoded, "regression": encoded - predicted}
+        return {name: part / self.error if self.error > 1e-9 else math.nan for name, part in parts.items()}
+
+    def by_size(self) -> dict[str, Pairs]:
+        """All, and those of small, medium and large objects."""
+        sizes = _sizes(self.areas)
+        return {"all": self, **{name: self._where(sizes == size) for size, name in enumerate(SIZES)}}
+
+    def by_class(self, num_classes: int) -> list[Pairs]:
+        """Those of every class."""
+        return [self._where(self.classes == k) for k in range(num_classes)]
+
+    def _where(self, chosen: npt.NDArray[np.bool_]) -> Pairs:
+        return Pairs(self.areas[chosen], self.classes[chosen], self.ious[chosen])
 
 
 def _sizes(areas: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
@@ -238,19 +210,9 @@ class Analysis:
 
     @property
     def lost(self) -> dict[str, float]:
-        """Where 100 - mask AP goes, in points of AP; they sum to it.
-
-        What exact masks of the matched detections would not mend is the detection's; then each step towards the
-        predicted masks takes its part.
-        """
-        detection, box, encoding = (self.masks[name].ap for name in ("exact", "box", "encoding"))
-        predicted = self.masks["predicted"].ap
-        return {
-            "detection": 100 - detection,
-            "box": detection - box,
-            "encoding": box - encoding,
-            "regression": encoding - predicted,
-        }
+        """Where 100 - mask AP goes, in points: what exact masks would not mend, then each step's part of the rest."""
+        kept = [100.0, *(self.masks[name].ap for name in ("exact", "box", "encoding", "predicted"))]
+        return dict(zip(("detection", "box", "encoding", "regression"), (-np.diff(kept)).tolist(), strict=True))
 
     def worst_classes(self) -> list[int]:
         """The classes that have objects, by rising mask AP."""
@@ -272,43 +234,36 @@ def analyze(
     Raises:
         ValueError: the encoder has dictionaries of another number of classes.
     """
-    classes = getattr(encoder, "means", np.zeros(0)).shape[0] if encoder.class_specific else len(truth.class_names)
-    if classes != len(truth.class_names):
-        raise ValueError(f"the encoder has {classes} classes, the ground truth {len(truth.class_names)}: name its own")
+    names = truth.ground_truth.dataset.class_names
+    classes = getattr(encoder, "means", np.zeros(0)).shape[0] if encoder.class_specific else len(names)
+    if classes != len(names):
+        raise ValueError(f"the encoder has {classes} classes, the ground truth {len(names)}: name its own")
     encoder = encoder.cpu().eval()
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in ("predicted", *ORACLES, IN_OWN_BOX)}
-    areas, classes_of, ious, images = [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros((0, 4))], []
+    pairs, images = [], []  # area, class and IoUs of every matched detection
     for image_id, image in tqdm(truth.images.items(), desc="comparing masks", unit="image"):
-        found = detections[image_id]
-        matching = match(image, found)
-        masks = {"predicted": found.rles, **oracle_masks(image, found, matching, encoder)}
+        found, errors = detections[image_id], []
+        object_of, in_crowd = match(image, found)
+        masks = {"predicted": found.rles, **oracle_masks(image, found, object_of, encoder)}
         for name, rles in masks.items():
             results[name] += [{**r, "segmentation": m} for r, m in zip(found.results, rles, strict=True)]
-        pairs = [(i, int(target)) for i, target in enumerate(matching.object_of) if target >= 0]
-        compared = [
-            [
-                mask_util.iou([masks[name][i]], [image.objects.rles[k]], [0])[0, 0]
-                for name in (*ORACLES[1:], "predicted")
-            ]
-            for i, k in pairs
-        ]
-        targets = [k for _, k in pairs]
-        ious.append(np.array(compared, np.float64).reshape(-1, 4))
-        areas.append(np.array([image.annotations[k].area for k in targets], np.float64))
-        classes_of.append(image.objects.classes[targets])
-        shown, matched = found.scores > score_threshold, matching.object_of >= 0
-        errors = 1 - ious[-1][shown[matched], -1]
-        false = int((shown & ~matched & ~matching.in_crowd).sum())
-        images.append(ImageError(image_id, float(errors.sum()), len(image.objects) - len(errors), false))
-    small, medium, large = np.bincount(
-        _sizes(np.array([a.area for a in truth.annotations], np.float64)), minlength=3
-    ).tolist()
+        for i in (object_of >= 0).nonzero()[0]:
+            annotation, rle = image.annotations[object_of[i]], image.rles[object_of[i]]
+            ious = [mask_util.iou([masks[name][i]], [rle], [0])[0, 0] for name in (*ORACLES[1:], "predicted")]
+            pairs.append((annotation.area, annotation.category, *ious))
+            if found.scores[i] > score_threshold:
+                errors.append(1 - ious[-1])
+        false = int(((found.scores > score_threshold) & (object_of < 0) & ~in_crowd).sum())
+        images.append(ImageError(image_id, float(np.sum(errors)), len(image) - len(errors), false))
+    rows = np.array(pairs, np.float64).reshape(-1, 6)
+    areas = np.array([annotation.area for annotation in truth.annotations], np.float64)
+    small, medium, large = np.bincount(_sizes(areas), minlength=len(SIZES)).tolist()
     return Analysis(
-        truth.class_names,
-        (small + medium + large, small, medium, large),
+        names,
+        (len(areas), small, medium, large),
         average_precision(truth.ground_truth, results["predicted"], "bbox"),
         {name: average_precision(truth.ground_truth, found, "segm") for name, found in results.items()},
-        Pairs(np.concatenate(areas), np.concatenate(classes_of), np.concatenate(ious)),
+        Pairs(rows[:, 0], rows[:, 1].astype(np.int64), rows[:, 2:]),
         sorted(images, key=lambda image: -image.total),
         score_threshold,
     )

@@ -43,20 +43,18 @@ class Objects:
 
 
 @dataclass(frozen=True)
-class TruthOfImage:
-    """What an image shows.
+class TruthOfImage(Objects):
+    """The objects of an image, without crowd regions.
 
     Attributes:
-        record: ``id``, ``file_name``, ``height`` and ``width``.
-        objects: without crowd regions.
-        annotations: of the objects, each with its ``area``.
+        annotations: n, each with its ``area``.
         crowds: the crowd regions.
+        record: ``id``, ``file_name``, ``height`` and ``width``.
     """
 
-    record: Mapping[str, Any]
-    objects: Objects
     annotations: Sequence[InstanceAnnotation]
     crowds: Objects
+    record: Mapping[str, Any]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -70,12 +68,10 @@ class Truth:
 
     Attributes:
         ground_truth: for AP.
-        class_names: by contiguous class.
         images: by id, in the file's order.
     """
 
     ground_truth: GroundTruth
-    class_names: Sequence[str]
     images: Mapping[Hashable, TruthOfImage]
 
     @property
@@ -122,17 +118,16 @@ def read_truth(path: str | os.PathLike[str]) -> Truth:
         of_image[dataset.image_rows[row]].append((annotation, rle))
     images = {}
     for record, found in zip(dataset.images, of_image, strict=True):
-        objects = [pair for pair in found if not pair[0].iscrowd]
-        crowds = [pair for pair in found if pair[0].iscrowd]
+        objects, crowds = [[pair for pair in found if pair[0].iscrowd == crowd] for crowd in (False, True)]
         annotations = [annotation for annotation, _ in objects]
-        images[record["id"]] = TruthOfImage(record, _to_objects(objects), annotations, _to_objects(crowds))
-    return Truth(ground_truth, dataset.class_names, images)
+        images[record["id"]] = TruthOfImage(*_arrays(objects), annotations, Objects(*_arrays(crowds)), record)
+    return Truth(ground_truth, images)
 
 
-def _to_objects(found: Sequence[tuple[InstanceAnnotation, RLE]]) -> Objects:
+def _arrays(found: Sequence[tuple[InstanceAnnotation, RLE]]) -> tuple[Any, Any, list[RLE]]:
     xyxy = np.array([annotation.box for annotation, _ in found], np.float32).reshape(-1, 4)
     classes = np.array([annotation.category for annotation, _ in found], np.int64)
-    return Objects(xyxy, classes, [rle for _, rle in found])
+    return xyxy, classes, [rle for _, rle in found]
 
 
 def read_detections(path: str | os.PathLike[str], truth: Truth) -> dict[Hashable, Detections]:
@@ -199,9 +194,9 @@ def encoder_of_checkpoint(path: str | os.PathLike[str]) -> FittedEncoder:
             )
         buffers.append(torch.as_tensor(found[0]).float().numpy())
     components, means, variances = buffers
-    components = components.reshape(-1, *components.shape[-2:])
     if not (variances > 0).all():
         raise ValueError(f"{path} holds an encoder that was never fitted: name a file with --components")
+    components = components.reshape(-1, *components.shape[-2:])
     means, variances = means.reshape(len(components), -1), variances.reshape(len(components), -1)
     # Shares of the whole variance are not in a checkpoint, and nothing here asks for them.
     bases = [PCABasis(c, m, v, v / v.sum()) for c, m, v in zip(components, means, variances, strict=True)]
@@ -211,12 +206,7 @@ def encoder_of_checkpoint(path: str | os.PathLike[str]) -> FittedEncoder:
 
 
 def fitted_encoder(annotations: Sequence[InstanceAnnotation], mask_size: int, dim: int) -> FittedEncoder:
-    """An encoder fitted on the masks themselves: the best that S and D allow on them.
-
-    Args:
-        annotations: of objects.
-        mask_size: S.
-        dim: D.
+    """An encoder of S and D fitted on the annotations' masks themselves: the best that these allow on them.
 
     Raises:
         ValueError: the masks determine fewer components.

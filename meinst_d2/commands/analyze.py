@@ -21,9 +21,8 @@ docs/analysis.md says how to read what it prints.
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser("analyze", __doc__, EXAMPLES)
-    parser.add_argument(
-        "--results", type=Path, required=True, metavar="FILE", help="coco_instances_results.json of an evaluation"
-    )
+    what = "coco_instances_results.json of an evaluation"
+    parser.add_argument("--results", type=Path, required=True, metavar="FILE", help=what)
     parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="ground truth, COCO instances")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images, to draw the worst ones")
     encoding = parser.add_mutually_exclusive_group()
@@ -31,13 +30,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     encoding.add_argument("--weights", type=Path, metavar="FILE", help="the detector's weights, which carry it")
     parser.add_argument("--mask-size", type=int, default=28, metavar="S", help="of the fitted encoding (default 28)")
     parser.add_argument("--dim", type=int, default=60, metavar="D", help="of the fitted encoding (default 60)")
-    parser.add_argument(
-        "--score-threshold", type=float, default=0.5, help="the worst images show detections above it (default 0.5)"
-    )
+    what = "the worst images show detections above it (default 0.5)"
+    parser.add_argument("--score-threshold", type=float, default=0.5, help=what)
     parser.add_argument("--worst", type=int, default=12, metavar="N", help="images to draw (default 12)")
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/analysis"), metavar="DIR", help="default output/analysis"
-    )
+    folder = Path("output/analysis")
+    parser.add_argument("--output", type=Path, default=folder, metavar="DIR", help=f"default {folder}")
     args = parser.parse_args(argv)
     for option in ("mask_size", "dim", "worst"):
         if getattr(args, option) < 1:

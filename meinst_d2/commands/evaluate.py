@@ -24,20 +24,14 @@ image at a time, from the loaded image to pasted masks; waiting for the loader i
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser("evaluate", __doc__, EXAMPLES)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="of the model")
-    parser.add_argument(
-        "--scales",
-        type=scale_list,
-        metavar="N,N,...",
-        help="shorter sides in pixels, such as 400,600,800 (default: INPUT.MIN_SIZE_TEST alone)",
-    )
-    parser.add_argument(
-        "--max-size", type=int, metavar="N", help="cap of the longer side (default INPUT.MAX_SIZE_TEST)"
-    )
+    what = "shorter sides in pixels, such as 400,600,800 (default: INPUT.MIN_SIZE_TEST alone)"
+    parser.add_argument("--scales", type=scale_list, metavar="N,N,...", help=what)
+    what = "cap of the longer side (default INPUT.MAX_SIZE_TEST)"
+    parser.add_argument("--max-size", type=int, metavar="N", help=what)
     parser.add_argument("--dataset", metavar="NAME", help="default: the first of DATASETS.TEST")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N images only")
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/scales"), metavar="DIR", help="folder (default output/scales)"
-    )
+    folder = Path("output/scales")
+    parser.add_argument("--output", type=Path, default=folder, metavar="DIR", help=f"folder (default {folder})")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: MODEL.WEIGHTS FILE ...")
     args = parser.parse_args(argv)
     for name in ("limit", "max_size"):
@@ -114,14 +108,11 @@ def run(args: argparse.Namespace) -> None:
         "dataset": dataset,
         "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
-        "scales": [
-            {key: without_nan(value) if isinstance(value, dict) else value for key, value in result.items()}
-            for result in results
-        ],
+        "scales": results,
     }
     file = args.output / "scales.json"
     with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps(summary, indent=1))
+        temporary.write_text(json.dumps(without_nan(summary), indent=1))
     print(f"\nwrote {file}")
 
 

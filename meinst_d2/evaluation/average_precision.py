@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -47,10 +47,7 @@ class GroundTruth:
         self._renumbered: dict[str, COCO] = {}  # by task
 
     def mask_of(self, row: int) -> RLE:
-        """The mask of an annotation in the whole image, as pycocotools draws it.
-
-        Args:
-            row: its number in the file.
+        """The mask of annotation number ``row`` in the whole image, as pycocotools draws it.
 
         Raises:
             UnusableInstance: it has none that can be read, or only polygons of fewer than 3 points.
@@ -58,8 +55,8 @@ class GroundTruth:
         annotation = self.dataset.annotations[row]
         segmentation = annotation.segmentation
         if isinstance(segmentation, list):
-            try:  # a coordinate too many is passed over
-                segmentation = [part[: len(part) // 2 * 2] for part in segmentation]
+            try:
+                segmentation = [part[: len(part) // 2 * 2] for part in segmentation]  # passes over an odd coordinate
             except (TypeError, KeyError) as error:
                 raise UnusableInstance(MALFORMED) from error
         return rle_of(segmentation, annotation.image_size)
@@ -71,7 +68,6 @@ class GroundTruth:
         *,
         max_dets: int = MAX_DETECTIONS,
         image_ids: Collection[Hashable] | None = None,
-        print_function: Callable[..., Any] = logger.debug,
     ) -> COCOeval_faster:
         """Match results with the objects, as COCO does; those of categories that the file lacks are passed over.
 
@@ -80,7 +76,6 @@ class GroundTruth:
             task: "bbox" or "segm".
             max_dets: most detections of an image and a class that count, by score.
             image_ids: evaluate these only.
-            print_function: gets COCO's tables.
 
         Returns:
             The finished evaluation: ``stats``, and ``eval["precision"]`` of (10 thresholds, 101 recalls, K classes, 4
@@ -105,7 +100,7 @@ class GroundTruth:
         if task not in self._renumbered:
             self._renumbered[task] = self._renumber(task)
         truth = self._renumbered[task]
-        evaluation = COCOeval_faster(truth, truth.loadRes(renumbered), task, print_function=print_function)
+        evaluation = COCOeval_faster(truth, truth.loadRes(renumbered), task, print_function=logger.info)
         evaluation.params.maxDets = [1, 10, max_dets]
         if image_ids is not None:
             evaluation.params.imgIds = [self.image_numbers[id_] for id_ in image_ids if id_ in self.image_numbers]
@@ -128,16 +123,12 @@ class GroundTruth:
             area = annotation.area
             if area is None:
                 area = float(box[2] * box[3] if rle is None else mask_util.area(rle))
-            ids = {
-                "id": len(annotations) + 1,
-                "image_id": self.image_numbers[dataset.images[image_row]["id"]],
-                "category_id": annotation.category + 1,
-            }
-            if rle is not None and task == "segm":
-                shape = {"segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")}}
-            else:
-                shape = {"bbox": (box if has_box else mask_util.toBbox(rle)).tolist()}
-            annotations.append({**ids, **shape, "area": area, "iscrowd": int(annotation.iscrowd)})
+            entry = {"area": area, "iscrowd": int(annotation.iscrowd), "segmentation": rle}
+            if task == "bbox":
+                entry["bbox"] = (box if has_box else mask_util.toBbox(rle)).tolist()
+            image = self.image_numbers[dataset.images[image_row]["id"]]
+            ids = {"id": len(annotations) + 1, "image_id": image, "category_id": annotation.category + 1}
+            annotations.append({**ids, **entry})
         if left_out:
             logger.warning(
                 f"Left out {left_out} of {len(dataset.annotations)} annotations of {dataset.path} whose "
@@ -185,6 +176,10 @@ def average_precision(truth: GroundTruth, results: Iterable[Mapping[str, Any]], 
     return AveragePrecision(ap, ap50, ap75, tuple(by_size), tuple(by_class))
 
 
-def without_nan(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Metrics for JSON: NaN, of a class or a size without objects, becomes null."""
-    return {name: None if math.isnan(value) else value for name, value in metrics.items()}
+def without_nan(value: Any) -> Any:
+    """Figures for JSON: NaN, of a class or a size without objects, becomes null, in dicts and lists of any depth."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

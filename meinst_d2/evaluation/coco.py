@@ -17,24 +17,19 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 from torch import nn
 from tqdm import tqdm
 
 from meinst_d2.data.coco import read_coco
 from meinst_d2.data.datasets import class_names as class_names_of
-from meinst_d2.data.datasets import dataset_dicts
-from meinst_d2.data.instances import from_dataset_dicts, make_templates
-from meinst_d2.encoding import MaskEncoder
 from meinst_d2.evaluation.average_precision import MAX_DETECTIONS, GroundTruth
 from meinst_d2.files import atomic_path
 from meinst_d2.masks import RLE, encode_masks, encode_templates
-from meinst_d2.modeling.inference import postprocess
 
 TASKS = ("bbox", "segm")
 ALL_DETS = 1_000_000
-WARM_UP_IMAGES = 5
 
 
 class MEInstCOCOEvaluator(COCOEvaluator):
@@ -86,11 +81,7 @@ class MEInstCOCOEvaluator(COCOEvaluator):
         self._categories = self._categories_of(class_names)
 
     def process(self, inputs: Iterable[Mapping[str, Any]], outputs: Iterable[Mapping[str, Any]]) -> None:
-        """
-        Args:
-            inputs: with ``image_id``.
-            outputs: with ``instances``.
-        """
+        """Keep the ``instances`` of the outputs for the ``image_id`` of the inputs."""
         for image, output in zip(inputs, outputs, strict=True):
             results = to_coco_results(output["instances"].to("cpu"), image["image_id"])
             self._predictions.append({"image_id": image["image_id"], "instances": results})
@@ -107,17 +98,10 @@ class MEInstCOCOEvaluator(COCOEvaluator):
         names = self._truth.dataset.class_names
         if len(names) == len(self._metadata.get("thing_classes", ())):
             names = self._metadata.thing_classes
+        limit = self._max_dets_per_image[-1]
         for task in sorted(self._tasks):
-            evaluated = None
-            if results:
-                evaluated = self._truth.evaluate(
-                    results,
-                    task,
-                    max_dets=self._max_dets_per_image[-1],
-                    image_ids=img_ids,
-                    print_function=self._logger.info,
-                )
-            self._results[task] = self._derive_coco_results(evaluated, task, class_names=names)
+            found = self._truth.evaluate(results, task, max_dets=limit, image_ids=img_ids) if results else None
+            self._results[task] = self._derive_coco_results(found, task, class_names=names)
 
     def _categories_of(self, class_names: Sequence[str] | None) -> dict[int, Any]:
         """The dataset's category id of each of the model's class numbers; None for a class that the dataset lacks."""
@@ -222,13 +206,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
 
 @torch.no_grad()
 def evaluate_at_scale(
-    cfg: CfgNode,
-    model: nn.Module,
-    dataset_name: str,
-    scale: int,
-    *,
-    limit: int | None = None,
-    warm_up: int = WARM_UP_IMAGES,
+    cfg: CfgNode, model: nn.Module, dataset_name: str, scale: int, *, limit: int | None = None, warm_up: int = 5
 ) -> dict[str, Any]:
     """Evaluate a model at a test scale on the images of a dataset, one at a time (paper, table 7).
 
@@ -275,35 +253,3 @@ def evaluate_at_scale(
         "loading_seconds_per_image": loading_seconds / total,
         **metrics,
     }
-
-
-@torch.no_grad()
-def encoding_ceiling(encoder: MaskEncoder, dataset_name: str) -> Mapping[str, Any]:
-    """The AP that an encoding allows: of a detector that finds every object, its box and the best coefficients.
-
-    Args:
-        encoder: fitted; used in evaluation mode on the CPU.
-        dataset_name: registered, with annotations.
-
-    Returns:
-        Detectron2's results: ``{"bbox": {"AP": ...}, "segm": {"AP": ...}}``.
-    """
-    evaluator = MEInstCOCOEvaluator(dataset_name, distributed=False)
-    evaluator.reset()
-    encoder = encoder.cpu().eval()
-    for record in dataset_dicts(dataset_name):
-        annotations = from_dataset_dicts([record])
-        templates = make_templates(annotations, encoder.mask_size)
-        kept = [annotations[i] for i in templates.kept.tolist()]
-        classes = torch.tensor([annotation.category for annotation in kept], dtype=torch.int64)
-        coeffs = encoder.encode(torch.from_numpy(templates.masks), classes)
-        detections = Instances(
-            (record["height"], record["width"]),
-            pred_boxes=Boxes(torch.tensor([annotation.box for annotation in kept]).reshape(-1, 4)),
-            scores=torch.ones(len(kept)),
-            pred_classes=classes,
-            pred_masks=encoder.decode(coeffs, classes)[:, None],
-        )
-        output = postprocess(detections, record["height"], record["width"], mask_output="template")
-        evaluator.process([record], [{"instances": output}])
-    return evaluator.evaluate()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,17 +18,12 @@ from meinst_d2.evaluation.coco import listed, to_coco_results
 from meinst_d2.files import atomic_path
 
 KEYS = ("image_id", "category_id", "bbox", "score")
+FARTHEST = 1e30  # which a float32 can hold
 
 
 @dataclass(frozen=True)
 class DetectedBoxes:
-    """What a detector found in one image, in pixels of the original image.
-
-    Attributes:
-        xyxy: (n, 4) float32.
-        scores: (n,) float32.
-        classes: (n,) int64, contiguous.
-    """
+    """What a detector found in one image: (n, 4) boxes in its pixels, (n,) scores, and (n,) contiguous classes."""
 
     xyxy: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
@@ -116,7 +110,7 @@ def _problem_of(entry: Any) -> str | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= FARTHEST
 
 
 class ResultFile:

@@ -143,22 +143,15 @@ def swap_boxes(
             instances = masks_in_boxes(model, inputs, found)
             scores[name].append(instances.scores.numpy())
             evaluators[name].process([inputs], [{"instances": instances}])
-    results = []
-    for name, evaluator in evaluators.items():
-        evaluated = evaluator.evaluate(None if limit is None else image_ids)
-        all_scores = np.concatenate(scores[name])
-        results.append(SwapResult(name, evaluated["bbox"], evaluated["segm"], all_scores, len(image_ids)))
-    return results
+    evaluated = {name: evaluators[name].evaluate(None if limit is None else image_ids) for name in sources}
+    return [
+        SwapResult(name, result["bbox"], result["segm"], np.concatenate(scores[name]), len(image_ids))
+        for name, result in evaluated.items()
+    ]
 
 
 def draw_swaps(path: str | os.PathLike[str], results: Sequence[SwapResult], threshold: float) -> None:
-    """The paper's figure 4: box AP against mask AP, and how many boxes a threshold leaves.
-
-    Args:
-        path: the picture.
-        results: of every source.
-        threshold: marked in the second plot.
-    """
+    """The paper's figure 4: box AP against mask AP, and how many boxes a threshold leaves; ``threshold`` is marked."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     thresholds = np.linspace(0, 1, 101)
     for result in results:
@@ -169,8 +162,7 @@ def draw_swaps(path: str | os.PathLike[str], results: Sequence[SwapResult], thre
     left.set(xlabel="box AP", ylabel="mask AP")
     left.margins(0.2)
     right.axvline(threshold, color="gray", linestyle=":", linewidth=1)
-    right.set(xlabel="score threshold", ylabel="boxes per image")
-    right.set_ylim(bottom=0)
+    right.set(xlabel="score threshold", ylabel="boxes per image", ylim=(0, None))
     right.legend()
     for axis in (left, right):
         axis.grid(alpha=0.3)

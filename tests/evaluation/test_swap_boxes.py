@@ -187,6 +187,7 @@ DETECTION = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.5
         ([DETECTION | {"bbox": [0, 0, -1, 9]}], r"bbox \[0, 0, -1, 9\] is not \[x, y, width, height\]"),
         ([DETECTION | {"bbox": [0, 0, 9]}], r"bbox \[0, 0, 9\] is not"),
         ([DETECTION | {"score": float("nan")}], "score nan is not a finite number"),
+        ([DETECTION | {"bbox": [0, 0, 10**400, 9]}], r"bbox \[0, 0, 10+, 9\] is not"),
         ([DETECTION | {"image_id": [1]}], r"image_id \[1\] or category_id 1 is not an id"),
         (
             [DETECTION | {"image_id": i} for i in range(1, 10)],
