@@ -136,15 +136,11 @@ def test_wrong_coefficients_are_the_regressions(truth: Truth, encoder: PCAEncode
         return encoder.decode(coeffs + 4 * torch.randn(coeffs.shape, generator=generator))
 
     analysis = analyzed(truth, detect(truth, draw), encoder, tmp_path)
-    error, right = analysis.pairs, encoder_error(truth, encoder, tmp_path)
+    error, best = analysis.pairs, detect(truth, lambda masks, classes: encoder.decode(encoder.encode(masks)))
+    right = analyzed(truth, best, encoder, tmp_path).pairs.error
     assert error.parts["box"] == 0 and error.parts["template"] + error.parts["coefficients"] == pytest.approx(right)
     assert error.parts["regression"] == pytest.approx(error.error - right) and error.shares["regression"] > 0.5
     assert conclusions(analysis)[0].startswith("improve next: regression")
-
-
-def encoder_error(truth: Truth, encoder: PCAEncoder, tmp_path: Path) -> float:
-    results = detect(truth, lambda masks, classes: encoder.decode(encoder.encode(masks)))
-    return analyzed(truth, results, encoder, tmp_path).pairs.error
 
 
 def test_boxes_that_are_off_lose_by_the_box(truth: Truth, tmp_path: Path) -> None:
@@ -372,15 +368,11 @@ GOOD = {"image_id": 1, "category_id": 3, "bbox": [0, 0, 9, 9], "score": 0.5}
     ("content", "more", "message"),
     [
         ([GOOD], [], "entry 0 has no mask, which is what is analyzed"),
-        (
-            [GOOD | {"segmentation": {"size": [4, 4], "counts": ""}}],
-            [],
-            "a mask of size [4, 4] on an image of [96, 120]",
-        ),
+        ([GOOD | {"segmentation": {"size": [4, 4], "counts": ""}}], [], "of size [4, 4] on an image of [96, 120]"),
         (
             [GOOD | {"segmentation": {"size": [96, 120], "counts": "PR1"}}],
             [],
-            "entry 0 has a mask that cannot be read: an RLE whose runs do not add up to 96 x 120 pixels",
+            "entry 0 has a mask that cannot be read: ",
         ),
         ([GOOD | {"image_id": 999}], [], "boxes of images that the dataset does not have (ids 999)"),
         ([], ["--images", "gone"], "--images gone is not a folder"),
@@ -399,54 +391,41 @@ def test_what_cannot_be_used_is_said_in_a_sentence(
     assert message in str(error.value) and "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"segmentation": [[1, 2, 3, 4]]},
-            "annotation number 0 .id 1. cannot be evaluated: polygon with fewer than 3 points",
-        ),
-        ({"segmentation": []}, "annotation number 0 .id 1. cannot be evaluated: no segmentation"),
-        ({"category_id": 9}, "annotation number 0 .id 1. is of an image or a category that is not there"),
-    ],
-)
-def test_ground_truth_that_cannot_be_evaluated(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
-        scene(tmp_path, thing(5, 5, 10) | change)
-
-
 IMAGE = {"id": 1, "file_name": "a.png", "height": 40, "width": 60}
 CATEGORY = {"id": 1, "name": "a"}
-MALFORMED: dict[str, tuple[Any, str]] = {
-    "not JSON": ("{", "is not readable JSON"),
-    "a list": ([], "is not a JSON object"),
-    "no annotations": ({"annotations": None}, "'annotations' is a NoneType instead of a list"),
-    "images that are an object": ({"images": {}}, "'images' is a dict instead of a list"),
-    "an image that is a number": ({"images": [3]}, "image number 0 is a int instead of an object"),
-    "an image without an id": ({"images": [{"height": 4, "width": 4}]}, "image number 0 needs an id"),
-    "an image id that is a list": ({"images": [IMAGE | {"id": [1]}]}, "image number 0 needs an id"),
-    "a height that is a word": ({"images": [IMAGE | {"height": "tall"}]}, "image number 0 needs an id, a height"),
-    "a category without an id": ({"categories": [{"name": "a"}]}, "category number 0 needs an id"),
-    "a category id that is a list": ({"categories": [CATEGORY | {"id": [1]}]}, "category number 0 needs an id"),
-    "a category that is a string": ({"categories": ["a"]}, "category number 0 is a str instead of an object"),
-    "a category without a name": ({"categories": [{"id": 1}]}, "category number 0 needs a name"),
-    "an annotation that is null": ({"annotations": [None]}, "annotation number 0 is a NoneType instead"),
-    "an annotation of no image": ({"annotations": [{"id": 5}]}, "number 0 (id 5) is of an image or a category that is"),
-    "an image id in a list": ({"annotations": [{"image_id": [1], "category_id": 1}]}, "is of an image or a category"),
-    "a segmentation that is a number": (
-        {"annotations": [{"id": "x", "image_id": 1, "category_id": 1, "segmentation": 7}]},
-        "annotation number 0 (id 'x') cannot be evaluated: segmentation of an unknown kind",
-    ),
-    "a polygon 30 million pixels long": (
-        {"annotations": [{"image_id": 1, "category_id": 1, "segmentation": [[0, 0, 3e7, 0, 9, 9]]}]},
-        "annotation number 0 (id None) cannot be evaluated: polygon that is absurdly long or far away",
-    ),
-}
+NUMBER_0 = "annotation number 0 (id 5) "
 
 
-@pytest.mark.parametrize("what", MALFORMED)
-def test_malformed_ground_truth_is_one_sentence(what: str, tmp_path: Path) -> None:
-    content, message = MALFORMED[what]
+def one(**annotation: Any) -> dict[str, Any]:
+    return {"annotations": [{"id": 5, "image_id": 1, "category_id": 1, **annotation}]}
+
+
+MALFORMED: list[tuple[Any, str]] = [
+    ("{", "is not readable JSON"),
+    ([], "is not a JSON object"),
+    ({"annotations": None}, "'annotations' is a NoneType instead of a list"),
+    ({"images": {}}, "'images' is a dict instead of a list"),
+    ({"images": [3]}, "image number 0 is a int instead of an object"),
+    ({"images": [{"height": 4, "width": 4}]}, "image number 0 needs an id"),
+    ({"images": [IMAGE | {"id": [1]}]}, "image number 0 needs an id"),
+    ({"images": [IMAGE | {"height": "tall"}]}, "image number 0 needs an id, a height"),
+    ({"categories": [{"name": "a"}]}, "category number 0 needs an id"),
+    ({"categories": [CATEGORY | {"id": [1]}]}, "category number 0 needs an id"),
+    ({"categories": ["a"]}, "category number 0 is a str instead of an object"),
+    ({"categories": [{"id": 1}]}, "category number 0 needs a name"),
+    ({"annotations": [None]}, "annotation number 0 is a NoneType instead"),
+    ({"annotations": [{"id": 5}]}, NUMBER_0 + "is of an image or a category that is not there"),
+    (one(image_id=[1]), NUMBER_0 + "is of an image or a category that is not there"),
+    (one(category_id=9), NUMBER_0 + "is of an image or a category that is not there"),
+    (one(segmentation=7), NUMBER_0 + "cannot be evaluated: segmentation of an unknown kind"),
+    (one(segmentation=[]), NUMBER_0 + "cannot be evaluated: no segmentation"),
+    (one(segmentation=[[1, 2, 3, 4]]), NUMBER_0 + "cannot be evaluated: polygon with fewer than 3 points"),
+    (one(segmentation=[[0, 0, 3e7, 0, 9, 9]]), NUMBER_0 + "cannot be evaluated: polygon that is absurdly long"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), MALFORMED)
+def test_malformed_ground_truth_is_one_sentence(content: Any, message: str, tmp_path: Path) -> None:
     if isinstance(content, dict):
         content = {"images": [IMAGE], "categories": [CATEGORY], "annotations": []} | content
     file = tmp_path / "truth.json"

@@ -1,6 +1,7 @@
 """Masks drawn into given boxes, with a tiny Mask R-CNN."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,7 @@ from meinst_d2.data.datasets import register_shapes
 from meinst_d2.data.shapes import generate
 from meinst_d2.data.shapes.images import ShapesConfig
 from meinst_d2.evaluation.results import DetectedBoxes, boxes_by_image
-from meinst_d2.evaluation.swap_boxes import SwapResult, in_network_pixels, masks_in_boxes, require_mask_head, swap_boxes
-from tests.models import tiny_cfg
+from meinst_d2.evaluation.swap_boxes import SwapResult, in_network_pixels, masks_in_boxes, swap_boxes
 
 TINY_MASK_RCNN = """
 MODEL:
@@ -104,18 +104,14 @@ def test_its_own_boxes_fed_back_give_its_own_masks(folder: Path, model: nn.Modul
         torch.testing.assert_close(before.pred_boxes.tensor, after.pred_boxes.tensor, rtol=0, atol=1e-4)
         changed += (before.pred_masks != after.pred_masks).sum()
         drawn += before.pred_masks.sum()
-        shifted_masks = masks_in_boxes(model, inputs, _shifted(found)).pred_masks
+        shifted_masks = masks_in_boxes(model, inputs, replace(found, xyxy=found.xyxy + 2)).pred_masks
         shifted_changed += (before.pred_masks != shifted_masks).sum()
     assert drawn > 500 and changed < 1e-3 * drawn and shifted_changed > 0.2 * drawn
 
-    sources = {"again": boxes, "shifted": {i: _shifted(found) for i, found in boxes.items()}}
+    sources = {"again": boxes, "shifted": {i: replace(found, xyxy=found.xyxy + 2) for i, found in boxes.items()}}
     again, shifted = swap_boxes(model, loader, sources, "shapes_val")
     assert again.box == pytest.approx(own.box, nan_ok=True) and again.mask == pytest.approx(own.mask, nan_ok=True)
     assert shifted.box != own.box
-
-
-def _shifted(found: DetectedBoxes) -> DetectedBoxes:
-    return DetectedBoxes(found.xyxy + 2, found.scores, found.classes)
 
 
 def test_ground_truth_boxes_give_a_box_ap_of_100(folder: Path, model: nn.Module, truth: Path) -> None:
@@ -219,6 +215,7 @@ def test_classes_are_contiguous_and_other_keys_are_passed_over(tmp_path: Path) -
         (["--config-file", "no.yaml"], "no.yaml is neither a file nor a trained model"),
         (["MODEL.MASK_ON", "False"], "MODEL.MASK_ON is False, the model has no mask head"),
         (["MODEL.META_ARCHITECTURE", "PanopticFPN"], "PanopticFPN does not take boxes that others found"),
+        (["MODEL.META_ARCHITECTURE", "MEInstDetector"], "MEInstDetector does not take boxes that others found"),
         (["MODEL.META_ARCHITECTURE", "Nothing"], "Nothing does not take boxes that others found"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "the dataset has 6 classes, MODEL.ROI_HEADS.NUM_CLASSES is 80"),
         (["MODEL.WEIGHTS", "gone.pth"], "MODEL.WEIGHTS 'gone.pth' is not a file"),
@@ -237,11 +234,6 @@ def test_what_is_wrong_is_said_before_anything_is_built(
     with pytest.raises(SystemExit) as error:
         swap_boxes_command.main([*start, *options, *weights, *overrides])
     assert message in str(error.value) and not (folder / "wrong").exists()
-
-
-def test_a_model_without_a_box_to_mask_path_is_refused() -> None:
-    with pytest.raises(ValueError, match="MEInstDetector does not take boxes that others found"):
-        require_mask_head(tiny_cfg(), 6)
 
 
 def test_boxes_off_the_limit_are_an_error(folder: Path, truth: Path) -> None:
