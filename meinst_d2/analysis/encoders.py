@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-import torch
-
-from meinst_d2.checkpoint.readers import read_checkpoint, weights_to_use
+from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.encoding import (
     ClassPCAEncoder,
@@ -43,7 +41,7 @@ def encoder_of_checkpoint(path: str | os.PathLike[str]) -> FittedEncoder:
         ValueError: it holds no dictionary, or could run code.
     """
     checkpoint = read_checkpoint(path)
-    weights = weights_to_use(checkpoint)
+    weights = checkpoint["model"]
     buffers = {}
     for name in ("components", "means", "explained_variances"):
         keys = [key for key in weights if key.endswith((f"mask_encoder.{name}", f"mask_encoding.{name}"))]
@@ -52,7 +50,7 @@ def encoder_of_checkpoint(path: str | os.PathLike[str]) -> FittedEncoder:
                 f"{path} holds no components of an encoder: name their file with --components, or leave both out to "
                 "fit an encoding on the ground truth"
             )
-        buffers[name] = torch.as_tensor(weights[keys[0]]).float()
+        buffers[name] = weights[keys[0]].float()
     components = buffers["components"].reshape(-1, *buffers["components"].shape[-2:])
     classes, dim, pixels = components.shape
     means, variances = buffers["means"].reshape(classes, pixels), buffers["explained_variances"].reshape(classes, dim)
