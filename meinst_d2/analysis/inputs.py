@@ -15,8 +15,7 @@ import pycocotools.mask as mask_util
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.evaluation.results import read_entries, require_known
 from meinst_d2.masks import RLE
-from meinst_d2.masks.rle import runs_of
-from meinst_d2.masks.segmentation import UnusableInstance, rle_of
+from meinst_d2.masks.rle import UnusableInstance, rle_of, runs_of
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]

@@ -305,7 +305,8 @@ def _box(xywh: Any) -> tuple[float, float, float, float]:
         x, y, width, height = array("f", xywh)
     except OverflowError:  # a whole number that no float holds
         return NO_BOX
-    return tuple(array("f", (x, y, x + width, y + height)))
+    left, top, right, bottom = array("f", (x, y, x + width, y + height))
+    return left, top, right, bottom
 
 
 def _beyond_float(value: float) -> bool:

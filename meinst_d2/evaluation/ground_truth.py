@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from meinst_d2.masks.rle import runs_of
-from meinst_d2.masks.segmentation import FEW_POINTS, UnusableInstance, usable_polygons
+from meinst_d2.masks.rle import FEW_POINTS, UnusableInstance, runs_of, usable_polygons
 
 
 def without_unreadable_masks(dataset: Mapping[str, Any]) -> tuple[dict[str, Any], int]:

@@ -14,7 +14,7 @@ from meinst_d2.data.instances import Templates, make_templates
 from meinst_d2.data.parallel import run_shards
 from meinst_d2.encoding import PCABasis, PixelMoments
 from meinst_d2.masks.rasterize import BoolArray
-from meinst_d2.masks.segmentation import REASONS
+from meinst_d2.masks.rle import REASONS
 
 CHUNK = 4096
 """Annotations rasterised at a time: large enough for the matrix products, small enough for the caches."""

@@ -18,7 +18,7 @@ from meinst_d2.encoding import MaskEncoder
 from meinst_d2.masks.metrics import boundary_region, mask_iou
 from meinst_d2.masks.paste import stretch
 from meinst_d2.masks.rasterize import BoolArray
-from meinst_d2.masks.segmentation import EMPTY
+from meinst_d2.masks.rle import EMPTY
 from meinst_d2.reconstruction.encodings import Encoding, redraw_templates
 from meinst_d2.reconstruction.own_resolution import SIZES, own_resolution_mask, size_of
 

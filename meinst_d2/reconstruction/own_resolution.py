@@ -8,8 +8,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 from meinst_d2.data.annotations import InstanceAnnotation
-from meinst_d2.masks.rasterize import BoolArray, resample_bitmask, to_rles
-from meinst_d2.masks.segmentation import bitmask_of, usable_polygons
+from meinst_d2.masks.rasterize import BoolArray, crop_bitmask, to_rles
+from meinst_d2.masks.rle import bitmask_of, usable_polygons
 
 LONGEST_SIDE = 320
 """Pixels of the longer side of a box above which it is scaled down."""
@@ -32,7 +32,7 @@ def own_resolution_mask(annotation: InstanceAnnotation) -> BoolArray:
     width, height = (max(1, round(side * scale)) for side in (x1 - x0, y1 - y0))
     if not isinstance(annotation.segmentation, list):
         mask = bitmask_of(annotation.segmentation, annotation.image_size)
-        return resample_bitmask(mask, annotation.box, height, width)
+        return crop_bitmask(mask, annotation.box, height, width)
     ratio = np.array([width / (x1 - x0), height / (y1 - y0)])
     parts = [((part.reshape(-1, 2) - (x0, y0)) * ratio).ravel() for part in usable_polygons(annotation.segmentation)]
     drawn: BoolArray = mask_util.decode(mask_util.merge(to_rles(parts, height, width))).astype(bool)
