@@ -97,7 +97,7 @@ def test_classes_that_differ_between_files_are_an_error(shapes: Path, tmp_path: 
 
 def test_detectron2_is_not_imported_for_json_files(shapes: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, fit_pca; sys.modules['detectron2'] = None; "
+        "import sys; from meinst_d2.commands import fit as fit_command; sys.modules['detectron2'] = None; "
         f"fit_command.main(['--coco-json', {str(shapes / 'instances_val.json')!r}, '--dim', '5', "
         f"'--output', {str(tmp_path / 'c.npz')!r}]); "
         "assert not any(name.startswith('detectron2.') for name in sys.modules)"
