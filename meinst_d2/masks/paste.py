@@ -11,12 +11,14 @@ import contextlib
 import weakref
 from functools import lru_cache
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from meinst_d2.masks.rasterize import RLE, to_rles
+from meinst_d2.masks.rle import decode_rle, rle_of
 from meinst_d2.masks.runs import BoolArray, IntArray, alternating_lengths, find_runs, usable_boxes, windows_of
 
 KEEP_AT_MOST = 2**28
@@ -165,6 +167,17 @@ def _encode(mask: IntArray, start: IntArray, stop: IntArray, count: int, height:
         for i, j in zip(begins, ends, strict=True)
     ]
     return to_rles(runs, height, width)
+
+
+def move_mask(rle: RLE, source: npt.NDArray[np.float32], target: npt.NDArray[np.float32]) -> RLE:
+    """A mask, moved and scaled as the box ``source``, (4,) ``xyxy``, must be to become ``target``."""
+    size = rle["size"][0], rle["size"][1]
+    scale = (target[2:] - target[:2]).astype(np.float64) / np.maximum(source[2:] - source[:2], 1e-3)
+    # Pixel i has its centre at i + 0.5, cv2 has it at i.
+    offset = target[:2] - scale * source[:2] + 0.5 * (scale - 1)
+    matrix = np.array([[scale[0], 0, offset[0]], [0, scale[1], offset[1]]])
+    moved = cv2.warpAffine(255 * decode_rle(rle, *size), matrix, size[::-1], flags=cv2.INTER_LINEAR)
+    return rle_of(moved >= 128, size)
 
 
 def stretch(probabilities: npt.NDArray[np.floating], height: int, width: int) -> BoolArray:

@@ -96,20 +96,32 @@ def rle_of(segmentation: Any, image_size: tuple[int, int]) -> RLE:
     Raises:
         UnusableInstance: it is none of these, does not fit the image, or has an absurdly long outline.
     """
-    if not isinstance(segmentation, list):
-        encoded: RLE = mask_util.encode(np.asfortranarray(bitmask_of(segmentation, image_size), np.uint8))
-        return encoded
-    parts = usable_polygons(segmentation)
-    try:
-        merged: RLE = mask_util.merge(to_rles(parts, *image_size))
-    except ValueError as error:
-        raise UnusableInstance(FAR_POLYGON) from error
-    return merged
+    if isinstance(segmentation, list):
+        parts = usable_polygons(segmentation)
+        try:
+            merged: RLE = mask_util.merge(to_rles(parts, *image_size))
+        except ValueError as error:
+            raise UnusableInstance(FAR_POLYGON) from error
+        return merged
+    if isinstance(segmentation, Mapping):
+        try:
+            runs = runs_of(segmentation, *image_size)
+        except (ValueError, TypeError) as error:
+            raise UnusableInstance(BAD_RLE) from error
+        if runs[1:].all():  # else drawing the mask joins what runs of no pixels keep apart
+            return to_rles([{"size": list(image_size), "counts": runs}], *image_size)[0]
+    encoded: RLE = mask_util.encode(np.asfortranarray(bitmask_of(segmentation, image_size), np.uint8))
+    return encoded
 
 
 def areas(rles: Sequence[RLE]) -> IntArray:
     """(N,) pixels that are set in each mask."""
-    return np.asarray(mask_util.area(list(rles)), np.int64) if rles else np.zeros(0, np.int64)
+    return np.array(mask_util.area(list(rles)), np.int64)
+
+
+def tight_boxes(rles: Sequence[RLE]) -> npt.NDArray[np.float64]:
+    """(N, 4) ``xywh`` of the pixels that are set in each mask; zeros of none."""
+    return np.array(mask_util.toBbox(list(rles)), np.float64).reshape(-1, 4)
 
 
 def ious(first: Sequence[RLE], second: Sequence[RLE], *, crowd: bool = False) -> npt.NDArray[np.float64]:
