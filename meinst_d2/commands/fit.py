@@ -48,37 +48,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--no-whiten", action="store_true", help="record that coefficients are not divided by their std"
     )
     parser.add_argument("--class-specific", action="store_true", help="fit one dictionary per class (ClassPCAEncoder)")
-    parser.add_argument(
-        "--min-masks",
-        type=int,
-        metavar="N",
-        help="classes with fewer masks share the dictionary of all classes (default 10 per component)",
-    )
-    parser.add_argument(
-        "--clamp",
-        nargs=2,
-        type=float,
-        default=(0.01, 0.05),
-        metavar=("LOW", "HIGH"),
-        help="bounds of the random clamp of a pixel before its logit (default 0.01 0.05; equal: not random)",
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="the .npz (default output/components/DATASET_S_D.npz)"
-    )
+    few = "classes with fewer masks share the dictionary of all (default 10 per component)"
+    parser.add_argument("--min-masks", type=int, metavar="N", help=few)
+    clamp = "bounds of the random clamp of a pixel before its logit (default 0.01 0.05; equal: not random)"
+    parser.add_argument("--clamp", nargs=2, type=float, default=(0.01, 0.05), metavar=("LOW", "HIGH"), help=clamp)
+    output = "the .npz (default output/components/DATASET_S_D.npz)"
+    parser.add_argument("--output", type=Path, metavar="FILE", help=output)
     parser.add_argument("--eval-json", metavar="FILE", help="measure on this COCO file instead of the fitted masks")
     cores = max(1, (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))  # of each rank
     parser.add_argument("--workers", type=int, default=cores, help="processes (default: one per core)")
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N annotations only")
-    parser.add_argument(
-        "--backend", choices=("gloo", "nccl"), default="gloo", help="how ranks of torchrun add up (default gloo)"
-    )
-    parser.add_argument(
-        "--rank-timeout",
-        type=float,
-        default=300.0,
-        metavar="SECONDS",
-        help="longest wait for another rank of torchrun (default 300)",
-    )
+    backend = "how ranks of torchrun add up (default gloo)"
+    parser.add_argument("--backend", choices=("gloo", "nccl"), default="gloo", help=backend)
+    patience = "longest wait for another rank of torchrun (default 300)"
+    parser.add_argument("--rank-timeout", type=float, default=300.0, metavar="SECONDS", help=patience)
     args = parser.parse_args(argv)
     for name in ("dim", "mask_size", "workers", "limit", "min_masks", "rank_timeout"):
         value = getattr(args, name)

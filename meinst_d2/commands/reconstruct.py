@@ -41,27 +41,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--fit-json", metavar="FILE", help="COCO instances file that pca and class-pca are fitted to")
     source.add_argument("--components", metavar="FILE", help="components of meinst fit to measure instead of fitting")
-    parser.add_argument(
-        "--coco-json", nargs="+", required=True, metavar="FILE", help="COCO instances files whose masks are measured"
-    )
-    parser.add_argument(
-        "--encoders",
-        nargs="+",
-        choices=ENCODERS,
-        metavar="NAME",
-        help=f"of {', '.join(ENCODERS)} (default all; pca and class-pca as the other options allow)",
-    )
-    parser.add_argument(
-        "--dims", type=int, nargs="+", default=(20, 40, 60, 80, 100), metavar="D", help="default 20 40 60 80 100"
-    )
-    parser.add_argument("--sizes", type=int, nargs="+", default=(28, 56), metavar="S", help="default 28 56")
-    for name, default in (("sigmoid", "encode logits"), ("whiten", "divide coefficients by their std")):
-        parser.add_argument(
-            f"--{name}", nargs="+", choices=SWITCH, default=("on",), metavar="on/off", help=f"{default} (default on)"
-        )
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/reconstruction"), help="folder (default output/reconstruction)"
-    )
+    measured = "COCO instances files whose masks are measured"
+    parser.add_argument("--coco-json", nargs="+", required=True, metavar="FILE", help=measured)
+    which = f"of {', '.join(ENCODERS)} (default all; pca and class-pca as the other options allow)"
+    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, metavar="NAME", help=which)
+    for name, metavar, default in (("dims", "D", (20, 40, 60, 80, 100)), ("sizes", "S", (28, 56))):
+        values = f"default {' '.join(map(str, default))}"
+        parser.add_argument(f"--{name}", type=int, nargs="+", default=default, metavar=metavar, help=values)
+    for name, on in (("sigmoid", "encode logits"), ("whiten", "divide coefficients by their std")):
+        switch = {"choices": SWITCH, "default": ("on",), "metavar": "on/off"}
+        parser.add_argument(f"--{name}", nargs="+", **switch, help=f"{on} (default on)")
+    folder = Path("output/reconstruction")
+    parser.add_argument("--output", type=Path, default=folder, help=f"folder (default {folder})")
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N annotations of every file only")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     args = parser.parse_args(argv)

@@ -89,16 +89,7 @@ def _keep(memory: BoolArray) -> None:
 
 
 def encode_templates(templates: Tensor, boxes: Tensor, height: int, width: int) -> list[RLE]:
-    """Encode what :func:`paste_masks` would paint, without painting it.
-
-    Args:
-        templates: (N, S, S) probabilities, floating point, on the CPU.
-        boxes: (N, 4) ``xyxy`` in pixels of the image.
-        height, width: of the image.
-
-    Returns:
-        N encodings.
-    """
+    """N encodings of what :func:`paste_masks` would paint from the same arguments, without painting it."""
     # COCO counts down the columns: rows and columns change places.
     usable = usable_boxes(boxes.detach().float().numpy())[:, [1, 0, 3, 2]]
     columns_first = templates.detach().float().numpy().transpose(0, 2, 1)
@@ -110,14 +101,11 @@ def encode_templates(templates: Tensor, boxes: Tensor, height: int, width: int) 
 
 
 def encode_masks(masks: BoolArray, boxes: npt.NDArray[np.floating]) -> list[RLE]:
-    """Encode bit masks, looking for runs inside their boxes only.
+    """N encodings of bit masks, found by looking for runs inside their boxes only.
 
     Args:
         masks: (N, H, W) bool.
         boxes: (N, 4) ``xyxy``. A mask that has pixels outside its box, rounded outwards, is encoded whole.
-
-    Returns:
-        N encodings.
     """
     _, height, width = masks.shape
     if len(masks) == 0:
@@ -147,13 +135,12 @@ def _changes(window: BoolArray, top: int, left: int, height: int) -> IntArray:
 
 
 def _encode(mask: IntArray, start: IntArray, stop: IntArray, count: int, height: int, width: int) -> list[RLE]:
-    """Encodings of masks from their runs.
+    """Encodings of N = ``count`` masks.
 
     Args:
-        mask: (R,) which one, rising.
+        mask: (R,) of each run, rising.
         start, stop: (R,) positions in the image, column by column; within a mask rising, touching runs allowed.
-        count: N.
-        height, width: of the image.
+        count, height, width: number and size of the masks.
     """
     # Runs that touch, as they do from one column to the next, become one.
     apart = (mask[1:] != mask[:-1]) | (start[1:] != stop[:-1])
@@ -181,17 +168,10 @@ def move_mask(rle: RLE, source: npt.NDArray[np.float32], target: npt.NDArray[np.
 
 
 def stretch(probabilities: npt.NDArray[np.floating], height: int, width: int) -> BoolArray:
-    """The mask that S x S probabilities give in a box.
+    """(..., height, width) masks that (..., S, S) probabilities give in a box of this size in pixels.
 
     Detectron2 pastes the same: bilinear between the centres of the template's pixels, falling to zero around the
     template, cut at one half.
-
-    Args:
-        probabilities: (..., S, S).
-        height, width: of the box in pixels.
-
-    Returns:
-        (..., height, width).
     """
     rows, columns = (_interpolation(length, probabilities.shape[-1]) for length in (height, width))
     mask: BoolArray = rows @ probabilities @ columns.T >= ALMOST_HALF

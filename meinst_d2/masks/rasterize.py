@@ -154,15 +154,8 @@ def crop_bitmask(
 
 
 def sampling_weights(low: float, high: float, length: int, mask_size: int) -> tuple[npt.NDArray[np.float64], slice]:
-    """Weights of one axis of ROIAlign.
-
-    Args:
-        low, high: ends of the box.
-        length: of the image.
-        mask_size: S.
-
-    Returns:
-        (S, n) weights of the n pixels in the slice, one row per template pixel.
+    """(S, n) weights of the n pixels in the slice, a row per template pixel, for one axis of ROIAlign of a box from
+    ``low`` to ``high``.
     """
     samples_per_bin = math.ceil((high - low) / mask_size)
     if samples_per_bin <= 0:

@@ -156,14 +156,18 @@ def _runs(templates: FloatArray, boxes: Boxes, windows: Windows) -> tuple[IntArr
     crossing = (EXACTLY_HALF - before) * inverse_slope + (toggles - where * side) * scales + origin.take(mask)
     pixel = np.ceil(crossing)  # (T,) the first one in the new state
 
-    # Next to a pixel's centre, rounding decides: ask that pixel.
+    # Next to a pixel's centre, rounding decides: ask that pixel, in float64, the same along rows and along columns.
     nearest = np.rint(crossing)
     doubt = 4e-7 * np.abs(inverse_slope) + (1e-4 + 1e-6 * (high - low)).take(mask)
     close = (np.abs(crossing - nearest) < doubt).nonzero()[0]
-    of, asked = mask[close], nearest[close]
-    column, weight = _sample(asked, boxes[of, 0], boxes[of, 2], side - 2)
-    answer = _interpolate(templates, of, row[where[close]], column, row_weight[where[close]], weight) >= EXACTLY_HALF
-    pixel[close] = np.where(answer != is_set[toggles[close]], asked, asked + 1)
+    of, asked, at = mask[close], nearest[close], where[close]
+    column, column_weight = _sample(asked, boxes[of, 0], boxes[of, 2], side - 2)
+    x, y = column_weight.astype(np.float64), row_weight[at].astype(np.float64)
+    above, below = (
+        (1 - x) * templates[of, i, column] + x * templates[of, i, column + 1] for i in (row[at], row[at] + 1)
+    )
+    now_set = (1 - y) * above + y * below >= EXACTLY_HALF
+    pixel[close] = np.where(now_set != is_set[toggles[close]], asked, asked + 1)
 
     left, right = windows.left.take(mask), (windows.left + windows.width).take(mask)
     inside = np.clip(pixel, left, right).astype(np.int64)
@@ -172,21 +176,6 @@ def _runs(templates: FloatArray, boxes: Boxes, windows: Windows) -> tuple[IntArr
     start[1:] = np.where(where[1:] == where[:-1], np.maximum(start[1:], stop[:-1]), start[1:])
     keep = stop > start
     return mask[keep], line.take(where[keep]), start[keep], stop[keep]
-
-
-def _interpolate(
-    templates: FloatArray, mask: IntArray, row: IntArray, column: IntArray, y: FloatArray, x: FloatArray
-) -> npt.NDArray[np.float64]:
-    """Values between (row, column) and its neighbours below and to the right, in float64: the same along both axes."""
-
-    def corner(row: IntArray, column: IntArray) -> npt.NDArray[np.float64]:
-        return templates[mask, row, column].astype(np.float64)
-
-    y, x = y.astype(np.float64), x.astype(np.float64)
-    above = (1 - x) * corner(row, column) + x * corner(row, column + 1)
-    below = (1 - x) * corner(row + 1, column) + x * corner(row + 1, column + 1)
-    value: npt.NDArray[np.float64] = (1 - y) * above + y * below
-    return value
 
 
 def _sample(pixel: npt.NDArray[Any], low: Boxes, high: Boxes, size: int) -> tuple[IntArray, npt.NDArray[np.float32]]:

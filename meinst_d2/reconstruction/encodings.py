@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,24 +81,13 @@ def fitted_encodings(
     bases_of: BasesOf,
     clamp: SigmoidClamp = SigmoidClamp(),
 ) -> Iterator[Encoding]:
-    """Encodings of "pca" or "class-pca" for every combination of settings.
-
-    Args:
-        family: which.
-        mask_size: S.
-        dims: every D.
-        sigmoids, whitens: the settings to combine.
-        bases_of: the dictionaries.
-        clamp: of logits.
-    """
+    """Encodings of "pca" or "class-pca", with S x S templates, for every combination of settings."""
     for sigmoid, whiten, dim in itertools.product(sigmoids, whitens, dims):
-        settings: dict[str, Any] = {"dim": dim, "mask_size": mask_size, "sigmoid": sigmoid, "whiten": whiten}
         bases = bases_of(family, mask_size, sigmoid, dim)
-        encoder: FittedEncoder
-        if family == "class-pca":
-            encoder = ClassPCAEncoder(num_classes=len(bases), clamp=clamp, **settings)
-        else:
-            encoder = PCAEncoder(clamp=clamp, **settings)
+        classes = {"num_classes": len(bases)} if family == "class-pca" else {}
+        encoder: FittedEncoder = (ClassPCAEncoder if classes else PCAEncoder)(
+            dim=dim, mask_size=mask_size, sigmoid=sigmoid, whiten=whiten, clamp=clamp, **classes
+        )
         encoder.load_bases(bases)
         yield Encoding(family, encoder.eval(), sigmoid, whiten)
 
@@ -112,10 +100,8 @@ def other_encodings(
     whitens: Sequence[bool] = (True,),
 ) -> Iterator[Encoding]:
     """Encodings of the families that need no fit: outlines have one length, grids one per S, "dct" every setting."""
-    if family == "polar":
-        yield Encoding(family, PolarRays())
-    elif family == "chebyshev":
-        yield Encoding(family, ChebyshevRadius())
+    if family in ("polar", "chebyshev"):
+        yield Encoding(family, PolarRays() if family == "polar" else ChebyshevRadius())
     elif family == "dct":
         for size, sigmoid, whiten, dim in itertools.product(mask_sizes, sigmoids, whitens, dims):
             encoder = DCTEncoder(dim=dim, mask_size=size, sigmoid=sigmoid, whiten=whiten)
@@ -153,14 +139,8 @@ class FittedDictionaries:
     def bases(self, family: str, mask_size: int, sigmoid: bool, dim: int) -> list[PCABasis]:
         """The dictionary of "pca", or the K of "class-pca", where classes with too few masks share that of all.
 
-        Args:
-            family: "pca" or "class-pca".
-            mask_size: S.
-            sigmoid: of logits, or of pixels.
-            dim: D.
-
         Raises:
-            ValueError: the masks determine fewer components.
+            ValueError: the masks determine fewer than D components.
         """
         of_all = self._fit(mask_size, sigmoid)[0].truncated(dim)
         if family == "pca":
@@ -170,8 +150,7 @@ class FittedDictionaries:
 
     def own_classes(self, mask_size: int, sigmoid: bool, dim: int) -> dict[int, PCABasis]:
         """The classes that have a dictionary of their own at this D: 10 masks per component at least."""
-        fit = self._fit(mask_size, sigmoid)[1]
-        enough = MASKS_PER_COMPONENT * dim
+        fit, enough = self._fit(mask_size, sigmoid)[1], MASKS_PER_COMPONENT * dim
         if fit is None:
             return {}
         return {k: fit.bases[k] for k, n in enumerate(fit.counts) if n >= enough and k not in fit.shared}
@@ -180,15 +159,9 @@ class FittedDictionaries:
         if (mask_size, sigmoid) not in self._fits:
             clamp, by_class = SigmoidClamp() if sigmoid else None, None
             if self._per_class:
-                by_class = fit_classes(
-                    self._annotations,
-                    self._num_classes,
-                    mask_size,
-                    max(self._dims),
-                    min_masks=MASKS_PER_COMPONENT * min(self._dims),
-                    clamp=clamp,
-                    workers=self._workers,
-                )
+                least, most = MASKS_PER_COMPONENT * min(self._dims), max(self._dims)
+                options = {"min_masks": least, "clamp": clamp, "workers": self._workers}
+                by_class = fit_classes(self._annotations, self._num_classes, mask_size, most, **options)
             moments = by_class.moments if by_class else count_moments(self._annotations, mask_size, self._workers)[0]
             self._fits[mask_size, sigmoid] = (fit_pca(moments, clamp), by_class)
         return self._fits[mask_size, sigmoid]
@@ -197,15 +170,12 @@ class FittedDictionaries:
 def reconstruct_templates(
     encoder: MaskEncoder, templates: BoolArray, classes: npt.NDArray[np.int64] | None = None
 ) -> npt.NDArray[np.float32]:
-    """Probabilities that an encoder makes of templates: what a network would predict that makes no error.
+    """(M, S, S) probabilities that an encoder makes of templates: what a network without errors would predict.
 
     Args:
         encoder: in evaluation mode, on the CPU.
         templates: (M, S, S).
         classes: (M,), for class-specific encoders.
-
-    Returns:
-        (M, S, S).
     """
     masks = torch.from_numpy(templates)
     if classes is None or not encoder.class_specific:

@@ -150,20 +150,9 @@ def _measure_shard(
 
 
 def _measure(
-    encoding: Encoding,
-    templates: BoolArray,
-    classes: IntArray,
-    masks: Sequence[BoolArray],
-    boundaries: Sequence[BoolArray],
+    encoding: Encoding, templates: BoolArray, classes: IntArray, masks: list[BoolArray], boundaries: list[BoolArray]
 ) -> IntArray:
-    """(M, 7) what each mask adds to the sums.
-
-    Args:
-        encoding: to measure.
-        templates: (M, S, S), looked at where the encoding works on templates.
-        classes: (M,).
-        masks, boundaries: M masks at their own resolution and their boundary regions, or none.
-    """
+    """(M, 7) what is added to the sums for (M, S, S) templates and M masks (or none) at their own resolution."""
     added = np.zeros((len(templates), NUM_SUMS), np.int64)
     added[:, COUNT] = 1
     if isinstance(encoding.codec, MaskEncoder):
@@ -184,13 +173,9 @@ def _measure(
 
 
 def own_resolution_mask(annotation: InstanceAnnotation) -> BoolArray:
-    """The mask in its box, with a pixel per pixel of the image, or fewer where that would be over 320 a side.
+    """(height, width) of the box: the mask with a pixel per pixel of the image, or fewer where that is over 320 a side.
 
-    Args:
-        annotation: usable, see :func:`meinst_d2.data.instances.make_templates`.
-
-    Returns:
-        (height, width) of the box, rounded and at least 1.
+    The annotation must be usable, see :func:`meinst_d2.data.instances.make_templates`; sides are at least 1.
     """
     x0, y0, x1, y1 = (float(v) for v in annotation.box)
     scale = min(1.0, LONGEST_SIDE / max(x1 - x0, y1 - y0))
@@ -204,11 +189,8 @@ def own_resolution_mask(annotation: InstanceAnnotation) -> BoolArray:
 
 
 def size_of(annotation: InstanceAnnotation, mask: BoolArray) -> int:
-    """Index into ``SIZES``, by the annotation's area as COCO's evaluation has it.
-
-    Args:
-        annotation: where it says no area, the mask's share of the box counts.
-        mask: (H, W), from :func:`own_resolution_mask`.
+    """Index into ``SIZES``, by the annotation's area as COCO's evaluation has it; without one, by the (H, W) mask's
+    share of the box.
     """
     area = annotation.area
     if not isinstance(area, (int, float)) or not math.isfinite(area):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import numpy.typing as npt
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -138,25 +136,20 @@ def draw_classes(path: str | os.PathLike[str], rows: Sequence[Row], names: Seque
 
 
 def example_shapes(seed: int = 0) -> list[BoolArray]:
-    """Generated shapes that are whole, in the order of ``EXAMPLES``: the same seed gives the same.
-
-    Returns:
-        (H, W) each, at their own resolution.
-    """
+    """(H, W) masks of generated shapes that are whole, in the order of ``EXAMPLES``: the same seed gives the same."""
     found: dict[str, list[BoolArray]] = {name: [] for name in EXAMPLES}
-    size = EXAMPLE_IMAGES.height, EXAMPLE_IMAGES.width
-    for number in itertools.count():
-        for annotation in draw_image(EXAMPLE_IMAGES, (seed, number))[1]:
-            name = CATEGORIES[annotation["category_id"] - 1]
-            x, y, width, height = annotation["bbox"]
-            whole = x > 0 and y > 0 and x + width < size[1] and y + height < size[0]
+    side, number = EXAMPLE_IMAGES.height, 0
+    while any(len(found[name]) < count for name, count in EXAMPLES.items()):
+        for shape in draw_image(EXAMPLE_IMAGES, (seed, number))[1]:
+            name = CATEGORIES[shape["category_id"] - 1]
+            x, y, width, height = shape["bbox"]
+            whole = min(x, y) > 0 and max(x + width, y + height) < side
             if whole and len(found.get(name, ())) < EXAMPLES.get(name, 0):
                 box = x, y, x + width, y + height
                 found[name].append(
-                    own_resolution_mask(InstanceAnnotation(annotation["segmentation"], box, size, 0, False))
+                    own_resolution_mask(InstanceAnnotation(shape["segmentation"], box, (side, side), 0, False))
                 )
-        if all(len(found[name]) == count for name, count in EXAMPLES.items()):
-            break
+        number += 1
     return [mask for masks in found.values() for mask in masks]
 
 
@@ -178,10 +171,9 @@ def draw_reconstructed(
         reach = 0.54 * max(height, width)  # cells are squares around the mask, with a margin
         again = [mask, *(reconstruct(encoding, mask) for encoding in encodings.values())]
         for axis, other in zip(row, again, strict=True):
-            picture: npt.NDArray[np.float64] = np.ones((height, width, 3))
-            picture[mask & other] = PIXELS["reconstructed"]
-            picture[mask & ~other] = PIXELS["lost"]
-            picture[other & ~mask] = PIXELS["added"]
+            picture = np.ones((height, width, 3))
+            for which, color in zip((mask & other, mask & ~other, other & ~mask), PIXELS.values(), strict=True):
+                picture[which] = color
             axis.imshow(picture, interpolation="nearest")
             axis.set(xlim=(width / 2 - reach, width / 2 + reach), ylim=(height / 2 + reach, height / 2 - reach))
             axis.set(xticks=[], yticks=[])
