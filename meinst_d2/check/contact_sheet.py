@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
-from meinst_d2.check.images import open_image
-from meinst_d2.check.problem import Problem
-from meinst_d2.check.scan import CocoFile
+from meinst_d2.check import Rule
+from meinst_d2.check.coco_file import CocoFile
 from meinst_d2.data.annotations import InstanceAnnotation
+from meinst_d2.data.image_files import read_image
 from meinst_d2.files import atomic_path
 from meinst_d2.masks.rle import decode_rle
 from meinst_d2.masks.segmentation import UnusableInstance, usable_polygons
@@ -37,7 +36,7 @@ def draw_contact_sheet(
     path: str | os.PathLike[str],
     file: CocoFile,
     folder: str | os.PathLike[str] | None,
-    problems: Sequence[Problem],
+    rules: Sequence[Rule],
     samples: int = 48,
     seed: int = 0,
 ) -> None:
@@ -47,27 +46,27 @@ def draw_contact_sheet(
         path: the picture.
         file: scanned and checked.
         folder: of the images; None, or an image that cannot be read, leaves the ground grey.
-        problems: of annotations, that make one bad.
+        rules: about annotations, that make one bad.
         samples: how many; up to half of them bad ones, of as many kinds as there are, or more where good ones lack.
         seed: of the sampling.
     """
-    rows = sample_rows(file, problems, samples, seed)
+    rows = sample_rows(file, rules, samples, seed)
     columns = min(COLUMNS, max(1, len(rows)))
     lines = max(1, -(-len(rows) // columns))
     sheet = Image.new("RGB", (columns * (TILE + MARGIN) + MARGIN, lines * (TILE + CAPTION + MARGIN) + MARGIN), "white")
     for number, row in enumerate(rows):
         line, column = divmod(number, columns)
         at = (MARGIN + column * (TILE + MARGIN), MARGIN + line * (TILE + CAPTION + MARGIN))
-        sheet.paste(_draw_tile(file, row, folder, problems), at)
+        sheet.paste(_draw_tile(file, row, folder, rules), at)
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")
 
 
-def sample_rows(file: CocoFile, problems: Sequence[Problem], samples: int, seed: int = 0) -> list[int]:
+def sample_rows(file: CocoFile, rules: Sequence[Rule], samples: int, seed: int = 0) -> list[int]:
     """Rows of bad annotations, kind by kind in turn, then of good ones of every class in turn."""
     rng = np.random.default_rng(seed)
-    bad = _in_turn([np.flatnonzero(file.having(problem)) for problem in problems], samples, rng)
-    good_flags = ~file.having(*problems)
+    bad = _in_turn([np.flatnonzero(file.having(rule)) for rule in rules], samples, rng)
+    good_flags = ~file.having(*rules)
     categories = file.annotations.categories
     by_class = [np.flatnonzero(good_flags & (categories == k)) for k in range(len(file.classes))]
     good = _in_turn(by_class, samples, rng)
@@ -87,18 +86,16 @@ def _in_turn(groups: list[npt.NDArray[np.int64]], count: int, rng: np.random.Gen
     return list(found)[:count]
 
 
-def _draw_tile(
-    file: CocoFile, row: int, folder: str | os.PathLike[str] | None, problems: Sequence[Problem]
-) -> Image.Image:
+def _draw_tile(file: CocoFile, row: int, folder: str | os.PathLike[str] | None, rules: Sequence[Rule]) -> Image.Image:
     annotation, image_row = file.annotations[row], int(file.image_rows[row])
-    wrong = [problem.key for problem in problems if file.flags[row] & np.uint32(problem.bit)]
+    wrong = [rule.key for rule in rules if file.flags[row] & rule.bit]
     tile = Image.new("RGB", (TILE, TILE + CAPTION), BAD if wrong else GOOD)
     view = _view(annotation)
     ground = Image.new("RGB", (TILE, TILE), (128, 128, 128))
     name = file.names[image_row] if image_row >= 0 else ""
     if folder is not None and name:
         try:
-            image = open_image(str(Path(folder) / name))
+            image = Image.fromarray(read_image(os.path.join(folder, name), "RGB"))
             ground = image.crop(tuple(round(v) for v in view)).resize((TILE, TILE), Image.Resampling.BILINEAR)  # type: ignore[arg-type]
         except Exception:  # the report says what is wrong with it
             wrong = wrong or ["image cannot be read"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +13,17 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 
-from meinst_d2.check import problems as p
-from meinst_d2.check.scan import CocoFile
+from meinst_d2.check import FINE, HURTS, Finding, Report, add_rule
+from meinst_d2.check.annotation_rules import ANNOTATION_RULES, RELATIVE
+from meinst_d2.check.coco_file import CocoFile
+from meinst_d2.check.image_rules import FEW
 from meinst_d2.data.parallel import run_shards
 from meinst_d2.fcos.assign import AssignmentRule, assign_batch
 from meinst_d2.reconstruction.measure import one_torch_thread
 
-BATCH = 64
-"""Images at a time."""
+USUAL_LOSS = 0.02
+"""Share of objects without a location up to which nothing is wrong: COCO has 1 % at 800 pixels."""
+USUAL_LOSS_OF_CLASS = 0.1
 
 
 @dataclass(frozen=True)
@@ -73,36 +78,26 @@ def measure_coverage(file: CocoFile, settings: Settings, workers: int = 1) -> Co
         settings: of the config.
         workers: processes.
     """
-    chosen = np.flatnonzero(file.learned)
+    chosen = np.flatnonzero(file.learned & ~file.having(RELATIVE))
     chosen = chosen[(file.sizes[file.image_rows[chosen]] > 0).all(axis=1)]
     chosen = chosen[file.image_rows[chosen].argsort(kind="stable")]
     images = np.unique(file.image_rows[chosen])
-    parts = run_shards(_assign_shard, images, workers, "assigning", file, chosen, settings, chunk=BATCH, unit=" images")
-    per_level = np.zeros(len(settings.rule.strides), np.int64)
-    sides = [np.zeros(0, np.float32)]
-    for assigned in (assigned for part in parts for assigned in part):
-        file.flags[assigned.too_small] |= np.uint32(p.NO_CELL.bit)
-        file.flags[assigned.outdone] |= np.uint32(p.OUTDONE.bit)
-        per_level += assigned.per_level
-        sides.append(assigned.sides)
-    all_sides = np.concatenate(sides)
-    quantiles = np.quantile(all_sides, (0.05, 0.5, 0.95)).tolist() if len(all_sides) else [float("nan")] * 3
+    shards = run_shards(_assign_shard, images, workers, "assigning", file, chosen, settings, chunk=64, unit=" images")
+    per_level, sides = np.zeros(len(settings.rule.strides), np.int64), [np.zeros(0, np.float32)]
+    for too_small, outdone, counts, lengths in (part for shard in shards for part in shard):
+        file.flags[too_small] |= NO_CELL.bit
+        file.flags[outdone] |= OUTDONE.bit
+        per_level += counts
+        sides.append(lengths)
+    lengths = np.concatenate(sides)
+    quantiles = np.quantile(lengths, (0.05, 0.5, 0.95)).tolist() if len(lengths) else [float("nan")] * 3
     return Coverage(settings, len(chosen), tuple(per_level.tolist()), tuple(quantiles))  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class _Assigned:
-    """Of some images: rows without a location, (L,) objects per level, (M,) sides of all objects."""
-
-    too_small: npt.NDArray[np.int64]
-    outdone: npt.NDArray[np.int64]
-    per_level: npt.NDArray[np.int64]
-    sides: npt.NDArray[np.float32]
 
 
 def _assign_shard(
     chunks: Iterator[npt.NDArray[np.int64]], file: CocoFile, chosen: npt.NDArray[np.int64], settings: Settings
-) -> list[_Assigned]:
+) -> list[tuple[npt.NDArray[Any], ...]]:
+    """Of every chunk of images: rows too small, rows outdone, (L,) objects per level, (M,) sides of all objects."""
     of_image = file.image_rows[chosen]
     with one_torch_thread():
         return [
@@ -113,7 +108,7 @@ def _assign_shard(
 
 def _assign(
     file: CocoFile, images: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], settings: Settings
-) -> _Assigned:
+) -> tuple[npt.NDArray[Any], ...]:
     """Assign the objects of some images, all as if they were as large as the largest: cells outside are in no box."""
     rule, sizes = settings.rule, file.sizes[images]
     counts = np.unique(file.image_rows[rows], return_counts=True)[1]
@@ -132,4 +127,33 @@ def _assign(
     lost = np.setdiff1d(np.arange(len(rows)), gt)
     alone = assign_batch(boxes[lost].split(1), levels, rule).gt_idx.unique().numpy() if len(lost) else lost
     sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt().numpy()
-    return _Assigned(rows[np.delete(lost, alone)], rows[lost[alone]], per_level, sides)
+    return rows[np.delete(lost, alone)], rows[lost[alone]], per_level, sides
+
+
+def loss(report: Report, finding: Finding) -> dict[str, Any]:
+    """What share of the objects it is; a small one is usual."""
+    file, counts = report.file, report.file.class_counts
+    lost = file.having(finding.rule) & file.learned
+    share = lost.sum() / max(1, report.coverage.objects)
+    per_class = np.bincount(file.annotations.categories[lost], minlength=len(counts))
+    much = [
+        f"{100 * part / count:.0f} % of {name}"
+        for name, part, count in zip(file.classes, per_class.tolist(), counts.tolist(), strict=True)
+        if count >= FEW and part > USUAL_LOSS_OF_CLASS * count
+    ]
+    note = f"{100 * share:.1f} % of the objects" + (f"; {', '.join(much)}" if much else "")
+    return {"severity": HURTS if share > USUAL_LOSS or much else FINE, "note": note}
+
+
+rule = partial(add_rule, ANNOTATION_RULES)
+# fmt: off
+NO_CELL = rule(
+    "too-small", HURTS, "objects too small or too thin to hold the center of a cell of their feature level",
+    "teaches no location to find them: they are background to the detector",
+    "train on larger images (INPUT.MIN_SIZE_TRAIN) or on tiles", measure_coverage, loss)
+OUTDONE = rule(
+    "outdone", HURTS, "objects all of whose cells belong to smaller or earlier objects",
+    "teaches no location to find them",
+    "larger images (INPUT.MIN_SIZE_TRAIN) have more cells; look for objects that are annotated twice",
+    measure_coverage, loss)
+# fmt: on

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.datasets import register_coco_instances
 
 from meinst_d2.data.coco import read_category_names
-from meinst_d2.data.shapes import SPLITS
-from meinst_d2.data.shapes.images import CATEGORIES
+from meinst_d2.data.shapes import CATEGORIES, SPLITS
 
 UNREADABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What Detectron2's ``load_coco_json`` raises on files that it cannot use."""
@@ -105,6 +105,27 @@ def dataset_dicts(name: str) -> list[dict[str, Any]]:
     require_dataset(name)
     with loading(name):
         return DatasetCatalog.get(name)
+
+
+def training_records(names: Sequence[str], *, filter_empty: bool = True) -> list[dict[str, Any]]:
+    """The records of training sets together.
+
+    Args:
+        names: of registered datasets, with the same classes.
+        filter_empty: leave out images without an annotation that is not crowd.
+
+    Raises:
+        DatasetError: one cannot be loaded, or no image is left.
+    """
+    with loading(*names):
+        records = get_detection_dataset_dicts(list(names), filter_empty=False)
+        for annotation in (annotation for record in records for annotation in record.get("annotations", ())):
+            if annotation.get("iscrowd", 0) is None:  # the filter takes it for crowd, the mapper does not
+                annotation["iscrowd"] = 0
+        if filter_empty and "annotations" in records[0]:
+            records = filter_images_with_only_crowd_annotations(records)
+        assert records, "no image has an annotation to learn"
+    return records
 
 
 def class_names(name: str) -> list[str] | None:

@@ -19,11 +19,12 @@ FEW_POINTS = "polygon with fewer than 3 points"
 NO_BOX = "box without area"
 NO_IMAGE = "image that is not in the file"
 HUGE_BOX = "box larger than any image"
+OUTSIDE = "box outside its image"
 BAD_RLE = "RLE that does not fit its image"
 MALFORMED = "segmentation of an unknown kind"
 FAR_POLYGON = "polygon that is absurdly long or far away"
 EMPTY = "mask without a pixel in its box"
-REASONS = (CROWD, NO_MASK, FEW_POINTS, NO_BOX, BAD_RLE, MALFORMED, EMPTY, NO_IMAGE, HUGE_BOX)
+REASONS = (CROWD, NO_MASK, FEW_POINTS, NO_BOX, BAD_RLE, MALFORMED, EMPTY, NO_IMAGE, HUGE_BOX, OUTSIDE)
 
 LONGEST_SIDE = 2.0**20
 """Pixels of a box: what cropping an RLE costs grows with it."""
@@ -51,6 +52,8 @@ def usable_polygons(segmentation: Sequence[Any]) -> list[npt.NDArray[np.float64]
         raise UnusableInstance(MALFORMED) from error
     # The sum of squares is finite where all coordinates are, and costs a third of looking at each.
     if any(part.ndim != 1 or not math.isfinite(part.dot(part)) for part in parts):
+        raise UnusableInstance(MALFORMED)
+    if len(parts) > 2 and all(len(part) == 2 for part in parts):  # points in pairs
         raise UnusableInstance(MALFORMED)
     parts = [part for part in parts if len(part) >= 6 and len(part) % 2 == 0]
     if not parts:

@@ -26,8 +26,7 @@ from meinst_d2.analysis.report import conclusions, json_of, text_of
 from meinst_d2.analysis.shares import MaskError, Pairs, by_class, by_size, mask_error
 from meinst_d2.commands import analyze as analyze_command
 from meinst_d2.data.instances import make_templates
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from meinst_d2.encoding import PCAEncoder, save_components
 from meinst_d2.masks import encode_templates
 from tests.conftest import ROOT

@@ -15,8 +15,7 @@ from PIL import Image
 from benchmarks import infer, models
 from benchmarks.common import Goal, PeakMemory, Row, Side, add_common_arguments, alternate, print_table, write_json
 from benchmarks.source import find_source
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from tests.conftest import ROOT
 
 

@@ -12,8 +12,7 @@ import pytest
 import torch
 import yaml
 
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from meinst_d2.encoding import load_components
 from meinst_d2.model_zoo import load_trained
 from meinst_d2.model_zoo.adelaidet import import_checkpoint
