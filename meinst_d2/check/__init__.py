@@ -100,7 +100,7 @@ class Report:
     Attributes:
         file: what it holds.
         coverage: how objects spread over the feature levels.
-        encodings: how well masks can be encoded; None where that was not asked.
+        encodings: how well masks can be encoded, where that was asked.
         folder: of the images; None where they were not looked at.
         decoded: whether their pixels were read, not only their headers.
         findings: the worst first.

@@ -29,8 +29,7 @@ Json = Mapping[str, Any]
 Box = tuple[float, float, float, float]
 CROSSING = 1.0
 """Pixels by which a box may leave its image: annotations are rounded."""
-MISMATCH_PIXELS = 2.0
-MISMATCH_SHARE = 0.1
+MISMATCH_PIXELS, MISMATCH_SHARE = 2.0, 0.1
 """A side of a box may be this far from its mask's, in pixels or of the longer side of the box, whichever is more."""
 HOLE_SHARE = 0.9
 """Of the area of its filled polygons: an annotation with less in the file means a hole."""
@@ -141,7 +140,7 @@ def mask_against_box(annotation: InstanceAnnotation) -> Rule | None:
         return BAD_RLE
     if bounds is None or min(annotation.box[2] - annotation.box[0], annotation.box[3] - annotation.box[1]) <= 0:
         return None
-    if isinstance(annotation.segmentation, list) and min(annotation.box) >= 0 and max(*annotation.box, *bounds) <= 1:
+    if isinstance(annotation.segmentation, list) and min(annotation.box) >= 0 and max(annotation.box) <= 1:
         return RELATIVE
     return MISMATCH if differ(annotation.box, bounds) else None
 
@@ -153,12 +152,7 @@ def differ(box: Box, bounds: Box) -> bool:
 
 
 def mask_bounds(annotation: InstanceAnnotation) -> Box | None:
-    """``xyxy`` of a mask; None without a pixel.
-
-    Raises:
-        UnusableInstance: polygons that are none.
-        ValueError: an RLE that does not fit the image.
-    """
+    """``xyxy`` of a mask; None without a pixel. Raises a ValueError where it is not a mask of the image."""
     segmentation, (height, width) = annotation.segmentation, annotation.image_size
     if not isinstance(segmentation, Mapping):
         points = np.concatenate(usable_polygons(segmentation or ())).reshape(-1, 2)
@@ -168,17 +162,15 @@ def mask_bounds(annotation: InstanceAnnotation) -> Box | None:
     starts, ends = starts[ends > starts], ends[ends > starts] - 1
     if not len(starts):
         return None
+    top, bottom = (starts % height).min(), (ends % height).max() + 1
     if (starts // height != ends // height).any():  # a run that goes on in the next column touches both edges
-        rows = (0, height)
-    else:
-        rows = (int((starts % height).min()), int((ends % height).max()) + 1)
-    return float(starts[0] // height), float(rows[0]), float(ends[-1] // height + 1), float(rows[1])
+        top, bottom = 0, height
+    return float(starts[0] // height), float(top), float(ends[-1] // height + 1), float(bottom)
 
 
 def hole(annotation: InstanceAnnotation) -> Rule | None:
-    if not isinstance(annotation.segmentation, list) or len(annotation.segmentation) < 2 or annotation.area is None:
-        return None
-    return HOLE if 0 < annotation.area < HOLE_SHARE * filled_area(annotation) else None
+    several = isinstance(annotation.segmentation, list) and len(annotation.segmentation) > 1
+    return HOLE if several and 0 < (annotation.area or 0) < HOLE_SHARE * filled_area(annotation) else None
 
 
 def filled_area(annotation: InstanceAnnotation) -> float:
@@ -189,12 +181,7 @@ def filled_area(annotation: InstanceAnnotation) -> float:
 
 
 def check_masks(file: CocoFile, workers: int = 1) -> None:
-    """Flag annotations whose box or mask cannot be used, or not well.
-
-    Args:
-        file: scanned; its flags change.
-        workers: processes.
-    """
+    """Flag annotations of a scanned file whose box or mask cannot be used, or not well."""
     flag_in_shards(file.flags, _mask_flags, file, workers=workers, title="checking", unit=" annotations", chunk=2048)
 
 
@@ -227,16 +214,13 @@ def some(report: Report, rule: Rule) -> list[InstanceAnnotation]:
 
 
 def box_format(report: Report, finding: Finding) -> dict[str, str]:
-    """Whether boxes that do not fit their masks would, read otherwise."""
-    as_corners, relative, found = 0, 0, some(report, finding.rule)
+    """Whether boxes that do not fit their masks would as corners."""
+    found, fitting = some(report, finding.rule), 0
     for annotation in found:
-        x0, y0, x1, y1 = annotation.box
-        given, bounds = (x0, y0, x1 - x0, y1 - y0), mask_bounds(annotation)
-        relative += max(given) <= 1
-        as_corners += bounds is not None and not differ(given, bounds)
-    if as_corners > len(found) / 2:
-        return {"note": "most fit their masks when read as [x0, y0, x1, y1]: COCO's boxes are [x, y, width, height]"}
-    return {"note": "most lie between 0 and 1: COCO's boxes are in pixels"} if relative > len(found) / 2 else {}
+        (x0, y0, x1, y1), bounds = annotation.box, mask_bounds(annotation)
+        fitting += bounds is not None and not differ((x0, y0, x1 - x0, y1 - y0), bounds)
+    note = "most fit their masks when read as [x0, y0, x1, y1]: COCO's boxes are [x, y, width, height]"
+    return {"note": note} if fitting > len(found) / 2 else {}
 
 
 def rle_size(report: Report, finding: Finding) -> dict[str, str]:
@@ -345,7 +329,7 @@ CROSSES = rule(
     "box-crosses-edge", HURTS, "boxes that leave their image by more than a pixel",
     "clips them to the image, and their masks to the clipped box", "", box_against_image)
 RELATIVE = rule(
-    "coordinates-relative", HURTS, "annotations whose box and polygons lie between 0 and 1",
+    "coordinates-relative", HURTS, "annotations whose box lies between 0 and 1",
     "learns objects smaller than a pixel, which no location is taught to find",
     "coordinates are in pixels: multiply x by the image's width and y by its height", mask_against_box)
 MISMATCH = rule(

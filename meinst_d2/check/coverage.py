@@ -78,56 +78,53 @@ def measure_coverage(file: CocoFile, settings: Settings, workers: int = 1) -> Co
         settings: of the config.
         workers: processes.
     """
-    chosen = np.flatnonzero(file.learned & ~file.having(RELATIVE))
-    chosen = chosen[(file.sizes[file.image_rows[chosen]] > 0).all(axis=1)]
-    chosen = chosen[file.image_rows[chosen].argsort(kind="stable")]
-    images = np.unique(file.image_rows[chosen])
-    shards = run_shards(_assign_shard, images, workers, "assigning", file, chosen, settings, chunk=64, unit=" images")
-    per_level, sides = np.zeros(len(settings.rule.strides), np.int64), [np.zeros(0, np.float32)]
-    for too_small, outdone, counts, lengths in (part for shard in shards for part in shard):
-        file.flags[too_small] |= NO_CELL.bit
-        file.flags[outdone] |= OUTDONE.bit
-        per_level += counts
-        sides.append(lengths)
-    lengths = np.concatenate(sides)
-    quantiles = np.quantile(lengths, (0.05, 0.5, 0.95)).tolist() if len(lengths) else [float("nan")] * 3
-    return Coverage(settings, len(chosen), tuple(per_level.tolist()), tuple(quantiles))  # type: ignore[arg-type]
+    rows = np.flatnonzero(file.learned & ~file.having(RELATIVE))
+    rows = rows[(file.sizes[file.image_rows[rows]] > 0).all(axis=1)]
+    rows = rows[file.image_rows[rows].argsort(kind="stable")]
+    images, counts = np.unique(file.image_rows[rows], return_counts=True)
+    sizes, limits = file.sizes[images], (settings.min_size, settings.max_size)
+    resized = np.array([ResizeShortestEdge.get_output_shape(h, w, *limits) for h, w in sizes.tolist()]).reshape(-1, 2)
+    wide, scales = (np.tile(of_images[:, ::-1], 2).repeat(counts, axis=0) for of_images in (sizes, resized / sizes))
+    boxes = (file.annotations.boxes[rows].clip(0, wide) * scales).astype(np.float32)
+    given = (boxes, np.append(0, counts.cumsum()), resized, settings.rule)
+    shards = run_shards(_assign_shard, range(len(images)), workers, "assigning", *given, chunk=64, unit=" images")
+    per_level = np.zeros(len(settings.rule.strides), np.int64)
+    for too_small, outdone, of_levels in (part for shard in shards for part in shard):
+        file.flags[rows[too_small]] |= NO_CELL.bit
+        file.flags[rows[outdone]] |= OUTDONE.bit
+        per_level += of_levels
+    sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    quantiles = np.quantile(sides, (0.05, 0.5, 0.95)).tolist() if len(sides) else [float("nan")] * 3
+    return Coverage(settings, len(rows), tuple(per_level.tolist()), tuple(quantiles))  # type: ignore[arg-type]
 
 
-def _assign_shard(
-    chunks: Iterator[npt.NDArray[np.int64]], file: CocoFile, chosen: npt.NDArray[np.int64], settings: Settings
-) -> list[tuple[npt.NDArray[Any], ...]]:
-    """Of every chunk of images: rows too small, rows outdone, (L,) objects per level, (M,) sides of all objects."""
-    of_image = file.image_rows[chosen]
+def _assign_shard(chunks: Iterator[range], *given: Any) -> list[tuple[npt.NDArray[np.int64], ...]]:
     with one_torch_thread():
-        return [
-            _assign(file, images, chosen[slice(*of_image.searchsorted((images[0], images[-1] + 1)))], settings)
-            for images in chunks
-        ]
+        return [_assign(images, *given) for images in chunks]
 
 
 def _assign(
-    file: CocoFile, images: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], settings: Settings
-) -> tuple[npt.NDArray[Any], ...]:
-    """Assign the objects of some images, all as if they were as large as the largest: cells outside are in no box."""
-    rule, sizes = settings.rule, file.sizes[images]
-    counts = np.unique(file.image_rows[rows], return_counts=True)[1]
-    resized = np.array(
-        [ResizeShortestEdge.get_output_shape(h, w, settings.min_size, settings.max_size) for h, w in sizes.tolist()]
-    )
-    limits = np.tile(sizes[:, ::-1], 2).repeat(counts, axis=0)
-    scales = np.tile((resized / sizes)[:, ::-1], 2).repeat(counts, axis=0)
-    boxes = torch.from_numpy((file.annotations.boxes[rows].clip(0, limits) * scales).astype(np.float32))
-    height, width = resized.max(axis=0).tolist()
+    images: range,
+    boxes: npt.NDArray[np.float32],  # (M, 4) of all objects, image by image
+    ends: npt.NDArray[np.int64],  # (N + 1,) of each image's boxes, after a zero
+    resized: npt.NDArray[np.int64],  # (N, 2) input height and width
+    rule: AssignmentRule,
+) -> tuple[npt.NDArray[np.int64], ...]:
+    """Boxes of some images that hold no cell, those all of whose cells are others', and (L,) objects per level.
+
+    All are assigned as if they were as large as the largest: cells outside are in no box.
+    """
+    offsets = ends[images.start : images.stop + 1]
+    mine = torch.from_numpy(boxes[offsets[0] : offsets[-1]])
+    height, width = resized[images.start : images.stop].max(axis=0).tolist()
     levels = [(-(-height // stride), -(-width // stride)) for stride in rule.strides]
-    positives = assign_batch(boxes.split(counts.tolist()), levels, rule)
+    positives = assign_batch(mine.split(np.diff(offsets).tolist()), levels, rule)
     gt, location = positives.gt_idx.numpy(), positives.location_idx.numpy()
     level = np.cumsum([h * w for h, w in levels]).searchsorted(location, side="right")
     per_level = np.array([len(np.unique(gt[level == k])) for k in range(len(levels))], np.int64)
-    lost = np.setdiff1d(np.arange(len(rows)), gt)
-    alone = assign_batch(boxes[lost].split(1), levels, rule).gt_idx.unique().numpy() if len(lost) else lost
-    sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt().numpy()
-    return rows[np.delete(lost, alone)], rows[lost[alone]], per_level, sides
+    lost = np.setdiff1d(np.arange(len(mine)), gt)
+    alone = assign_batch(mine[lost].split(1), levels, rule).gt_idx.unique().numpy() if len(lost) else lost
+    return offsets[0] + np.delete(lost, alone), offsets[0] + lost[alone], per_level
 
 
 def loss(report: Report, finding: Finding) -> dict[str, Any]:

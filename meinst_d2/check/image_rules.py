@@ -80,13 +80,7 @@ def _file_flags(rows: Sequence[int], file: CocoFile, folder: str | os.PathLike[s
 
 
 def bad_file(path: str, size: tuple[int, int], decode: bool) -> list[Rule]:
-    """The rules that one image file breaks.
-
-    Args:
-        path: of the file.
-        size: (height, width) that it should have; zeros are not compared.
-        decode: read every pixel.
-    """
+    """The rules that an image file breaks, which should have this (height, width); zeros are not compared."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about sizes and EXIF, which Detectron2 reads all the same
@@ -97,12 +91,8 @@ def bad_file(path: str, size: tuple[int, int], decode: bool) -> list[Rule]:
         return [MISSING]
     except Exception:  # Pillow's plugins raise what they like
         return [UNREADABLE]
-    broken = {
-        OTHER_SIZE: min(size) > 0 and size != header.size,
-        DEEP: header.deep,
-        PAGES: header.pages > 1,
-        ROTATED: header.turned,
-    }
+    other_size = min(size) > 0 and size != header.size
+    broken = {OTHER_SIZE: other_size, DEEP: header.deep, PAGES: header.pages > 1, ROTATED: header.turned}
     return [rule for rule, is_so in broken.items() if is_so]
 
 
@@ -117,6 +107,7 @@ def unused(report: Report, finding: Finding) -> dict[str, str]:
 
 def missing_files(report: Report, finding: Finding) -> dict[str, str]:
     """Whether they are there under another name."""
+    _listing.cache_clear()
     special, file, folder = unused(report, finding), report.file, os.fspath(report.folder or "")
     rows = np.flatnonzero(file.image_flags & MISSING.bit)
     rows = rows[:: -(-len(rows) // LOOKED_AT)]
@@ -165,14 +156,10 @@ def settle_images(file: CocoFile) -> None:
     def per_image(chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         return np.bincount(file.image_rows[known & chosen], minlength=len(file.image_flags))
 
-    everything, objects = per_image(known), per_image(~file.having(CROWD))
-    learned = per_image(file.learned | file.having(NEGATIVE, NO_NUMBERS, NOT_FINITE))  # those by accident
+    some, objects = per_image(known) > 0, per_image(~file.having(CROWD)) > 0
+    learned = per_image(file.learned | file.having(NEGATIVE, NO_NUMBERS, NOT_FINITE)) > 0  # those by accident
     usable = (file.image_flags & bits(IMAGE_NO_OBJECT, IMAGE_KEYS, REPEATED_IMAGE_ID)) == 0
-    for rule, found in (
-        (NO_ANNOTATIONS, everything == 0),
-        (ONLY_CROWD, (everything > 0) & (objects == 0)),
-        (EMPTIED, (objects > 0) & (learned == 0)),
-    ):
+    for rule, found in ((NO_ANNOTATIONS, ~some), (ONLY_CROWD, some & ~objects), (EMPTIED, objects & ~learned)):
         file.image_flags[usable & found] |= rule.bit
 
 
@@ -203,10 +190,6 @@ def repeated_ids(report: Report) -> list[str]:
 def by_class(report: Report, low: int, high: int) -> list[str]:
     named = zip(report.file.classes, report.file.class_counts.tolist(), strict=True)
     return [f"{name} ({count})" if count else name for name, count in named if low <= count < high]
-
-
-def poor_classes(report: Report) -> list[str]:
-    return report.encodings.poor_classes() if report.encodings else []
 
 
 # What each is called, and what training does.
@@ -293,7 +276,8 @@ FEW_INSTANCES = dataset_rule(
 POORLY_RECONSTRUCTED = dataset_rule(
     "class-poorly-encoded", HURTS, "classes that no measured encoding reconstructs well",
     "limits the IoU of perfect predictions to what the table says",
-    "choose a larger MODEL.MEINST.MASK_SIZE or DIM_MASK", poor_classes)
+    "choose a larger MODEL.MEINST.MASK_SIZE or DIM_MASK",
+    lambda report: report.encodings.poor_classes() if report.encodings else [])
 # fmt: on
 
 DROPPED_IMAGES = bits(IMAGE_NO_OBJECT, IMAGE_KEYS, IMAGE_SIDES, MISSING, UNREADABLE, OTHER_SIZE)

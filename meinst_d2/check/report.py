@@ -19,11 +19,7 @@ from meinst_d2.encoding import Components
 from meinst_d2.reconstruction.report import as_json
 
 HEADINGS = {STOPS: "STOPS TRAINING", HURTS: "HURTS", FINE: "fine, counted"}
-VERDICTS = {
-    FINE: "nothing is wrong",
-    HURTS: "training runs, and some of this hurts it",
-    STOPS: "training would stop",
-}
+VERDICTS = "nothing is wrong", "training runs, and some of this hurts it", "training would stop"
 
 
 def examine(
@@ -44,8 +40,7 @@ def examine(
         images: folder that its file names are relative to; None looks at no image.
         settings: of the config that will be trained with.
         decode: read the pixels of the images, not only their headers.
-        pairs: (S, D) of encodings to measure; none measures none but ``components``.
-        components: measured instead of fitting.
+        pairs, components: see :func:`~meinst_d2.check.encodings.measure_classes`; with neither, none is measured.
         num_examples: the most of each kind of problem.
         workers: processes.
 
@@ -76,14 +71,12 @@ def find(report: Report, num_examples: int = 5) -> list[Finding]:
     for rule in DATASET_RULES:
         if examples := rule.find(report):
             add(rule, len(examples) if examples[0] else 0, list(filter(None, examples[:num_examples])))
-    for rules, flags, text in (
-        (IMAGE_RULES, file.image_flags, file.image_text),
-        (ANNOTATION_RULES, file.flags, file.annotation_text),
-    ):
-        for rule in rules:
-            rows = np.flatnonzero(flags & rule.bit)
-            if len(rows):
-                add(rule, len(rows), [text(row) for row in rows[:num_examples].tolist()])
+    of_images, of_annotations = (file.image_flags, file.image_text), (file.flags, file.annotation_text)
+    for rule in [*IMAGE_RULES, *ANNOTATION_RULES]:
+        flags, text = of_images if rule in IMAGE_RULES else of_annotations
+        rows = np.flatnonzero(flags & rule.bit)
+        if len(rows):
+            add(rule, len(rows), [text(row) for row in rows[:num_examples].tolist()])
     return sorted(found, key=lambda finding: -finding.severity)
 
 
@@ -103,15 +96,11 @@ def as_text(report: Report) -> str:
     for severity, heading in HEADINGS.items():
         found = [_finding(finding) for finding in report.findings if finding.severity == severity]
         blocks += [heading + "\n" + "\n".join(found)] if found else []
-    blocks.append(_levels(report.coverage))
-    if report.encodings:
-        blocks.append(_encodings(report.encodings))
-    else:
-        width = max(map(len, file.classes), default=0)
-        counts = zip(file.classes, file.class_counts.tolist(), strict=True)
-        blocks.append("\n".join(["objects to learn", *(f"  {name:{width}} {count:>7,}" for name, count in counts)]))
-    blocks.append(f"{VERDICTS[report.severity]} (exit status {int(report.severity)})")
-    return "\n\n".join(blocks)
+    width = max(map(len, file.classes), default=0)
+    counts = zip(file.classes, file.class_counts.tolist(), strict=True)
+    classes = ["objects to learn", *(f"  {name:{width}} {count:>7,}" for name, count in counts)]
+    blocks += [_levels(report.coverage), _encodings(report.encodings) if report.encodings else "\n".join(classes)]
+    return "\n\n".join([*blocks, f"{VERDICTS[report.severity]} (exit status {int(report.severity)})"])
 
 
 def _finding(finding: Finding) -> str:
@@ -144,10 +133,11 @@ def _levels(coverage: Coverage) -> str:
 
 
 def _encodings(encodings: Encodings) -> str:
-    source = f"fitted to {encodings.fitted_to:,} other masks" if encodings.fitted_to else "of the given components"
     lines = ["encodings S x S, D: mean IoU of masks and what is left of them, at the objects' own resolution"]
     if encodings.rows:
-        lines[0] += f", {source}"
+        lines[0] += (
+            f", fitted to {encodings.fitted_to:,} other masks" if encodings.fitted_to else ", of the given components"
+        )
         lines += [f"  {line}" for line in encodings.table().splitlines()]
     return "\n".join([*lines, *(f"  not measured: {reason}" for reason in encodings.left_out)])
 

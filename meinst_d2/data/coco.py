@@ -31,9 +31,8 @@ NUMBERS = frozenset((int, float))
 """The types of JSON numbers; a boolean is not one."""
 LISTS = ("images", "annotations", "categories")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-PYTHON_ONLY = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|NaN|-?Infinity', re.DOTALL)
-"""Where Python's json knows more than the JSON standard: these words, and half characters in strings."""
-HALF_CHARACTER = re.compile(rb"\\u[dD][0-9a-fA-F]{3}")
+PYTHON_ONLY = re.compile(rb"(?<=[\s,:\[])(?:NaN|-?Infinity)(?=[\s,\]}])|\\u[dD][0-9a-fA-F]{3}")
+"""What Python's json reads and the JSON standard does not know: these words, and halves of characters."""
 KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
 
 
@@ -67,7 +66,7 @@ def read_sections(path: str | os.PathLike[str]) -> dict[str, Any]:
         except msgspec.ValidationError:
             raise
         except msgspec.DecodeError:  # split what has the same length, and is JSON by the standard
-            plain = PYTHON_ONLY.sub(_standard, content)
+            plain = PYTHON_ONLY.sub(lambda word: rb"\u0041" if word[0][:1] == b"\\" else b"1" * len(word[0]), content)
             sections = _split(plain, content)
     except msgspec.ValidationError as error:
         raise ValueError(f"{path} is not in COCO's instances format: it is not a JSON object ({error})") from error
@@ -80,7 +79,8 @@ def read_sections(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is not readable JSON: {reason}") from error
     for name in LISTS:
         if not isinstance(sections.get(name, []), list):
-            kind = kind_of(json.loads(bytes(sections[name])))
+            start = bytes(memoryview(sections[name])[:1])
+            kind = kind_of({b"{": {}, b'"': "", b"n": None, b"t": True, b"f": False}.get(start, 0))
             raise ValueError(f"{path}: {name!r} is {kind} instead of a list: it is not in COCO's instances format")
     return sections
 
@@ -101,11 +101,6 @@ def _split(text: Any, original: memoryview | None = None) -> dict[str, Any]:
         else:
             sections[name] = found(section)
     return sections
-
-
-def _standard(found: re.Match[bytes]) -> bytes:
-    text = found[0]
-    return HALF_CHARACTER.sub(rb"\\u0041", text) if text[:1] == b'"' else b"1" * len(text)
 
 
 def elements(sections: Mapping[str, Any], name: str, path: str | os.PathLike[str]) -> Iterator[Any]:

@@ -234,14 +234,6 @@ def test_boxes_given_by_their_corners(tmp_path: Path) -> None:
     assert "[x0, y0, x1, y1]" in found.note
 
 
-def test_boxes_between_0_and_1(tmp_path: Path) -> None:
-    def spoil(content: Content) -> None:
-        for annotation in content["annotations"]:
-            annotation["bbox"] = [v / s for v, s in zip(annotation["bbox"], [WIDTH, HEIGHT] * 2, strict=True)]
-
-    assert "between 0 and 1" in finding(check(spoiled(tmp_path, spoil)), p.MISMATCH.key).note
-
-
 def test_rles_turned_round_are_recognised(tmp_path: Path) -> None:
     path = spoiled(tmp_path, change(segmentation=rle(WIDTH, HEIGHT)))
     assert "[width, height]" in finding(check(path), p.BAD_RLE.key).note
@@ -281,16 +273,18 @@ def test_a_flat_polygon_is_named(tmp_path: Path) -> None:
     assert "flat lists, in which a number stands where a polygon belongs" in found.note
 
 
-def test_coordinates_between_0_and_1(tmp_path: Path) -> None:
+@pytest.mark.parametrize("masks", [False, True])
+def test_coordinates_between_0_and_1(tmp_path: Path, masks: bool) -> None:
     def spoil(content: Content) -> None:
         for annotation in content["annotations"]:
             annotation["bbox"] = [v / s for v, s in zip(annotation["bbox"], [WIDTH, HEIGHT] * 2, strict=True)]
             outline = zip(annotation["segmentation"][0], [WIDTH, HEIGHT] * 4, strict=True)
-            annotation["segmentation"] = [[v / s for v, s in outline]]
+            annotation["segmentation"] = [[v / s for v, s in outline]] if masks else annotation["segmentation"]
 
     report = check(spoiled(tmp_path, spoil))
-    (found,) = [found for found in report.findings if found.severity > 0]
-    assert found.rule is p.RELATIVE and found.count == NUM and "multiply" in found.fix
+    (found,) = [found for found in report.findings if found.severity > 0 and found.rule is not p.EMPTY]
+    assert found.rule is p.RELATIVE and found.count == NUM
+    assert "between 0 and 1" in found.rule.title and "coordinates are in pixels" in found.fix
 
 
 @pytest.mark.parametrize(("area", "named"), [(100.0, True), (196.0, False), (225.0, False), (None, False)])

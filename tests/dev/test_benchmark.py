@@ -86,6 +86,12 @@ def few_components(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detections, "DIM", 4)  # a few objects have no more
 
 
+def test_reading_takes_less_time_and_memory_than_parsing(data: Path) -> None:
+    time, memory = measure("read", data, "--objects", "2000")
+    assert time.baseline is not None and time.ratio > 1 and time.goal is not None
+    assert memory.unit == "x" and memory.ours.samples[0] < 20  # of a small file
+
+
 def test_paste(data: Path, few_components: None) -> None:
     paste, templates, masks = measure("paste", data, "--detections", "7", "--sizes", "50x60")
     assert paste.what == "paste 7 detections, 50 x 60"
