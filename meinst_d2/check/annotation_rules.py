@@ -283,7 +283,7 @@ IGNORED = rule(
     lambda annotation: annotation.get("ignore", 0) != 0)
 BAD_BOX = rule(
     "box-unreadable", STOPS, "annotations whose bbox is missing or cannot be read as four numbers",
-    "stops when it comes to the image, an empty bbox while loading", DROP, bad_box)
+    "stops when it comes to the image, an empty bbox while loading; evaluation takes the mask's", DROP, bad_box)
 BAD_SEGMENTATION = rule(
     "segmentation-unreadable", STOPS, "segmentations that are neither a list of polygons nor an RLE",
     "stops while loading (TypeError, KeyError or ValueError)", f"{FORMS}; {DROP}", bad_segmentation, forms)

@@ -9,12 +9,14 @@ Categories are numbered as Detectron2's ``load_coco_json`` numbers them: by risi
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import re
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,7 @@ from meinst_d2.data.annotations import AnnotationTable, InstanceAnnotation
 LONGEST_SIDE = 2**31 - 1
 """Pixels of an image."""
 NO_BOX = (0.0, 0.0, 0.0, 0.0)
+NOT_NUMBERS = array("d", [math.nan] * 4)
 NUMBERS = frozenset((int, float))
 """The types of JSON numbers; a boolean is not one."""
 LISTS = ("images", "annotations", "categories")
@@ -130,6 +133,7 @@ class CocoDataset:
         images: ``id``, ``height``, ``width`` and, where the file has it, ``file_name`` of every image.
         category_ids, class_names: K of each, in the order of Detectron2's class numbers.
         annotations: M of them; ``category`` is the class number, -1 of none; ``image_size`` is (0, 0) of no image.
+        boxes_xywh: (M, 4) ``bbox`` as the file has it, unrounded; NaN where it is missing or not four numbers.
         annotation_ids: as the file has them.
         image_rows: (M,) the number of each annotation's image in ``images``, or -1.
     """
@@ -139,6 +143,7 @@ class CocoDataset:
     category_ids: list[Any]
     class_names: list[str]
     annotations: AnnotationTable
+    boxes_xywh: npt.NDArray[np.float64]
     annotation_ids: list[Any]
     image_rows: npt.NDArray[np.int64]
 
@@ -197,15 +202,17 @@ def _read(path: str | os.PathLike[str], table: AnnotationTable, *, named: bool) 
         images.append({"id": image["id"], "height": sizes[-1][0], "width": sizes[-1][1], **name})
     category_ids, names = _categories(sections, path, named=named)
     numbers = category_numbers(category_ids)
-    image_rows, ids = array("q"), []
+    image_rows, boxes, ids = array("q"), array("d"), []
     for number, annotation in enumerate(elements(sections, "annotations", path)):
         if not isinstance(annotation, dict):
             raise ValueError(f"{path}: annotation number {number} is {kind_of(annotation)} instead of an object")
         image_rows.append(lookup(rows, annotation.get("image_id")))
         category = lookup(numbers, annotation.get("category_id"))
         table.append(from_coco(annotation, sizes[image_rows[-1] + 1], category))
+        boxes.extend(four_numbers(annotation.get("bbox")))
         ids.append(annotation.get("id"))
-    return CocoDataset(os.fspath(path), images, category_ids, names, table, ids, np.array(image_rows, np.int64))
+    boxes_xywh, of_image = np.array(boxes, np.float64).reshape(-1, 4), np.array(image_rows, np.int64)
+    return CocoDataset(os.fspath(path), images, category_ids, names, table, boxes_xywh, ids, of_image)
 
 
 def _require(sections: Mapping[str, Any], names: Sequence[str], path: str | os.PathLike[str]) -> None:
@@ -295,13 +302,19 @@ def from_coco(annotation: Mapping[str, Any], image_size: tuple[int, int], catego
     )
 
 
+def four_numbers(xywh: Any) -> array[float]:
+    """A box as it is; NaN where it is not one."""
+    if isinstance(xywh, list) and len(xywh) == 4 and NUMBERS.issuperset(map(type, xywh)):
+        with suppress(OverflowError):  # a whole number that no float holds
+            return array("d", xywh)
+    return NOT_NUMBERS
+
+
 def corners_of(xywh: Any) -> tuple[float, float, float, float]:
     """``xyxy`` of a box in COCO's format, rounded as Detectron2 rounds it; zeros where it is not four numbers."""
-    if not isinstance(xywh, list) or len(xywh) != 4 or not NUMBERS.issuperset(map(type, xywh)):
+    numbers = four_numbers(xywh)
+    if numbers is NOT_NUMBERS:
         return NO_BOX
-    try:
-        x, y, width, height = array("f", xywh)
-    except OverflowError:  # a whole number that no float holds
-        return NO_BOX
+    x, y, width, height = array("f", numbers)
     x, y, right, bottom = array("f", (x, y, x + width, y + height))
     return x, y, right, bottom

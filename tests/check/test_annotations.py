@@ -8,26 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from detectron2.data import DatasetCatalog
-from detectron2.structures import Boxes, Instances, PolygonMasks
-from detectron2.structures.masks import polygons_to_bitmask
 
 from meinst_d2.check import HURTS, STOPS, Rule
 from meinst_d2.check import annotation_rules as p
 from meinst_d2.data.coco import read_coco_json
 from meinst_d2.data.instances import make_templates
-from meinst_d2.evaluation.coco import MEInstCOCOEvaluator
 from tests.check.datasets import (
     HEIGHT,
     IMAGES,
     PER_IMAGE,
     WIDTH,
     Content,
+    ap_of_the_truth,
     check,
     finding,
     good_content,
-    registered,
     spoiled,
     train,
     write,
@@ -340,6 +335,7 @@ def test_ids_of_any_type_are_well(tmp_path: Path, what: str) -> None:
     assert [len(instances) for instances in trained.values()] == [PER_IMAGE] * IMAGES
     assert list(trained) == sorted(report.file.image_ids)
     assert trained[report.file.image_ids[0]].gt_classes.tolist() == [0, 1, 0, 1]
+    assert ap_of_the_truth(path) == {"bbox": pytest.approx(100), "segm": pytest.approx(100)}
 
 
 @pytest.mark.parametrize("key", ["area", "iscrowd"])
@@ -355,24 +351,6 @@ def test_evaluation_works_without_area_and_iscrowd(tmp_path: Path, key: str) -> 
     assert "evaluation takes the area from the mask and iscrowd for 0" in found.effect
     assert len(train(path)[1]) == PER_IMAGE
     assert ap_of_the_truth(path) == {"bbox": pytest.approx(100), "segm": pytest.approx(100)}
-
-
-def ap_of_the_truth(path: Path) -> dict[str, float]:
-    """AP of the ground truth as predictions, in this project's evaluator."""
-    with registered(path) as name:
-        evaluator = MEInstCOCOEvaluator(name, distributed=False)
-        evaluator.reset()
-        for record in DatasetCatalog.get(name):
-            instances = Instances((HEIGHT, WIDTH))
-            boxes = torch.tensor([a["bbox"] for a in record["annotations"]])
-            boxes[:, 2:] += boxes[:, :2]
-            instances.pred_boxes, instances.scores = Boxes(boxes), torch.ones(len(boxes))
-            instances.pred_classes = torch.tensor([a["category_id"] for a in record["annotations"]])
-            polygons = PolygonMasks([a["segmentation"] for a in record["annotations"]])
-            masks = [polygons_to_bitmask(parts, HEIGHT, WIDTH) for parts in polygons.polygons]
-            instances.pred_masks = torch.from_numpy(np.stack(masks))
-            evaluator.process([{"image_id": record["image_id"]}], [{"instances": instances}])
-        return {task: values["AP"] for task, values in evaluator.evaluate().items()}
 
 
 def test_counts_and_the_first_examples(tmp_path: Path) -> None:
