@@ -41,9 +41,8 @@ class Rule:
     """A kind of problem, and how it is found.
 
     Attributes:
-        key: short name, in reports.
+        key, title: short name, and what it is, of several.
         severity: how bad one of them is.
-        title: what it is, of several.
         effect: what training does with it.
         fix: empty where nothing needs to be done.
         find: the function that finds it.
@@ -98,11 +97,9 @@ class Report:
     """What was found out about a dataset.
 
     Attributes:
-        file: what it holds.
-        coverage: how objects spread over the feature levels.
+        file, coverage: what it holds, and how objects spread over the feature levels.
         encodings: how well masks can be encoded, where that was asked.
-        folder: of the images; None where they were not looked at.
-        decoded: whether their pixels were read, not only their headers.
+        folder, decoded: of the images, where they were looked at; whether their pixels were read, not only headers.
         findings: the worst first.
     """
 

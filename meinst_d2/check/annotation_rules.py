@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -169,15 +170,15 @@ def mask_bounds(annotation: InstanceAnnotation) -> Box | None:
 
 
 def hole(annotation: InstanceAnnotation) -> Rule | None:
-    several = isinstance(annotation.segmentation, list) and len(annotation.segmentation) > 1
-    return HOLE if several and 0 < (annotation.area or 0) < HOLE_SHARE * filled_area(annotation) else None
+    if not (isinstance(annotation.segmentation, list) and len(annotation.segmentation) > 1 and annotation.area):
+        return None
+    with suppress(UnusableInstance):  # a polygon that is absurdly far away
+        return HOLE if annotation.area < HOLE_SHARE * filled_area(annotation) else None
+    return None
 
 
 def filled_area(annotation: InstanceAnnotation) -> float:
-    try:
-        return float(mask_util.area(rle_of(annotation.segmentation, annotation.image_size)))
-    except UnusableInstance:  # a polygon that is absurdly far away
-        return 0.0
+    return float(mask_util.area(rle_of(annotation.segmentation, annotation.image_size)))
 
 
 def check_masks(file: CocoFile, workers: int = 1) -> None:
@@ -238,9 +239,8 @@ def forms(report: Report, finding: Finding) -> dict[str, str]:
 
 def types_of_ids(report: Report, finding: Finding) -> dict[str, str]:
     """Whether ids that stand for nothing would, as another type."""
-    file = report.file
-    ids = {str(id_): id_ for id_ in (file.category_ids if finding.rule is UNKNOWN_CATEGORY else file.image_ids)}
-    unknown = file.unknown_ids[finding.rule.key]
+    known = report.file.category_ids if finding.rule is UNKNOWN_CATEGORY else report.file.image_ids
+    ids, unknown = {str(id_): id_ for id_ in known}, report.file.unknown_ids[finding.rule.key]
     twins = [(id_, ids[str(id_)]) for id_ in unknown if str(id_) in ids]
     if len(twins) <= len(unknown) / 2:
         return {}
@@ -263,92 +263,68 @@ BACKGROUND = "leaves them out with a warning: their pixels are taught as backgro
 FORMS = """polygons are [[x0, y0, x1, y1, ...]] in pixels, RLEs {"size": [height, width], "counts": ...}"""
 
 # fmt: off
-NO_OBJECT = rule(
-    "annotation-no-object", STOPS, "elements of 'annotations' that are not objects",
+NO_OBJECT = rule("annotation-no-object", STOPS, "elements of 'annotations' that are not objects",
     "stops while loading (TypeError)", DROP, element_flags)
-NO_KEYS = rule(
-    "annotation-keys", STOPS, "annotations without id, image_id or category_id",
+NO_KEYS = rule("annotation-keys", STOPS, "annotations without id, image_id or category_id",
     "stops while loading (KeyError, or TypeError where one is a list)", DROP,
     lambda annotation: not all(is_id(annotation.get(key)) for key in ("id", "image_id", "category_id")))
-REPEATED_ID = rule(
-    "annotation-id-repeated", STOPS, "annotations whose id another has had before",
+REPEATED_ID = rule("annotation-id-repeated", STOPS, "annotations whose id another has had before",
     "stops while loading (AssertionError: annotation ids are not unique)",
     "give every annotation its own id; --drop-bad gives them new ones", reference_flags)
-UNKNOWN_CATEGORY = rule(
-    "unknown-category", STOPS, "annotations of a category that 'categories' does not list",
+UNKNOWN_CATEGORY = rule("unknown-category", STOPS, "annotations of a category that 'categories' does not list",
     "stops while loading (KeyError)", f"add the category, or {DROP}", reference_flags, types_of_ids)
-IGNORED = rule(
-    "ignore-flag", STOPS, "annotations with 'ignore' set",
+IGNORED = rule("ignore-flag", STOPS, "annotations with 'ignore' set",
     "stops while loading (AssertionError)", f"mark regions to ignore with iscrowd 1, or {DROP}",
     lambda annotation: annotation.get("ignore", 0) != 0)
-BAD_BOX = rule(
-    "box-unreadable", STOPS, "annotations whose bbox is missing or cannot be read as four numbers",
+BAD_BOX = rule("box-unreadable", STOPS, "annotations whose bbox is missing or cannot be read as four numbers",
     "stops when it comes to the image, an empty bbox while loading; evaluation takes the mask's", DROP, bad_box)
 BAD_SEGMENTATION = rule(
     "segmentation-unreadable", STOPS, "segmentations that are neither a list of polygons nor an RLE",
     "stops while loading (TypeError, KeyError or ValueError)", f"{FORMS}; {DROP}", bad_segmentation, forms)
-UNKNOWN_IMAGE = rule(
-    "unknown-image", HURTS, "annotations of an image that 'images' does not list",
+UNKNOWN_IMAGE = rule("unknown-image", HURTS, "annotations of an image that 'images' does not list",
     "ignores them, saying how many", f"add the image, or {DROP}", reference_flags, types_of_ids)
-NO_MASK = rule(
-    "no-segmentation", HURTS, "annotations without a segmentation",
+NO_MASK = rule("no-segmentation", HURTS, "annotations without a segmentation",
     BACKGROUND, f"draw their masks, mark them iscrowd 1, or {DROP}", bad_segmentation)
-OTHER_FORM = rule(
-    "segmentation-form", HURTS, "segmentations of another form than COCO's",
+OTHER_FORM = rule("segmentation-form", HURTS, "segmentations of another form than COCO's",
     "drops them: their pixels are taught as background", f"{FORMS}; {DROP}", bad_segmentation, forms)
-FEW_POINTS = rule(
-    "polygon-few-points", HURTS, "annotations none of whose polygons has three points and as many x as y",
+FEW_POINTS = rule("polygon-few-points", HURTS, "annotations none of whose polygons has three points and as many x as y",
     "drops them while loading: their pixels are taught as background", DROP, bad_segmentation)
 SOME_FEW_POINTS = rule(
     "polygon-part-few-points", HURTS, "annotations with polygons of fewer than three points, or not as many x as y",
     "drops those parts while loading and learns the others", "remove or redraw the parts", bad_segmentation)
-BAD_POLYGON = rule(
-    "polygon-no-numbers", HURTS, "annotations with polygons whose coordinates are not finite numbers",
+BAD_POLYGON = rule("polygon-no-numbers", HURTS, "annotations with polygons whose coordinates are not finite numbers",
     BACKGROUND, DROP, mask_against_box)
-BAD_RLE = rule(
-    "rle-wrong-size", HURTS, "RLEs whose size or whose runs do not fit their image",
+BAD_RLE = rule("rle-wrong-size", HURTS, "RLEs whose size or whose runs do not fit their image",
     BACKGROUND, f"RLE sizes are [height, width]; {DROP}", mask_against_box, rle_size)
-NO_NUMBERS = rule(
-    "box-no-numbers", HURTS, "boxes some of whose sides are strings, booleans or null",
+NO_NUMBERS = rule("box-no-numbers", HURTS, "boxes some of whose sides are strings, booleans or null",
     "learns strings and booleans as the numbers that they can be read as, and drops boxes with null",
     f"write numbers, or {DROP}", bad_box)
-NOT_FINITE = rule(
-    "box-not-finite", HURTS, "boxes with NaN or infinite sides",
+NOT_FINITE = rule("box-not-finite", HURTS, "boxes with NaN or infinite sides",
     "drops those with NaN and clips infinite sides to the image", DROP, bad_box)
-NO_AREA = rule(
-    "box-without-area", HURTS, "boxes of no width or no height",
+NO_AREA = rule("box-without-area", HURTS, "boxes of no width or no height",
     "drops them: their pixels are taught as background", DROP, box_against_image)
-NEGATIVE = rule(
-    "box-negative", HURTS, "boxes of negative width or height",
+NEGATIVE = rule("box-negative", HURTS, "boxes of negative width or height",
     "turns them round and learns a box to the left of or above the point that is given",
     f"bbox is [x, y, width, height]; {DROP}", bad_box)
-OUTSIDE = rule(
-    "box-outside", HURTS, "boxes wholly outside their image",
+OUTSIDE = rule("box-outside", HURTS, "boxes wholly outside their image",
     "drops them", f"look whether the image's width and height are swapped, or {DROP}", box_against_image)
-CROSSES = rule(
-    "box-crosses-edge", HURTS, "boxes that leave their image by more than a pixel",
+CROSSES = rule("box-crosses-edge", HURTS, "boxes that leave their image by more than a pixel",
     "clips them to the image, and their masks to the clipped box", "", box_against_image)
-RELATIVE = rule(
-    "coordinates-relative", HURTS, "annotations whose box lies between 0 and 1",
+RELATIVE = rule("coordinates-relative", HURTS, "annotations whose box lies between 0 and 1",
     "learns objects smaller than a pixel, which no location is taught to find",
     "coordinates are in pixels: multiply x by the image's width and y by its height", mask_against_box)
-MISMATCH = rule(
-    "box-not-of-mask", HURTS,
+MISMATCH = rule("box-not-of-mask", HURTS,
     "boxes whose sides are far from those of their masks (over 2 pixels and a tenth of the box)",
     "learns the box as it is, and of the mask what lies in the box", "compute the boxes from the masks",
     mask_against_box, box_format)
-HOLE = rule(
-    "polygon-hole", HURTS, "annotations of several polygons that have less area in the file than filled",
+HOLE = rule("polygon-hole", HURTS, "annotations of several polygons that have less area in the file than filled",
     "fills polygons inside of others, as all of COCO's tools do", "write masks with holes as RLEs", hole, areas)
-EMPTY = rule(
-    "mask-empty", HURTS, "masks without a pixel in their box",
+EMPTY = rule("mask-empty", HURTS, "masks without a pixel in their box",
     "learns an empty mask for the box; meinst fit leaves them out", DROP, check_masks)
-EVALUATION_KEYS = rule(
-    "evaluation-keys", FINE, "annotations without a number as 'area' or without 'iscrowd'",
+EVALUATION_KEYS = rule("evaluation-keys", FINE, "annotations without a number as 'area' or without 'iscrowd'",
     "learns them; evaluation takes the area from the mask and iscrowd for 0", "",
     lambda annotation: type(annotation.get("area")) not in NUMBERS or "iscrowd" not in annotation)
-CROWD = rule(
-    "crowd", FINE, "crowd regions", "leaves them out; evaluation ignores what lies in them", "",
+CROWD = rule("crowd", FINE, "crowd regions", "leaves them out; evaluation ignores what lies in them", "",
     lambda annotation: bool(annotation.get("iscrowd", 0)))
 # fmt: on
 SIMPLE_RULES = (NO_KEYS, IGNORED, EVALUATION_KEYS, CROWD)

@@ -80,12 +80,7 @@ class CocoFile:
 
 
 def scan(path: str | os.PathLike[str]) -> CocoFile:
-    """Read a COCO file and look at every element by itself, then at the ids.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is not a readable JSON object, or a section is not a list.
-    """
+    """Read a COCO file and look at every element and its ids; raises what ``read_sections`` raises."""
     file, sections = CocoFile(path), read_sections(path)
     if not sections.keys() & set(LISTS):
         raise ValueError(f"{path} has neither images nor annotations: it is not in COCO's instances format")
@@ -93,7 +88,7 @@ def scan(path: str | os.PathLike[str]) -> CocoFile:
     for value in elements(sections, "images", path):
         image = value if isinstance(value, dict) else {}
         image_flags.append(bits(bad_entry(value)))
-        file.image_ids.append(id_of(image))
+        file.image_ids.append(image["id"] if is_id(image.get("id")) else None)
         file.names.append(image["file_name"] if isinstance(image.get("file_name"), str) else "")
         sides = image.get("height"), image.get("width")
         sizes.append(tuple(map(int, sides)) if all(map(is_side, sides)) else (0, 0))
@@ -107,12 +102,11 @@ def scan(path: str | os.PathLike[str]) -> CocoFile:
     rows = {id_: row for row, id_ in enumerate(file.image_ids) if id_ is not None}
     numbers = {id_: number for number, id_ in enumerate(file.category_ids)}
     flags, image_rows, seen = array("I"), array("q"), set()
-    total = len(sections.get("annotations", ()))
-    options = {"total": total, "unit": " annotations", "unit_scale": True, "dynamic_ncols": True}
-    for value in tqdm(elements(sections, "annotations", path), desc="reading", **options):
+    bar = {"total": len(sections.get("annotations", ())), "unit": " annotations", "unit_scale": True}
+    for value in tqdm(elements(sections, "annotations", path), desc="reading", dynamic_ncols=True, **bar):
         annotation = value if isinstance(value, dict) else {}
         row, category = lookup(rows, annotation.get("image_id")), lookup(numbers, annotation.get("category_id"))
-        id_ = id_of(annotation)
+        id_ = annotation["id"] if is_id(annotation.get("id")) else None
         found = ar.reference_flags(ar.element_flags(value), row, category, id_ in seen)
         if row >= 0 and not found & ar.NO_KEYS.bit:
             seen.add(id_)
@@ -125,10 +119,6 @@ def scan(path: str | os.PathLike[str]) -> CocoFile:
         flags.append(found)
     file.flags, file.image_rows = np.array(flags, np.uint32), np.array(image_rows, np.int64)
     return file
-
-
-def id_of(element: dict[str, Any]) -> Any:
-    return element["id"] if is_id(element.get("id")) else None
 
 
 class Line(NamedTuple):
@@ -148,20 +138,14 @@ def require_other_file(path: str | os.PathLike[str], other: str | os.PathLike[st
 
 
 def write_without_bad(file: CocoFile, path: str | os.PathLike[str]) -> tuple[Path, list[Line]]:
-    """Copy a COCO file, leaving out unusable annotations, unusable images and the annotations of those.
+    """Copy a checked COCO file, leaving out unusable annotations, unusable images and the annotations of those.
 
     Everything else is kept as it is written, in order, sections that COCO does not know included; only spaces between
-    elements are not. Annotations whose id another has had before get new ids.
-
-    Args:
-        file: scanned and checked.
-        path: of the copy; replaced only once it is complete.
+    elements are not. Annotations whose id another has had before get new ids. A copy is replaced only once it is
+    complete; it cannot be the file itself (ValueError).
 
     Returns:
         The CSV file (``path`` with the suffix .dropped.csv) of what was left out or renumbered, and why, and its lines.
-
-    Raises:
-        ValueError: ``path`` is the file itself.
     """
     require_other_file(file.path, path)
     images = (file.image_flags & DROPPED_IMAGES) != 0

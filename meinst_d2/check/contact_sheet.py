@@ -37,12 +37,11 @@ def draw_contact_sheet(
     samples: int = 48,
     seed: int = 0,
 ) -> None:
-    """Draw sampled annotations, each with its mask, its box and its class.
+    """Draw sampled annotations of a checked file, each with its mask, its box and its class.
 
     Args:
         path: the picture.
-        file: scanned and checked.
-        folder: of the images; None, or an image that cannot be read, leaves the ground grey.
+        file, folder: of the images; without a folder, or an image that can be read, the ground is grey.
         rules: about annotations, that make one bad.
         samples: how many; up to half of them bad ones, of as many kinds as there are, or more where good ones lack.
         seed: of the sampling.

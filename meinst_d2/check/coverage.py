@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,20 +26,13 @@ USUAL_LOSS = 0.02
 USUAL_LOSS_OF_CLASS = 0.1
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What matters of a config.
-
-    Attributes:
-        rule: of the assignment.
-        min_size, max_size: of test images.
-        filter_empty: whether training leaves out images without objects.
-    """
+class Settings(NamedTuple):
+    """What matters of a config."""
 
     rule: AssignmentRule
-    min_size: int
+    min_size: int  # of test images
     max_size: int
-    filter_empty: bool
+    filter_empty: bool  # whether training leaves out images without objects
 
 
 def settings_of(cfg: CfgNode) -> Settings:
@@ -71,13 +64,7 @@ class Coverage:
 
 
 def measure_coverage(file: CocoFile, settings: Settings, workers: int = 1) -> Coverage:
-    """Assign all objects as training does at the test size, and flag those without a positive location.
-
-    Args:
-        file: scanned and checked; its flags change.
-        settings: of the config.
-        workers: processes.
-    """
+    """Assign all objects of a checked file as training does at the test size, and flag those that get no location."""
     rows = np.flatnonzero(file.learned & ~file.having(RELATIVE))
     rows = rows[(file.sizes[file.image_rows[rows]] > 0).all(axis=1)]
     rows = rows[file.image_rows[rows].argsort(kind="stable")]
@@ -144,12 +131,10 @@ def loss(report: Report, finding: Finding) -> dict[str, Any]:
 
 rule = partial(add_rule, ANNOTATION_RULES)
 # fmt: off
-NO_CELL = rule(
-    "too-small", HURTS, "objects too small or too thin to hold the center of a cell of their feature level",
+NO_CELL = rule("too-small", HURTS, "objects too small or too thin to hold the center of a cell of their feature level",
     "teaches no location to find them: they are background to the detector",
     "train on larger images (INPUT.MIN_SIZE_TRAIN) or on tiles", measure_coverage, loss)
-OUTDONE = rule(
-    "outdone", HURTS, "objects all of whose cells belong to smaller or earlier objects",
+OUTDONE = rule("outdone", HURTS, "objects all of whose cells belong to smaller or earlier objects",
     "teaches no location to find them",
     "larger images (INPUT.MIN_SIZE_TRAIN) have more cells; look for objects that are annotated twice",
     measure_coverage, loss)

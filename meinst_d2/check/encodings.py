@@ -19,13 +19,10 @@ from meinst_d2.reconstruction.report import Row, class_table, rows_of
 
 HELD_OUT_SHARE = 5
 """One of so many masks of a class is measured, the others are fitted to."""
-MOST_PER_CLASS = 200
-"""Masks of a class that are measured."""
-MOST_FITTED = 50_000
-"""Masks that dictionaries are fitted to: enough to compare them."""
-FEWEST = 5
-"""Measured masks of a class below which its mean says little."""
-POOR_IOU = 0.75
+MOST_PER_CLASS, MOST_FITTED = 200, 50_000
+"""Masks of a class that are measured, and masks that dictionaries are fitted to: enough to compare them."""
+FEWEST, POOR_IOU = 5, 0.75
+"""Measured masks of a class below which its mean says little, and the mean below which it is poor."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +30,7 @@ class Encodings:
     """What was measured.
 
     Attributes:
-        rows: one per encoding.
-        classes: names.
+        rows, classes: one per encoding; names.
         fitted_to: masks that the dictionary was fitted to; 0 where it came from a file.
         measured: masks that were reconstructed, none of which was fitted to.
         left_out: why pairs of S and D are missing.

@@ -54,16 +54,10 @@ def flag_repeats(file: CocoFile) -> None:
 
 
 def check_images(file: CocoFile, folder: str | os.PathLike[str], *, decode: bool = False, workers: int = 1) -> None:
-    """Flag images that are missing, cannot be read, or have another size.
+    """Flag images of a scanned file that are not in the folder, cannot be read, or have another size.
 
-    Args:
-        file: scanned; its image flags change.
-        folder: that file names are relative to.
-        decode: read every pixel, as training does, instead of the headers alone: finds files that are cut off.
-        workers: processes.
-
-    Raises:
-        NotADirectoryError: there is no such folder.
+    With ``decode`` every pixel is read, as in training, instead of the headers alone: it finds files that are cut off.
+    Raises a NotADirectoryError if there is no such folder.
     """
     if not os.path.isdir(folder):
         raise NotADirectoryError(f"there is no folder of images {folder}: name the folder that holds them")
@@ -200,38 +194,29 @@ DATASET_RULES: list[Rule] = []
 image_rule, dataset_rule = partial(add_rule, IMAGE_RULES), partial(add_rule, DATASET_RULES)
 
 # fmt: off
-IMAGE_NO_OBJECT = image_rule(
-    "image-no-object", STOPS, "elements of 'images' that are not objects",
+IMAGE_NO_OBJECT = image_rule("image-no-object", STOPS, "elements of 'images' that are not objects",
     "stops while loading (TypeError)", DROP, bad_entry)
-IMAGE_KEYS = image_rule(
-    "image-keys", STOPS, "images without id, file_name, height or width",
+IMAGE_KEYS = image_rule("image-keys", STOPS, "images without id, file_name, height or width",
     "stops while loading (KeyError)", f"complete them, or {DROP}", bad_entry)
-IMAGE_SIDES = image_rule(
-    "image-size-no-number", STOPS, "images whose height and width are not whole numbers above 0",
+IMAGE_SIDES = image_rule("image-size-no-number", STOPS, "images whose height and width are not whole numbers above 0",
     "stops when it comes to the image (SizeMismatchError)", f"write the size of the file, or {DROP}", bad_entry)
-MISSING = image_rule(
-    "image-missing", STOPS, "images whose file is not there",
+MISSING = image_rule("image-missing", STOPS, "images whose file is not there",
     "stops when it comes to the image (FileNotFoundError)", DROP, bad_file, missing_files)
-UNREADABLE = image_rule(
-    "image-unreadable", STOPS, "image files that cannot be read",
+UNREADABLE = image_rule("image-unreadable", STOPS, "image files that cannot be read",
     "stops when it comes to the image", DROP, bad_file, unused)
 OTHER_SIZE = image_rule(
     "image-other-size", STOPS, "image files of another size than the JSON says (after EXIF rotation)",
     "stops when it comes to the image (SizeMismatchError)",
     f"annotate the image as it is stored, remove its EXIF orientation, or {DROP}", bad_file, unused)
-REPEATED_IMAGE_ID = image_rule(
-    "image-id-repeated", HURTS, "images whose id a later image has again",
+REPEATED_IMAGE_ID = image_rule("image-id-repeated", HURTS, "images whose id a later image has again",
     "uses the later image, with the annotations of both", "give every image an id of its own", flag_repeats)
-REPEATED_FILE = image_rule(
-    "image-file-repeated", HURTS, "images whose file another image has had before",
+REPEATED_FILE = image_rule("image-file-repeated", HURTS, "images whose file another image has had before",
     "shows the file once per entry: objects annotated under one entry are background under the other",
     "merge the entries", flag_repeats)
-DEEP = image_rule(
-    "image-not-8-bit", HURTS, "image files of more than 8 bits per channel",
+DEEP = image_rule("image-not-8-bit", HURTS, "image files of more than 8 bits per channel",
     "takes the upper 8 of 16 bits, so that values below 256 are black, and clips floats to 0 ... 255; prediction too",
     "convert them to 8 bits", bad_file)
-EMPTIED = image_rule(
-    "image-all-unusable", HURTS, "images with annotations none of which can be learned",
+EMPTIED = image_rule("image-all-unusable", HURTS, "images with annotations none of which can be learned",
     "teaches the whole image as background", "see what is wrong with their annotations", settle_images)
 PAGES = image_rule(
     "image-pages", FINE, "image files of several pages", "reads the first page, as prediction does", "", bad_file)
@@ -252,22 +237,18 @@ NOTHING_TO_LEARN = dataset_rule(
     "nothing-to-learn", STOPS, "no annotation that can be learned", "stops: there is nothing to learn",
     "see what is wrong with the annotations, or name another file",
     lambda report: [""] if report.file.names and not report.file.learned.any() else [])
-CATEGORY_KEYS = dataset_rule(
-    "category-keys", STOPS, "categories without an id or a name", "stops before it starts",
+CATEGORY_KEYS = dataset_rule("category-keys", STOPS, "categories without an id or a name", "stops before it starts",
     "give every category an id and a name that is a string", bad_categories)
 MIXED_IDS = dataset_rule(
     "mixed-ids", STOPS, "sections whose ids are of types that do not sort", "stops while loading (TypeError)",
     "use numbers, or strings, for all", mixed_ids)
-REPEATED_CATEGORY_ID = dataset_rule(
-    "category-id-repeated", HURTS, "categories whose id another has",
+REPEATED_CATEGORY_ID = dataset_rule("category-id-repeated", HURTS, "categories whose id another has",
     "counts one class too many, which learns nothing, and evaluation stops (AssertionError)",
     "give every category an id of its own", repeated_ids)
-REPEATED_NAME = dataset_rule(
-    "category-name-repeated", HURTS, "categories whose name another has",
+REPEATED_NAME = dataset_rule("category-name-repeated", HURTS, "categories whose name another has",
     "learns two classes that nobody can tell apart", "merge or rename them",
     lambda report: [name for name, count in Counter(report.file.classes).items() if count > 1])
-NO_INSTANCES = dataset_rule(
-    "class-without-instances", HURTS, "classes without an object to learn",
+NO_INSTANCES = dataset_rule("class-without-instances", HURTS, "classes without an object to learn",
     "learns never to find them; evaluation leaves out classes that its file has no objects of",
     "remove the category, or add objects", lambda report: by_class(report, 0, 1))
 FEW_INSTANCES = dataset_rule(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import pickle
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,10 +98,6 @@ class AnnotationTable(Sequence[InstanceAnnotation]):
     def __len__(self) -> int:
         return len(self._categories)
 
-    def __iter__(self) -> Iterator[InstanceAnnotation]:
-        points = np.asarray(self._points)
-        return (self._make(i, points) for i in range(len(self)))
-
     def __getitem__(self, index: Any) -> Any:  # an annotation, or a list of them for a slice
         points = np.asarray(self._points)
         at = range(len(self))[index]
@@ -126,16 +122,10 @@ class AnnotationTable(Sequence[InstanceAnnotation]):
 
 
 class Selection(Sequence[InstanceAnnotation]):
-    """Some annotations of a sequence, without a copy."""
+    """Some annotations of a sequence, without a copy: those at ``indices``, a range or an array, in order."""
 
     def __init__(self, annotations: Sequence[InstanceAnnotation], indices: Sequence[int]) -> None:
-        """
-        Args:
-            annotations: to choose from.
-            indices: the chosen ones, in order; a range or an array.
-        """
-        self._annotations = annotations
-        self._indices = indices
+        self._annotations, self._indices = annotations, indices
 
     def __len__(self) -> int:
         return len(self._indices)

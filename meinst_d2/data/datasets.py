@@ -36,16 +36,10 @@ register_shapes(Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "shape
 
 
 def register_coco(spec: str) -> str:
-    """Register a dataset in COCO's format; again for the same files is fine.
-
-    Args:
-        spec: NAME=ANNOTATIONS.json:IMAGES.
-
-    Returns:
-        The name.
+    """Register NAME=ANNOTATIONS.json:IMAGES, a dataset in COCO's format, and return the name.
 
     Raises:
-        ValueError: the text has another form, or the name stands for other files.
+        ValueError: ``spec`` has another form, or the name is already registered for other files.
     """
     name, _, files = spec.partition("=")
     json_file, dot_json, images = files.partition(".json:")
@@ -58,9 +52,7 @@ def register_coco(spec: str) -> str:
         register_coco_instances(name, {}, json_file, images)
     known = MetadataCatalog.get(name)
     if (known.get("json_file"), known.get("image_root")) != (json_file, images):
-        raise ValueError(
-            f"--coco-dataset {spec}: there is a dataset {name} of other files already; choose another name"
-        )
+        raise ValueError(f"--coco-dataset {spec}: {name} is a dataset of other files already; choose another name")
     return name
 
 
@@ -108,11 +100,7 @@ def dataset_dicts(name: str) -> list[dict[str, Any]]:
 
 
 def training_records(names: Sequence[str], *, filter_empty: bool = True) -> list[dict[str, Any]]:
-    """The records of training sets together.
-
-    Args:
-        names: of registered datasets, with the same classes.
-        filter_empty: leave out images without an annotation that is not crowd.
+    """The records of registered datasets of the same classes; ``filter_empty`` leaves out images without objects.
 
     Raises:
         DatasetError: one cannot be loaded, or no image is left.
@@ -129,16 +117,11 @@ def training_records(names: Sequence[str], *, filter_empty: bool = True) -> list
 
 
 def class_names(name: str) -> list[str] | None:
-    """The classes of a registered dataset, without loading its annotations where that can be helped.
-
-    Returns:
-        In the order of the contiguous class ids, or None where only loading would tell.
-    """
+    """The classes of a registered dataset, read without its annotations; None where only loading would tell."""
     metadata = MetadataCatalog.get(name)
-    names = metadata.get("thing_classes")
-    if names is None and metadata.get("json_file") is not None:
-        names = read_category_names(metadata.json_file)
-    return names
+    if metadata.get("thing_classes") is None and metadata.get("json_file") is not None:
+        return read_category_names(metadata.json_file)
+    return metadata.get("thing_classes")
 
 
 @contextmanager

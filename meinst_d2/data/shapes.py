@@ -7,6 +7,7 @@ overlap, a few images hold crowd regions and a few hold nothing. Every image is 
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -42,24 +43,16 @@ Random = np.random.Generator
 
 @dataclass(frozen=True)
 class ShapesConfig:
-    """What the images look like.
+    """What the images look like."""
 
-    Attributes:
-        height, width: of every image, in pixels.
-        min_objects, max_objects: how many objects to place, uniformly; one that does not fit is tried elsewhere.
-        min_side, max_side: of an object's extent, in pixels; log-uniform.
-        empty: share of images without objects.
-        crowd: share of images with a crowd region.
-    """
-
-    height: int = 160
+    height: int = 160  # of every image, in pixels
     width: int = 160
-    min_objects: int = 2
+    min_objects: int = 2  # to place, uniformly; one that does not fit is tried elsewhere
     max_objects: int = 9
-    min_side: float = 20
+    min_side: float = 20  # of an object's extent, in pixels; log-uniform
     max_side: float = 96
-    empty: float = 0.04
-    crowd: float = 0.06
+    empty: float = 0.04  # share of images without objects
+    crowd: float = 0.06  # share of images with a crowd region
 
 
 def generate(
@@ -187,9 +180,8 @@ def _try_to_add(objects: list[_Object], new: _Object | None) -> bool:
     covering = new.full if new.occluder is None else new.full | new.occluder
     box = _bounds(new.full)
     for item in objects:
-        if (item.visible & ~covering).sum() < LEAST_VISIBLE * item.full.sum():
-            return False
-        if _overlap(_bounds(item.full), box) > MOST_OVERLAP:
+        visible = (item.visible & ~covering).sum()
+        if visible < LEAST_VISIBLE * item.full.sum() or _overlap(_bounds(item.full), box) > MOST_OVERLAP:
             return False
     for item in objects:
         item.visible &= ~covering
@@ -199,11 +191,8 @@ def _try_to_add(objects: list[_Object], new: _Object | None) -> bool:
 
 def _overlap(a: tuple[slice, slice], b: tuple[slice, slice]) -> float:
     """Intersection of two boxes over the area of the smaller."""
-    common, smaller = 1, (1, 1)
-    for p, q in zip(a, b, strict=True):
-        common *= max(0, min(p.stop, q.stop) - max(p.start, q.start))
-        smaller = (smaller[0] * (p.stop - p.start), smaller[1] * (q.stop - q.start))
-    return common / min(smaller)
+    common = math.prod(max(0, min(p.stop, q.stop) - max(p.start, q.start)) for p, q in zip(a, b, strict=True))
+    return common / min(math.prod(side.stop - side.start for side in box) for box in (a, b))
 
 
 def _random_object(rng: Random, config: ShapesConfig) -> _Object | None:
@@ -294,9 +283,12 @@ def _contrasting(rng: Random, background: npt.NDArray[np.float32]) -> npt.NDArra
 # Outlines, in units of their own: whoever draws them scales them.
 
 
-def _circle(points: int = 40) -> Outline:
-    angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
+def _arc(angle: npt.NDArray[np.float64]) -> Outline:
     return np.stack((np.cos(angle), np.sin(angle)), axis=1)
+
+
+def _circle(points: int = 40) -> Outline:
+    return _arc(np.linspace(0, 2 * np.pi, points, endpoint=False))
 
 
 def _rotated(rng: Random, points: Any) -> Outline:
@@ -320,9 +312,7 @@ def _crescent_outlines(rng: Random, side: float) -> list[Outline]:
     tip = np.arccos((1 + distance**2 - radius**2) / (2 * distance))
     inner_tip = np.arctan2(np.sin(tip), np.cos(tip) - distance)
     outer, inner = np.linspace(tip, 2 * np.pi - tip, 30), np.linspace(2 * np.pi - inner_tip, inner_tip, 30)
-    outer_arc = np.stack((np.cos(outer), np.sin(outer)), axis=1)
-    inner_arc = np.stack((distance + radius * np.cos(inner), radius * np.sin(inner)), axis=1)
-    return [_rotated(rng, np.concatenate((outer_arc, inner_arc)))]
+    return [_rotated(rng, np.concatenate((_arc(outer), [distance, 0] + radius * _arc(inner))))]
 
 
 def _bar_outlines(rng: Random, side: float) -> list[Outline]:
@@ -334,8 +324,7 @@ def _cut_outlines(rng: Random, side: float) -> list[Outline]:
     """Two caps of an ellipse, and the strip between them."""
     half = max(rng.uniform(0.12, 0.2), 4 / side)  # of the strip's width
     start = np.arcsin(half)
-    angle = np.linspace(start, np.pi - start, 20)
-    cap = np.stack((np.cos(angle), np.sin(angle)), axis=1)
+    cap = _arc(np.linspace(start, np.pi - start, 20))
     strip = np.array([[-1.3, -half], [1.3, -half], [1.3, half], [-1.3, half]])
     stretch = [rng.uniform(0.7, 1), 1]
     joined = _rotated(rng, np.concatenate((cap, cap * [1, -1], strip)) * stretch)

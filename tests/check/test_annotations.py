@@ -153,64 +153,42 @@ def test_a_part_with_two_points_goes_and_the_other_stays(tmp_path: Path) -> None
     assert len(train(path)[1]) == PER_IMAGE
 
 
-def test_negative_sides_are_turned_round(tmp_path: Path) -> None:
-    path = spoiled(tmp_path, change(bbox=[40.0, 20.0, -14.0, -14.0]))
-    assert "turns them round" in finding(check(path), p.NEGATIVE.key).effect
-    assert train(path)[1].gt_boxes.tensor[1].tolist() == [26, 6, 40, 20]
+OUTLINE_AT_THE_EDGE = [[50.0, 4.0, 78.0, 4.0, 78.0, 18.0, 50.0, 18.0]]
+LEARNED_OTHERWISE = [  # box, rule, what the report says, what training learns
+    ([40.0, 20.0, -14.0, -14.0], p.NEGATIVE, "turns them round", [26, 6, 40, 20]),
+    ([40.0, "4", 14.0, "1.4e1"], p.NO_NUMBERS, "the numbers that they can be read as", [40, 4, 54, 18]),
+    ([True, True, 14.0, 14.0], p.NO_NUMBERS, "the numbers that they can be read as", [1, 1, 15, 15]),
+    ([40.0, 4.0, None, 14.0], p.NO_NUMBERS, "drops boxes with null", None),
+    ([40.0, 4.0, float("inf"), 14.0], p.NOT_FINITE, "clips infinite sides", [40, 4, WIDTH, 18]),
+    ([50.0, 4.0, 28.0, 14.0], p.CROSSES, "clips", [50, 4, WIDTH, 18]),
+    ([26.0, 4.0, 28.0, 14.0], p.MISMATCH, "learns the box as it is", [26, 4, 54, 18]),
+    ([4.0, 4.0, 10.0, 10.0], p.EMPTY, "learns an empty mask", [4, 4, 14, 14]),
+]
 
 
-@pytest.mark.parametrize(
-    ("box", "learned"),
-    [
-        ([40.0, "4", 14.0, "1.4e1"], [40, 4, 54, 18]),
-        ([True, True, 14.0, 14.0], [1, 1, 15, 15]),
-        ([40.0, 4.0, None, 14.0], None),
-    ],
-)
-def test_boxes_that_are_read_all_the_same(tmp_path: Path, box: list[Any], learned: list[float] | None) -> None:
-    path = spoiled(tmp_path, change(bbox=box))
-    found = finding(check(path), p.NO_NUMBERS.key)
-    assert found.count == 1 and found.severity == p.HURTS and "drops boxes with null" in found.effect
-    boxes = train(path)[1].gt_boxes.tensor.tolist()
-    assert boxes[1] == learned if learned else len(boxes) == PER_IMAGE - 1
-
-
-def test_infinite_sides_are_clipped(tmp_path: Path) -> None:
-    path = spoiled(tmp_path, change(bbox=[40.0, 4.0, float("inf"), 14.0]))
-    assert "clips infinite sides" in finding(check(path), p.NOT_FINITE.key).effect
-    assert train(path)[1].gt_boxes.tensor[1].tolist() == [40, 4, WIDTH, 18]
-
-
-def test_boxes_that_leave_the_image_are_clipped(tmp_path: Path) -> None:
-    outline = [[50.0, 4.0, 78.0, 4.0, 78.0, 18.0, 50.0, 18.0]]
-    path = spoiled(tmp_path, change(bbox=[50.0, 4.0, 28.0, 14.0], segmentation=outline))
-    found = finding(check(path), p.CROSSES.key)
-    assert found.severity == HURTS and "clips" in found.effect
+@pytest.mark.parametrize(("box", "rule", "effect", "learned"), LEARNED_OTHERWISE)
+def test_boxes_that_are_learned_otherwise(
+    tmp_path: Path, box: list[Any], rule: Rule, effect: str, learned: list[float] | None
+) -> None:
+    at_the_edge = {"segmentation": OUTLINE_AT_THE_EDGE} if rule is p.CROSSES else {}
+    path = spoiled(tmp_path, change(bbox=box, **at_the_edge))
+    found = finding(check(path), rule.key)
+    assert found.count == 1 and found.severity == HURTS and effect in found.effect
     instances = train(path)[1]
-    assert instances.gt_boxes.tensor[1].tolist() == [50, 4, 64, 18] and instances.gt_mask_templates[1].all()
+    assert len(instances) == (PER_IMAGE if learned else PER_IMAGE - 1)
+    if learned:
+        assert instances.gt_boxes.tensor[1].tolist() == learned
+        template = instances.gt_mask_templates[1]
+        if rule is p.MISMATCH:  # the mask fills its right half
+            assert not template[:, :14].any() and template[:, 14:].all()
+        elif rule in (p.CROSSES, p.EMPTY):
+            assert template.all() if rule is p.CROSSES else not template.any()
 
 
 def test_a_box_may_leave_by_a_pixel(tmp_path: Path) -> None:
     outline = [[50.0, 4.0, 64.9, 4.0, 64.9, 18.0, 50.0, 18.0]]
     path = spoiled(tmp_path, change(bbox=[50.0, 4.0, 14.9, 14.0], segmentation=outline))
     assert check(path).severity == 0
-
-
-def test_a_box_that_is_not_its_masks_is_learned(tmp_path: Path) -> None:
-    path = spoiled(tmp_path, change(bbox=[26.0, 4.0, 28.0, 14.0]))  # the mask fills its right half
-    found = finding(check(path), p.MISMATCH.key)
-    assert found.count == 1 and found.severity == HURTS and "learns the box as it is" in found.effect
-    instances = train(path)[1]
-    assert instances.gt_boxes.tensor[1].tolist() == [26, 4, 54, 18]
-    template = instances.gt_mask_templates[1]
-    assert not template[:, :14].any() and template[:, 14:].all()
-
-
-def test_a_mask_outside_its_box_is_learned_as_empty(tmp_path: Path) -> None:
-    path = spoiled(tmp_path, change(bbox=[4.0, 4.0, 10.0, 10.0]))
-    assert "learns an empty mask" in finding(check(path), p.EMPTY.key).effect
-    instances = train(path)[1]
-    assert len(instances) == PER_IMAGE and not instances.gt_mask_templates[1].any()
 
 
 def test_an_rle_without_a_pixel(tmp_path: Path) -> None:
@@ -225,8 +203,7 @@ def test_boxes_given_by_their_corners(tmp_path: Path) -> None:
             x, y, width, height = annotation["bbox"]
             annotation["bbox"] = [x, y, x + width, y + height]
 
-    found = finding(check(spoiled(tmp_path, spoil)), p.MISMATCH.key)
-    assert "[x0, y0, x1, y1]" in found.note
+    assert "[x0, y0, x1, y1]" in finding(check(spoiled(tmp_path, spoil)), p.MISMATCH.key).note
 
 
 def test_rles_turned_round_are_recognised(tmp_path: Path) -> None:
