@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+sys.path[:0] = [str(ROOT), str(ROOT / "dev")]
 
 from benchmarks.common import add_common_arguments, machine, print_table, set_threads, write_json  # noqa: E402
 

@@ -110,8 +110,7 @@ def main() -> None:
 
     # Imported here so that --help answers at once.
     from meinst_d2.data.datasets import register_shapes
-    from meinst_d2.data.shapes import generate
-    from meinst_d2.data.shapes.images import ShapesConfig
+    from meinst_d2.data.shapes import ShapesConfig, generate
 
     shapes = args.output / "shapes"
     images = {"train": args.train_images, "val": args.val_images}

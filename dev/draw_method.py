@@ -40,7 +40,7 @@ class Shapes:
 
         from meinst_d2.data.annotations import AnnotationTable, InstanceAnnotation
         from meinst_d2.data.instances import make_templates
-        from meinst_d2.data.shapes.images import ShapesConfig, draw_image
+        from meinst_d2.data.shapes import ShapesConfig, draw_image
 
         config = ShapesConfig()
         drawn = [draw_image(config, (0, 0, i)) for i in range(count)]

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from meinst_d2.commands import make_parser
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 
 EXAMPLES = """example:
   meinst shapes --output datasets/shapes --train 3000 --val 100

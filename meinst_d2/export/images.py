@@ -11,7 +11,7 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
 from torch import Tensor
 
-from meinst_d2.data.shapes.images import ShapesConfig, draw_image
+from meinst_d2.data.shapes import ShapesConfig, draw_image
 
 GENERATED = ((96, 128), (160, 128), (128, 200))
 """(height, width) of the images that are drawn where none are given."""

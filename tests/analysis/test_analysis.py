@@ -23,8 +23,7 @@ from meinst_d2.analysis.inputs import encoder_of_checkpoint, fitted_encoder
 from meinst_d2.analysis.report import conclusions, json_of, text_of
 from meinst_d2.commands import analyze as analyze_command
 from meinst_d2.data.instances import make_templates
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from meinst_d2.encoding import PCAEncoder, save_components
 from meinst_d2.evaluation.average_precision import average_precision
 from meinst_d2.masks import encode_templates
@@ -404,17 +403,17 @@ def one(**annotation: Any) -> dict[str, Any]:
 MALFORMED: list[tuple[Any, str]] = [
     ("{", "is not readable JSON"),
     ([], "is not a JSON object"),
-    ({"annotations": None}, "'annotations' is a NoneType instead of a list"),
-    ({"images": {}}, "'images' is a dict instead of a list"),
-    ({"images": [3]}, "image number 0 is a int instead of an object"),
+    ({"annotations": None}, "'annotations' is null instead of a list"),
+    ({"images": {}}, "'images' is an object instead of a list"),
+    ({"images": [3]}, "image number 0 is a number instead of an object"),
     ({"images": [{"height": 4, "width": 4}]}, "image number 0 needs an id"),
     ({"images": [IMAGE | {"id": [1]}]}, "image number 0 needs an id"),
     ({"images": [IMAGE | {"height": "tall"}]}, "image number 0 needs an id, a height"),
     ({"categories": [{"name": "a"}]}, "category number 0 needs an id"),
     ({"categories": [CATEGORY | {"id": [1]}]}, "category number 0 needs an id"),
-    ({"categories": ["a"]}, "category number 0 is a str instead of an object"),
+    ({"categories": ["a"]}, "category number 0 is a string instead of an object"),
     ({"categories": [{"id": 1}]}, "category number 0 needs a name"),
-    ({"annotations": [None]}, "annotation number 0 is a NoneType instead"),
+    ({"annotations": [None]}, "annotation number 0 is null instead"),
     ({"annotations": [{"id": 5}]}, NUMBER_0 + "is of an image or a category that is not there"),
     (one(image_id=[1]), NUMBER_0 + "is of an image or a category that is not there"),
     (one(category_id=9), NUMBER_0 + "is of an image or a category that is not there"),

@@ -16,8 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from meinst_d2.commands import check as check_command
 from meinst_d2.data.datasets import register_shapes
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from tests.conftest import ROOT
 from tests.models import tiny_model, write_components
 

@@ -15,8 +15,7 @@ from PIL import Image
 from benchmarks import infer, models
 from benchmarks.common import Goal, PeakMemory, Row, Side, add_common_arguments, alternate, print_table, write_json
 from benchmarks.source import find_source
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from tests.conftest import ROOT
 
 
@@ -85,6 +84,12 @@ def few_components(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import detections
 
     monkeypatch.setattr(detections, "DIM", 4)  # a few objects have no more
+
+
+def test_reading_takes_less_time_and_memory_than_parsing(data: Path) -> None:
+    time, memory = measure("read", data, "--objects", "2000")
+    assert time.baseline is not None and time.ratio > 1 and time.goal is not None
+    assert memory.unit == "x" and memory.ours.samples[0] < 20  # of a small file
 
 
 def test_paste(data: Path, few_components: None) -> None:
