@@ -21,7 +21,7 @@ from meinst_d2.checkpoint.readers import (
     require_weights_by_name,
     weights_to_use,
 )
-from meinst_d2.checkpoint.resume import TAG, last_whole_checkpoint
+from meinst_d2.checkpoint.resume import TAG, OpenedCheckpoint, open_last_whole
 from meinst_d2.files import atomic_path
 
 require_detectron2()
@@ -45,16 +45,20 @@ class MEInstCheckpointer(DetectionCheckpointer):
         may_start_anew: layers that keep what the model was initialised with where the weights do not fit them.
     """
 
-    def __init__(self, model: nn.Module, save_dir: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, opened: OpenedCheckpoint | None = None, **kwargs: Any
+    ) -> None:
         """
         Args:
             model: what to load into and save.
             save_dir: where to save.
+            opened: a file that has been read already, and is not read again.
             kwargs: of DetectionCheckpointer.
         """
         super().__init__(model, save_dir, **kwargs)
         self.may_start_anew: Collection[Layer] = ()
         self._resumes_training = False
+        self._opened = opened
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """As Detectron2's. Of a run with averaged weights those are loaded, unless training goes on from the others."""
@@ -65,6 +69,9 @@ class MEInstCheckpointer(DetectionCheckpointer):
         return super().load(path, checkpointables)
 
     def _load_file(self, filename: str) -> Any:
+        opened, self._opened = self._opened, None
+        if opened is not None and str(opened.path) == filename:
+            return opened.content
         suffix = os.path.splitext(filename)[1]
         if suffix == ".safetensors":
             return load_safetensors(filename)
@@ -151,7 +158,9 @@ class MEInstCheckpointer(DetectionCheckpointer):
         problem, path = "", ""
         if comm.is_main_process():
             try:
-                found = last_whole_checkpoint(Path(self.save_dir))
+                found = self._opened
+                if found is None or found.path.parent != Path(self.save_dir):
+                    found = self._opened = open_last_whole(Path(self.save_dir))
             except ValueError as error:
                 problem = str(error)
             else:

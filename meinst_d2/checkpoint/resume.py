@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from meinst_d2.checkpoint.readers import load_tensor_file
 
@@ -25,6 +26,27 @@ class Resumable:
 
     path: Path
     passed_over: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OpenedCheckpoint:
+    """A checkpoint that has been read.
+
+    Attributes:
+        path: of the file.
+        content: what it holds.
+        passed_over: what is wrong with each later one, a sentence each.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    passed_over: tuple[str, ...] = ()
+
+
+def open_last_whole(folder: Path) -> OpenedCheckpoint | None:
+    """Like :func:`last_whole_checkpoint`, with what it holds."""
+    found = last_whole_checkpoint(folder)
+    return found and OpenedCheckpoint(found.path, load_tensor_file(found.path), found.passed_over)
 
 
 def last_whole_checkpoint(folder: Path) -> Resumable | None:

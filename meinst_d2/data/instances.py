@@ -24,6 +24,7 @@ from meinst_d2.masks.segmentation import (
     LONGEST_SIDE,
     NO_BOX,
     NO_IMAGE,
+    NO_MASK,
     UnusableInstance,
     bitmask_of,
     usable_polygons,
@@ -60,6 +61,28 @@ def from_dataset_dicts(dataset_dicts: Iterable[Mapping[str, Any]]) -> Annotation
         for record in dataset_dicts
         for annotation in record.get("annotations", ())
     )
+
+
+def count_learnable(dataset_dicts: Iterable[Mapping[str, Any]], *, masks: bool = True) -> tuple[int, Counter[str]]:
+    """How many annotations training can learn, and how many it cannot, by reason; nothing is drawn.
+
+    Args:
+        dataset_dicts: in Detectron2's format, as its loader made them: what that leaves out is not counted.
+        masks: whether masks are learned; without, only boxes matter.
+    """
+    reasons: Counter[str] = Counter()
+    learnable = 0
+    for annotation in from_dataset_dicts(dataset_dicts):
+        try:
+            _check_usable(annotation)
+            if masks and isinstance(annotation.segmentation, list):
+                usable_polygons(annotation.segmentation)
+            elif masks and not isinstance(annotation.segmentation, (Mapping, np.ndarray)):
+                raise UnusableInstance(NO_MASK)
+            learnable += 1
+        except UnusableInstance as error:
+            reasons[error.reason] += 1
+    return learnable, reasons
 
 
 def make_templates(annotations: Sequence[InstanceAnnotation], mask_size: int) -> Templates:

@@ -45,11 +45,7 @@ class FailedBatch:
         return [str(x.get("image_id", x.get("file_name"))) for x in self.inputs]
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write it, as tensors and plain containers.
-
-        Returns:
-            The file.
-        """
+        """Write it, as tensors and plain containers, and return the file."""
         path = Path(folder) / f"nonfinite_iter_{self.iteration:07d}_process_{self.rank}.pth"
         content = {name: getattr(self, name) for name in ("iteration", "rank", "random_seed")}
         content |= {"losses": dict(self.losses), "model": dict(self.weights)}
@@ -63,7 +59,7 @@ class FailedBatch:
         """Read what :meth:`save` wrote; no code in it can run.
 
         Raises:
-            ValueError: the file is not whole, or something else.
+            ValueError: the file is not whole, or is of another kind.
         """
         content = load_tensor_file(path)
         try:
@@ -71,7 +67,7 @@ class FailedBatch:
             plain = {name: content[name] for name in ("iteration", "rank", "random_seed", "losses")}
             return cls(**plain, inputs=inputs, weights=content["model"])
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} holds no batch whose loss was not finite") from error
+            raise ValueError(f"{path} does not hold a batch whose loss was not finite") from error
 
     def replay(self, model: nn.Module, inputs: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Tensor]:
         """The losses once more.
@@ -91,6 +87,7 @@ class FailedBatch:
 
 
 def _as_plain(value: Any) -> Any:
+    """A field of an input as tensors and plain containers; its type goes with it where that is one of Detectron2's."""
     if isinstance(value, Instances):
         fields = {name: _as_plain(field) for name, field in value.get_fields().items()}
         return {"image_size": list(value.image_size), "fields": fields}
@@ -99,10 +96,8 @@ def _as_plain(value: Any) -> Any:
         return {"type": "PolygonMasks", "value": polygons}
     if isinstance(value, (Boxes, BitMasks)):
         return {"type": type(value).__name__, "value": value.tensor.cpu()}
-    if isinstance(value, np.ndarray):
-        return torch.as_tensor(value)
-    if isinstance(value, np.generic):
-        return value.item()
+    if isinstance(value, (np.ndarray, np.generic)):
+        return torch.as_tensor(value) if isinstance(value, np.ndarray) else value.item()
     return value.cpu() if isinstance(value, Tensor) else value
 
 
