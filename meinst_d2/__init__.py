@@ -8,9 +8,10 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "add_meinst_config"]
+__all__ = ["__version__", "add_meinst_config", "train"]
 
 if TYPE_CHECKING:
+    from meinst_d2.commands.train import train_on_files as train
     from meinst_d2.config import add_meinst_config
 
 
@@ -39,4 +40,8 @@ def __getattr__(name: str) -> Any:
         from meinst_d2.config import add_meinst_config
 
         return add_meinst_config
+    if name == "train":
+        from meinst_d2.commands.train import train_on_files
+
+        return train_on_files
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

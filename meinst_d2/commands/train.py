@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg
 from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
@@ -15,12 +17,15 @@ import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2 import add_meinst_config
 from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
 from meinst_d2.checkpoint.resume import OpenedCheckpoint
+from meinst_d2.commands import fit as fit_command
 from meinst_d2.commands import reporting
-from meinst_d2.config_file import merge_config_file, merge_overrides, require_file
+from meinst_d2.config_file import merge_config_file, merge_overrides
 from meinst_d2.data.datasets import counting_classes, register_coco
+from meinst_d2.encoding import MASK_ENCODER_REGISTRY
 from meinst_d2.engine import Trainer, check_before_start, settle_seed
 from meinst_d2.engine.launch import default_setup, launch
 from meinst_d2.engine.lazy import as_yaml, in_lazy_words, lazy_trainer
+from meinst_d2.model_zoo import get_config_file
 
 EPILOG = """examples:
   meinst train --num-gpus 8 --config-file configs/MEInst_R_50_1x.yaml
@@ -50,12 +55,27 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def load_lazy(args: argparse.Namespace) -> Any:
-    """The LazyConfig (DictConfig) with its overrides, KEY=VALUE; None where the config is YAML."""
+def load(args: argparse.Namespace) -> tuple[CfgNode, Any]:
+    """The config of a YAML file or a LazyConfig, whose DictConfig is the second value; datasets are registered."""
+    for dataset in args.coco_dataset:
+        register_coco(dataset)
     if not args.config_file.endswith(".py"):
-        return None
-    require_file(args.config_file)
-    return LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+        return load_config(args), None
+    if not os.path.isfile(args.config_file):
+        raise FileNotFoundError(f"there is no config file {args.config_file}: name one that exists")
+    lazy = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    return as_yaml(lazy), lazy
+
+
+def check(args: argparse.Namespace) -> OpenedCheckpoint | None:
+    """Check what can be checked before the start; returns the starting weights for a run in the only process."""
+    cfg, lazy = load(args)
+    processes = max(args.num_gpus, 1) * args.num_machines
+    try:
+        opened = check_before_start(cfg, eval_only=args.eval_only, resume=args.resume, num_processes=processes)
+    except ValueError as error:
+        raise error if lazy is None else ValueError(in_lazy_words(str(error))) from error
+    return opened if processes == 1 else None
 
 
 def train(args: argparse.Namespace, opened: OpenedCheckpoint | None = None) -> Any:
@@ -68,10 +88,8 @@ def train(args: argparse.Namespace, opened: OpenedCheckpoint | None = None) -> A
     Returns:
         The results of the last evaluation.
     """
-    for dataset in args.coco_dataset:
-        register_coco(dataset)
-    lazy = load_lazy(args)
-    cfg, trainer_class = (load_config(args), Trainer) if lazy is None else (as_yaml(lazy), lazy_trainer(lazy))
+    cfg, lazy = load(args)
+    trainer_class = Trainer if lazy is None else lazy_trainer(lazy)
     cfg.SEED = settle_seed(cfg.SEED, cfg.OUTPUT_DIR, args.resume)
     if lazy is not None:
         lazy.train.seed = cfg.SEED
@@ -90,6 +108,63 @@ def train(args: argparse.Namespace, opened: OpenedCheckpoint | None = None) -> A
     return trainer.train()
 
 
+def train_on_files(
+    train_json: str | os.PathLike[str],
+    val_json: str | os.PathLike[str],
+    *,
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    config: str = "fine_tune",
+    weights: str = "",
+    overrides: Sequence[Any] = (),
+    resume: bool = False,
+) -> str:
+    """What meinst fit and meinst train do with two COCO files, in this process; ``meinst_d2.train``.
+
+    Args:
+        train_json, val_json: what to learn from and what to evaluate on.
+        images: the folder of their images, or one for each.
+        output: the folder of the run.
+        config: a YAML file, or a name below ``configs/``.
+        weights: what to start from; by default those of the config. For weights of a backbone alone, mask components
+            are fitted to ``output/components.npz``.
+        overrides: KEY, VALUE, KEY, VALUE, ... of the config.
+        resume: continue from the last checkpoint in ``output``.
+
+    Returns:
+        The file of the best weights, or of the last where no evaluation says which are best.
+
+    Raises:
+        ValueError, OSError: something is wrong with the files, the weights or the config; a sentence each.
+    """
+    args = parse_args(["--config-file", config if os.path.isfile(config) else get_config_file(config)])
+    args.resume = resume
+    folders = [images] * 2 if isinstance(images, (str, os.PathLike)) else images
+    for split, file, folder in zip(("TRAIN", "TEST"), (train_json, val_json), folders, strict=True):
+        name = f"{output}_{split.lower()}"
+        args.coco_dataset.append(f"{name}={file}:{folder}")
+        args.opts += [f"DATASETS.{split}", (name,)]
+    args.opts += ["OUTPUT_DIR", str(output), *(["MODEL.WEIGHTS", weights] if weights else [])]
+    args.opts += [*([] if torch.cuda.is_available() else ["MODEL.DEVICE", "cpu"]), *overrides]
+    cfg, components = load(args)[0], os.path.join(output, "components.npz")
+    meinst, start = cfg.MODEL.MEINST, cfg.MODEL.WEIGHTS
+    encodes = cfg.MODEL.MASK_ON and meinst.MASK_REPRESENTATION != "none" and meinst.ENCODER in MASK_ENCODER_REGISTRY
+    encoder = MASK_ENCODER_REGISTRY.get(meinst.ENCODER) if encodes else None
+    bare = not start or start.endswith(".pkl") or "ImageNetPretrained" in start
+    if encoder is not None and encoder.needs_components and bare and not meinst.COMPONENTS:
+        if not (resume and os.path.isfile(components)):
+            sizes = ["--dim", str(meinst.DIM_MASK), "--mask-size", str(meinst.MASK_SIZE), "--output", components]
+            flags = {"--class-specific": encoder.class_specific, "--no-sigmoid": not meinst.SIGMOID}
+            flags["--no-whiten"] = not meinst.WHITEN
+            fit_command.main(
+                ["--coco-json", str(train_json), *sizes, *(flag for flag, is_set in flags.items() if is_set)]
+            )
+        args.opts += ["MODEL.MEINST.COMPONENTS", components]
+    train(args, check(args))
+    files = [os.path.join(output, f"{name}.pth") for name in ("model_best", "model_final")]
+    return files[0] if os.path.isfile(files[0]) else files[1]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Check what can be checked, then start the processes.
 
@@ -97,15 +172,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: the command line, by default this process's. A script that registers datasets of its own calls this.
     """
     args = parse_args(argv)
-    processes = max(args.num_gpus, 1) * args.num_machines
     with reporting("train"):
-        for dataset in args.coco_dataset:
-            register_coco(dataset)
-        lazy = load_lazy(args)
-        cfg = load_config(args) if lazy is None else as_yaml(lazy)
-        try:
-            opened = check_before_start(cfg, eval_only=args.eval_only, resume=args.resume, num_processes=processes)
-        except ValueError as error:
-            raise error if lazy is None else ValueError(in_lazy_words(str(error))) from error
-    handed_on = (opened,) if processes == 1 else ()
-    launch(train, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args, *handed_on))
+        opened = check(args)
+    launch(train, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args, opened))

@@ -15,7 +15,6 @@ from detectron2.data import MetadataCatalog, build_detection_test_loader, get_de
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
-from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -32,11 +31,10 @@ MOST_DETECTIONS = 20
 
 
 class WeightAverage(HookBase):
-    """The exponential moving average of the weights: after every iteration average = decay * average + (1 - decay) *
-    weights.
+    """The exponential moving average of the weights, after every iteration decay * average + (1 - decay) * weights.
 
-    The first iteration sets it to the weights. Buffers, the mask components among them, are copied. Everything is
-    torch's ``AveragedModel``; this class makes it a hook and a part of checkpoints.
+    The first iteration sets it to the weights. Buffers, the mask components among them, are copied. It is torch's
+    ``AveragedModel``, made a hook and a part of checkpoints.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -216,15 +214,9 @@ def _giving_losses(model: nn.Module) -> Iterator[None]:
 
 
 class Visualization(HookBase):
-    """Every ``period`` iterations, the first image of the batch: ground truth, its reconstruction, prediction."""
+    """Draws the first image of the batch every ``period`` iterations, in the channel order of ``image_format``."""
 
     def __init__(self, step: TrainStep, period: int, image_format: str) -> None:
-        """
-        Args:
-            step: has the model and the batch.
-            period: iterations.
-            image_format: of the images, as in ``INPUT.FORMAT``.
-        """
         self.step, self.period, self.image_format = step, period, image_format
 
     def after_step(self) -> None:
@@ -236,7 +228,7 @@ class Visualization(HookBase):
 
 @torch.no_grad()
 def draw_sample(model: nn.Module, sample: Mapping[str, Any], image_format: str) -> np.ndarray:
-    """One training sample three times, side by side.
+    """The ground truth of a training sample, what the encoder makes of its masks, and the prediction, side by side.
 
     Args:
         model: a detector with masks or without.
@@ -244,39 +236,29 @@ def draw_sample(model: nn.Module, sample: Mapping[str, Any], image_format: str) 
         image_format: as in ``INPUT.FORMAT``.
 
     Returns:
-        (3, H, W') uint8 RGB.
+        (3, H, 3 * W) uint8 RGB.
     """
     image = convert_image_to_rgb(sample["image"].permute(1, 2, 0), image_format)
-    truth: Instances = sample["instances"]
-    trains = model.training
-    model.eval()  # the encoder takes the mean of its random clamp
+    truth, trains = sample["instances"], model.training
+    encoder = getattr(getattr(model, "proposal_generator", model), "mask_encoder", None)
+    model.eval()  # with the mean of the encoder's random clamp
     try:
-        panels = [_draw(image, truth.gt_boxes.tensor, masks) for masks in _truth_and_reconstruction(model, truth)]
         found = model([{"image": sample["image"]}])[0]["instances"].to("cpu")
+        templates: list[Tensor] = []
+        if encoder is not None and len(truth):
+            device = next(model.parameters()).device
+            masks, classes = mask_templates([truth], encoder.mask_size), truth.gt_classes.to(device)
+            templates = [masks.float(), encoder.decode(encoder.encode(masks.to(device), classes), classes).cpu()]
     finally:
         model.train(trains)
+    panels = []
+    for i in range(2):
+        masks = paste_masks(templates[i], truth.gt_boxes.tensor, *truth.image_size).numpy() if templates else None
+        panels.append(MaskVisualizer(image).overlay_instances(boxes=truth.gt_boxes.tensor, masks=masks))
     found = found[found.scores.argsort(descending=True)[:MOST_DETECTIONS]]
     masks = masks_of(found)
     if found.has("pred_mask_templates"):
-        masks = paste_masks(found.pred_mask_templates, found.pred_mask_boxes.tensor, *found.image_size)
-    panels.append(_draw(image, found.pred_boxes.tensor, masks, [f"{score:.0%}" for score in found.scores.tolist()]))
-    return np.concatenate(panels, axis=1).transpose(2, 0, 1)
-
-
-def _truth_and_reconstruction(model: nn.Module, truth: Instances) -> list[Tensor | None]:
-    """(M, H, W) bool each: the masks as training sees them, and what the encoder makes of them; None without masks."""
-    encoder = getattr(getattr(model, "proposal_generator", model), "mask_encoder", None)
-    if encoder is None or not len(truth):
-        return [None, None]
-    device = next(model.parameters()).device
-    templates, classes = mask_templates([truth], encoder.mask_size), truth.gt_classes.to(device)
-    reconstructed = encoder.decode(encoder.encode(templates.to(device), classes), classes).cpu()
-    return [paste_masks(x.float(), truth.gt_boxes.tensor, *truth.image_size) for x in (templates, reconstructed)]
-
-
-def _draw(image: np.ndarray, boxes: Tensor, masks: Any, labels: Sequence[str] | None = None) -> np.ndarray:
-    """(H, W, 3) uint8: the image with boxes, masks (bits or COCO encodings) and labels."""
-    if isinstance(masks, Tensor):
-        masks = masks.numpy()
-    drawn: np.ndarray = MaskVisualizer(image).overlay_instances(boxes=boxes, masks=masks, labels=labels).get_image()
-    return drawn
+        masks = paste_masks(found.pred_mask_templates, found.pred_mask_boxes.tensor, *found.image_size).numpy()
+    labels = [f"{score:.0%}" for score in found.scores.tolist()]
+    panels.append(MaskVisualizer(image).overlay_instances(boxes=found.pred_boxes.tensor, masks=masks, labels=labels))
+    return np.concatenate([panel.get_image() for panel in panels], axis=1).transpose(2, 0, 1)

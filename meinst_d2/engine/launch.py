@@ -9,9 +9,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -36,6 +35,19 @@ class Preempted(SystemExit):
         super().__init__(EXIT_CODE)
 
 
+@contextmanager
+def _on_sigterm(function: Callable[..., None]) -> Iterator[None]:
+    """Within the block SIGTERM calls a function; in a thread that is not the main one it has its usual effect."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, function)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Termination:
     """Whether SIGTERM has come.
 
@@ -47,17 +59,14 @@ class Termination:
     def __init__(self) -> None:
         self.requested = self.interruptible = False
 
-    @contextmanager
-    def handled(self) -> Iterator[None]:
-        """Within the block SIGTERM is noticed; in a thread that is not the main one it has its usual effect."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGTERM, self._notice)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
+    def handled(self) -> AbstractContextManager[None]:
+        """Within the block SIGTERM is noticed."""
+        return _on_sigterm(self._notice)
+
+    def _notice(self, *_: Any) -> None:
+        self.requested = True
+        if self.interruptible:
+            raise Preempted
 
     @contextmanager
     def raising(self) -> Iterator[None]:
@@ -70,40 +79,26 @@ class Termination:
         finally:
             self.interruptible = False
 
-    def _notice(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        if self.interruptible:
-            raise Preempted
 
-
-@contextmanager
-def _passing_on_sigterm() -> Iterator[None]:
-    """Within the block SIGTERM goes to the processes that this one has started, and not to itself."""
-
-    def pass_on(*_: Any) -> None:
-        for child in multiprocessing.active_children():
-            if child.pid is not None:
-                with suppress(ProcessLookupError):
-                    os.kill(child.pid, signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, pass_on)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _pass_on(*_: Any) -> None:
+    """SIGTERM to the processes that this one has started."""
+    for child in multiprocessing.active_children():
+        if child.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGTERM)
 
 
 def launch(
     main: Callable[..., Any], num_gpus: int, num_machines: int, machine_rank: int, dist_url: str, args: tuple[Any, ...]
 ) -> None:
-    """Like Detectron2's.
+    """Like Detectron2's, but how it ends.
 
     SIGTERM to this process goes to all that it started, and when they have saved and ended, this one ends with the same
     exit code. A process that is killed ends the others, and the job, with a sentence; so does a dataset that cannot be
     used in the only process.
     """
     try:
-        with _passing_on_sigterm() if num_gpus > 1 else nullcontext():
+        with _on_sigterm(_pass_on) if num_gpus > 1 else nullcontext():
             launch_processes(_forking, num_gpus, num_machines, machine_rank, dist_url, (main, args))
     except DatasetError as error:
         sys.exit(f"meinst train: {error}")
@@ -127,12 +122,7 @@ def _forking(main: Callable[..., Any], args: tuple[Any, ...]) -> None:
 
 
 def default_setup(cfg: Any, args: argparse.Namespace) -> None:
-    """Detectron2's, with the messages of this package in the same log.
-
-    Args:
-        cfg: a CfgNode or a LazyConfig.
-        args: of Detectron2's argument parser.
-    """
+    """Detectron2's, with the messages of this package in the same log."""
     setup_of_detectron2(cfg, args)
     folder = cfg.OUTPUT_DIR if isinstance(cfg, CfgNode) else cfg.train.output_dir
     setup_logger(folder, distributed_rank=comm.get_rank(), name="meinst_d2", abbrev_name="meinst")

@@ -50,6 +50,7 @@ LAZY_KEYS = {
     "MODEL.MEINST.WHITEN": f"{ENCODER}.whiten",
     "INPUT.FORMAT": "dataloader.train.mapper.image_format",
     "SOLVER.IMS_PER_BATCH": "dataloader.train.batch_size",
+    "DATALOADER.NUM_WORKERS": "dataloader.test.num_workers",
     "DATASETS.TRAIN": "dataloader.train.records.names",
     "DATASETS.TEST": "dataloader.evaluator.dataset_name",
 }

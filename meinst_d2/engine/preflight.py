@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from meinst_d2.config import add_meinst_config, check_choices
 from meinst_d2.data.datasets import class_names, loading, require_dataset
 from meinst_d2.encoding import MASK_ENCODER_REGISTRY, SigmoidClamp, load_components
 from meinst_d2.engine.trainer import COMPONENTS_DIFFER
-from meinst_d2.evaluation.build import build_evaluator
+from meinst_d2.evaluation import build_evaluator
 from meinst_d2.files import require_writable
 from meinst_d2.modeling.published_names import GENERATOR_PREFIX, settle_names
 
@@ -86,23 +86,20 @@ def check_before_start(
         if problems:
             raise PreflightError("\n".join(dict.fromkeys(problems)))
 
-    check(_check_values, cfg)
+    problems += _wrong_values(cfg)
     stop_here()  # nothing else can be looked at
     check(check_choices, cfg)
-    check(_check_keys, cfg)
+    problems += _wrong_keys(cfg)
+    if not eval_only:
+        problems += _wrong_settings(cfg, num_processes)
     start = check(_open_start, cfg, resume)
     opened, resumes = start or (None, False)
     trains = not (eval_only or resumes)  # the class layer, and perhaps the mask predictor, can be re-initialized
-    names = dict.fromkeys((*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST))
-    classes = {name: check(_classes_of, name) for name in names}
-    source, wanted = _classes_of_model(cfg, classes, None if trains else opened)
-    for name, found in classes.items():
-        check(_check_classes, cfg, name, found, source, wanted)
-    if not eval_only:
-        check(_check_batch, cfg, num_processes)
-        check(_check_evaluations, cfg)
     if start is not None:
         check(_check_weights, cfg, opened, trains, eval_only)
+    names = dict.fromkeys((*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST))
+    classes = {name: check(_classes_of, name) for name in names}
+    problems += _wrong_classes(cfg, classes, None if trains else opened)
     check(require_writable, os.path.join(cfg.OUTPUT_DIR, "log.txt"))
     stop_here()
     for name in cfg.DATASETS.TEST:
@@ -111,48 +108,79 @@ def check_before_start(
     return opened
 
 
-def value_of(cfg: CfgNode, key: str) -> Any:
+def _value(cfg: CfgNode, key: str) -> Any:
     return functools.reduce(getattr, key.split("."), cfg)
 
 
-def _check_values(cfg: CfgNode) -> None:
-    """Raise a ValueError if a key has no value, or counts less than there can be."""
-    for key in (*NEEDED, *(f"MODEL.MEINST.{name}" for name in cfg.MODEL.MEINST)):
-        if value_of(cfg, key) is None:
-            raise ValueError(f"{key} has no value: give it one, or remove it from the config")
-    for key, least in LEAST.items():
-        if value_of(cfg, key) < least:
-            raise ValueError(f"{key} = {value_of(cfg, key)} must be at least {least}")
+def _wrong_values(cfg: CfgNode) -> Iterator[str]:
     meinst = cfg.MODEL.MEINST
-    if meinst.DIM_MASK > meinst.MASK_SIZE**2:
-        raise ValueError(
+    needed = [key for key in (*NEEDED, *(f"MODEL.MEINST.{name}" for name in meinst)) if _value(cfg, key) is None]
+    yield from (f"{key} has no value: give it one, or remove it from the config" for key in needed)
+    for key, least in LEAST.items():
+        if key not in needed and _value(cfg, key) < least:
+            yield f"{key} = {_value(cfg, key)} must be at least {least}"
+    if not needed and meinst.DIM_MASK > meinst.MASK_SIZE**2:
+        yield (
             f"MODEL.MEINST.DIM_MASK = {meinst.DIM_MASK} is more than the {meinst.MASK_SIZE**2} pixels of a template of "
             f"MODEL.MEINST.MASK_SIZE = {meinst.MASK_SIZE}: choose fewer"
         )
 
 
-def _check_keys(cfg: CfgNode) -> None:
-    """Raise a ValueError if a part or the device does not exist, or a key would do nothing."""
+def _wrong_keys(cfg: CfgNode) -> Iterator[str]:
+    """A part or a device that does not exist, and keys that would do nothing."""
     device, architecture = cfg.MODEL.DEVICE, cfg.MODEL.META_ARCHITECTURE
     for key, registry in (("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY), ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY)):
-        if value_of(cfg, key) not in registry:
-            raise ValueError(f"{key} = {value_of(cfg, key)!r} is registered nowhere: import what defines it")
+        if _value(cfg, key) not in registry:
+            yield f"{key} = {_value(cfg, key)!r} is registered nowhere: import what defines it"
     try:
         torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"MODEL.DEVICE = {device!r} is not a device: choose cpu, cuda or cuda:N") from error
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"MODEL.DEVICE is {device}, but torch sees no GPU: add MODEL.DEVICE cpu to the command")
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            yield f"MODEL.DEVICE is {device}, but torch sees no GPU: add MODEL.DEVICE cpu to the command"
+    except RuntimeError:
+        yield f"MODEL.DEVICE = {device!r} is not a device: choose cpu, cuda or cuda:N"
     for key, what in UNSUPPORTED.items():
-        if value_of(cfg, key):
-            raise ValueError(f"{key} is {value_of(cfg, key)}, but {what} not supported: set it to False")
+        if _value(cfg, key):
+            yield f"{key} is {_value(cfg, key)}, but {what} not supported: set it to False"
     defaults, used = get_cfg(), THRESHOLDS.get(architecture)
     add_meinst_config(defaults)
     for node in ("MEINST", "RETINANET", "ROI_HEADS") if used else ():
-        for key in (f"MODEL.{node}.SCORE_THRESH_TEST", f"MODEL.{node}.NMS_THRESH_TEST"):
-            if node != used and value_of(cfg, key) != value_of(defaults, key):
-                instead = key.replace(node, used)
-                raise ValueError(f"{key} = {value_of(cfg, key)} does nothing to {architecture}: set {instead} instead")
+        for name in ("SCORE_THRESH_TEST", "NMS_THRESH_TEST"):
+            key = f"MODEL.{node}.{name}"
+            if node != used and _value(cfg, key) != _value(defaults, key):
+                yield f"{key} = {_value(cfg, key)} does nothing to {architecture}: set MODEL.{used}.{name} instead"
+
+
+def _wrong_settings(cfg: CfgNode, num_processes: int) -> Iterator[str]:
+    """What cannot be trained or evaluated on the way."""
+    solver, test, architecture = cfg.SOLVER, cfg.TEST, cfg.MODEL.META_ARCHITECTURE
+    batch, parts = solver.IMS_PER_BATCH, solver.GRADIENT_ACCUMULATION
+    share = batch // (solver.REFERENCE_WORLD_SIZE or num_processes)
+    if not cfg.DATASETS.TRAIN:
+        yield "DATASETS.TRAIN is empty: name a dataset to train on"
+    if solver.REFERENCE_WORLD_SIZE == 0 and batch % num_processes:
+        yield f"SOLVER.IMS_PER_BATCH = {batch} cannot be shared by {num_processes} processes: choose a multiple"
+    elif parts < 1 or share % parts:
+        yield (
+            f"SOLVER.GRADIENT_ACCUMULATION = {parts} cannot divide the {share} images that a process has in a batch "
+            f"of SOLVER.IMS_PER_BATCH = {batch}: choose a divisor"
+        )
+    for key, is_set in (("SOLVER.GRADIENT_ACCUMULATION", parts > 1), ("TEST.VALIDATION_LOSS", test.VALIDATION_LOSS)):
+        known = architecture in META_ARCH_REGISTRY
+        if is_set and known and not hasattr(META_ARCH_REGISTRY.get(architecture), "as_parts_of"):
+            yield (
+                f"{key} = {_value(cfg, key)} needs MODEL.META_ARCHITECTURE MEInstDetector, {architecture} normalises "
+                "its losses otherwise: leave it out"
+            )
+    if not 0 <= solver.EMA_DECAY < 1:
+        yield f"SOLVER.EMA_DECAY = {solver.EMA_DECAY} must be below 1, such as 0.9998, or 0 for no average"
+    if test.BEST_METRIC and test.BEST_METRIC.split("/")[0] not in ("segm", "bbox"):
+        yield f"TEST.BEST_METRIC = {test.BEST_METRIC!r} is not a metric: set it to segm/AP, bbox/AP50 or the like"
+    evaluates = test.EVAL_PERIOD > 0 and test.BEST_METRIC and cfg.DATASETS.TEST
+    if test.PATIENCE < 0 or (test.PATIENCE > 0 and not evaluates):
+        yield (
+            f"TEST.PATIENCE = {test.PATIENCE} counts evaluations during training: set TEST.EVAL_PERIOD, "
+            "TEST.BEST_METRIC and DATASETS.TEST, or TEST.PATIENCE 0"
+        )
 
 
 def _open_start(cfg: CfgNode, resume: bool) -> tuple[OpenedCheckpoint | None, bool]:
@@ -165,14 +193,17 @@ def _open_start(cfg: CfgNode, resume: bool) -> tuple[OpenedCheckpoint | None, bo
     if last is None and path and "://" not in path:
         if not os.path.isfile(path):
             raise FileNotFoundError(f"MODEL.WEIGHTS {path} does not exist: give a file, a URL or '' for random weights")
-        content = load_array_pickle(path) if path.endswith(".pkl") else read_checkpoint(path, mmap=True)
-        opened = None if path.endswith(".pkl") else OpenedCheckpoint(Path(path), content)
+        if path.endswith(".pkl"):
+            load_array_pickle(path)
+        else:
+            opened = OpenedCheckpoint(Path(path), read_checkpoint(path, mmap=True))
     if opened is not None:
         settle_names(opened.content["model"])
     return opened, last is not None
 
 
 def _classes_of(name: str) -> list[str] | None:
+    """The names of a dataset's classes, None where only loading it would tell; raises where it is not there."""
     require_dataset(name)
     images = MetadataCatalog.get(name).get("image_root")
     if images is not None and not os.path.isdir(images):
@@ -182,101 +213,48 @@ def _classes_of(name: str) -> list[str] | None:
     return class_names(name)
 
 
-def _classes_of_model(
-    cfg: CfgNode, classes: Mapping[str, list[str] | None], trained: OpenedCheckpoint | None
-) -> tuple[str, list[str] | None]:
-    """The names of the model's classes, None where they are not known, and where they are from.
+def _wrong_classes(
+    cfg: CfgNode, classes: Mapping[str, Sequence[str] | None], trained: OpenedCheckpoint | None
+) -> Iterator[str]:
+    """Datasets whose classes, by name, are not those of the model; a dataset that is only evaluated on may lack some.
 
     Args:
         cfg: of the run.
-        classes: by dataset, as far as they have been read.
-        trained: the weights, where they have learned their classes.
+        classes: by dataset.
+        trained: the weights, where they have learned the classes.
     """
-    names = info_of(trained.content).get("class_names") if trained is not None else None
-    if trained is not None and names and len(names) == cfg.MODEL.MEINST.NUM_CLASSES:
-        return str(trained.path), list(names)
-    first, names = next(iter(cfg.DATASETS.TRAIN), ""), None
-    if first in DatasetCatalog:
+    num_classes, first = cfg.MODEL.MEINST.NUM_CLASSES, next(iter(cfg.DATASETS.TRAIN), "")
+    source, wanted = f"the dataset {first!r}", classes.get(first)
+    if wanted is None and first in DatasetCatalog:
         with suppress(ValueError, OSError):  # what was trained on need not be here
-            names = classes.get(first) or class_names(first)
-    return f"the dataset {first!r}", names if names and len(names) == cfg.MODEL.MEINST.NUM_CLASSES else None
-
-
-def _check_classes(cfg: CfgNode, name: str, found: list[str] | None, source: str, wanted: list[str] | None) -> None:
-    """Raise a ValueError that says which classes of a dataset are not, by name, those of the model.
-
-    A dataset that is only evaluated on may lack some.
-    """
-    if found is None or found == wanted:
-        return
-    num_classes = cfg.MODEL.MEINST.NUM_CLASSES
-    if wanted is None:
-        if len(found) != num_classes:
-            raise ValueError(
-                f"the dataset {name!r} has {len(found)} classes, MODEL.MEINST.NUM_CLASSES is {num_classes}: set "
-                f"MODEL.MEINST.NUM_CLASSES {len(found)}"
+            wanted = class_names(first)
+    if trained is not None and info_of(trained.content).get("class_names"):
+        source, wanted = str(trained.path), info_of(trained.content)["class_names"]
+    for name, found in classes.items():
+        dataset = f"the dataset {name!r}"
+        if found is None:
+            continue
+        if wanted is None or len(wanted) != num_classes:
+            if len(found) != num_classes:
+                key = "MODEL.MEINST.NUM_CLASSES"
+                yield f"{dataset} has {len(found)} classes, {key} is {num_classes}: set {key} {len(found)}"
+            continue
+        dataset += f" ({MetadataCatalog.get(name).get('json_file', 'without a file')})"
+        unknown = [x for x in found if x not in wanted]
+        lacking = [x for x in wanted if x not in found and name in cfg.DATASETS.TRAIN]
+        if unknown or lacking:
+            differences = [f"has {', '.join(unknown)}, which {source} lacks"] if unknown else []
+            differences += [f"lacks {', '.join(lacking)} of {source}"] if lacking else []
+            yield f"{dataset} {' and '.join(differences)}: give its categories the names that {source} has"
+            continue
+        there = [x for x in wanted if x in found]
+        moved = [(a, b) for a, b in zip(found, there, strict=False) if a != b]
+        if moved:
+            mine, theirs = (", ".join(names) for names in zip(*moved, strict=True))
+            yield (
+                f"{dataset} has the classes {mine} in the place of {theirs} of {source}: give its categories ids that "
+                f"rise in the order of {source}"
             )
-        return
-    dataset = f"the dataset {name!r} ({MetadataCatalog.get(name).get('json_file', 'no file')})"
-    unknown = [x for x in found if x not in wanted]
-    lacking = [x for x in wanted if x not in found and name in cfg.DATASETS.TRAIN]
-    differences = [f"has {', '.join(unknown)}, which {source} lacks"] if unknown else []
-    differences += [f"lacks {', '.join(lacking)} of {source}"] if lacking else []
-    if differences:
-        raise ValueError(
-            f"{dataset} {' and '.join(differences)}: classes go by name, so give its categories the names of {source}"
-        )
-    in_order = [x for x in wanted if x in found]
-    if found != in_order:
-        moved = [pair for pair in zip(found, in_order, strict=True) if pair[0] != pair[1]]
-        here, there = (", ".join(names) for names in zip(*moved, strict=True))
-        raise ValueError(
-            f"{dataset} has the classes {here} in the place of {there} of {source}: give its categories ids that rise in "
-            f"the order of {source}"
-        )
-
-
-def _check_batch(cfg: CfgNode, num_processes: int) -> None:
-    """Raise a ValueError unless the batch can be divided among processes and parts."""
-    if not cfg.DATASETS.TRAIN:
-        raise ValueError("DATASETS.TRAIN is empty: name a dataset to train on")
-    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
-    parts, share = cfg.SOLVER.GRADIENT_ACCUMULATION, batch // (reference or num_processes)
-    if parts < 1 or share % parts:
-        raise ValueError(
-            f"SOLVER.GRADIENT_ACCUMULATION = {parts} cannot divide the {share} images that a process has in a batch "
-            f"of SOLVER.IMS_PER_BATCH = {batch}: choose a divisor"
-        )
-    if reference == 0 and batch % num_processes:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH = {batch} cannot be shared by {num_processes} processes: choose a multiple"
-        )
-    for key, is_set in (
-        ("SOLVER.GRADIENT_ACCUMULATION", parts > 1),
-        ("TEST.VALIDATION_LOSS", cfg.TEST.VALIDATION_LOSS),
-    ):
-        if is_set and not hasattr(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), "as_parts_of"):
-            raise ValueError(
-                f"{key} = {value_of(cfg, key)} needs MODEL.META_ARCHITECTURE MEInstDetector, "
-                f"{cfg.MODEL.META_ARCHITECTURE} normalises its losses otherwise: remove it"
-            )
-
-
-def _check_evaluations(cfg: CfgNode) -> None:
-    """Raise a ValueError unless the settings of evaluation go together."""
-    test, decay = cfg.TEST, cfg.SOLVER.EMA_DECAY
-    if not 0 <= decay < 1:
-        raise ValueError(f"SOLVER.EMA_DECAY = {decay} must be below 1, such as 0.9998, or 0 for no average")
-    if test.BEST_METRIC and test.BEST_METRIC.split("/")[0] not in ("segm", "bbox"):
-        raise ValueError(
-            f"TEST.BEST_METRIC = {test.BEST_METRIC!r} is not a metric: set it to segm/AP, bbox/AP50 or the like"
-        )
-    evaluates = test.EVAL_PERIOD > 0 and test.BEST_METRIC and cfg.DATASETS.TEST
-    if test.PATIENCE < 0 or (test.PATIENCE > 0 and not evaluates):
-        raise ValueError(
-            f"TEST.PATIENCE = {test.PATIENCE} counts evaluations during training: set TEST.EVAL_PERIOD, "
-            "TEST.BEST_METRIC and DATASETS.TEST, or TEST.PATIENCE 0"
-        )
 
 
 def _check_annotations(cfg: CfgNode, name: str) -> None:
@@ -291,11 +269,9 @@ def _check_weights(cfg: CfgNode, opened: OpenedCheckpoint | None, trains: bool, 
     """Raise a ValueError if the starting weights, the components and the config do not fit together."""
     meinst, path = cfg.MODEL.MEINST, opened.path if opened else cfg.MODEL.WEIGHTS
     state = opened.content["model"] if opened else {}
-    if eval_only and opened and cfg.MODEL.META_ARCHITECTURE in THRESHOLDS:
-        if not any(name.startswith(CLASS_LAYER.prefixes) for name in state):
-            raise ValueError(
-                f"{path} does not hold a trained detector (it has no class layer): give the weights of one"
-            )
+    ours = eval_only and opened and cfg.MODEL.META_ARCHITECTURE in THRESHOLDS
+    if ours and not any(name.startswith(CLASS_LAYER.prefixes) for name in state):
+        raise ValueError(f"{path} does not hold a trained detector (it has no class layer): give the weights of one")
     bias = state.get(GENERATOR_PREFIX + "head.cls_logits.bias")
     if not trains and bias is not None and bias.numel() != meinst.NUM_CLASSES:
         raise ValueError(
@@ -344,26 +320,26 @@ def _check_components(cfg: CfgNode, opened: OpenedCheckpoint | None, conflict: s
         class_specific = "--class-specific " if MASK_ENCODER_REGISTRY.get(meinst.ENCODER).class_specific else ""
         raise ValueError(
             f"the masks have no components: {where} and {weights or 'random weights'} do not carry them; run meinst fit "
-            f"--dataset {' '.join(cfg.DATASETS.TRAIN) or 'NAME'} --dim {meinst.DIM_MASK} --mask-size {meinst.MASK_SIZE} "
-            f"{class_specific}--output {file or 'FILE and set MODEL.MEINST.COMPONENTS FILE'}"
+            f"--dataset {' '.join(cfg.DATASETS.TRAIN) or 'NAME'} --dim {meinst.DIM_MASK} --mask-size "
+            f"{meinst.MASK_SIZE} {class_specific}--output {file or 'FILE and set MODEL.MEINST.COMPONENTS FILE'}"
         )
 
 
 def _require_fit(source: str, meinst: CfgNode, rows: torch.Tensor, about: Mapping[str, Any]) -> None:
-    """Raise a ValueError if components do not fit the config.
+    """Raise a ValueError if components, (D, S*S) or those of every dictionary, do not fit the config.
 
     Args:
         source: what has them.
         meinst: ``MODEL.MEINST``.
-        rows: (D, S*S), or of every dictionary.
+        rows: the components.
         about: ``encoder``, ``sigmoid`` and ``whiten``, as far as it is recorded how they were made.
     """
+    encoder = MASK_ENCODER_REGISTRY.get(meinst.ENCODER)
     if about.get("encoder", meinst.ENCODER) != meinst.ENCODER:
         raise ValueError(
             f"{source} was trained with MODEL.MEINST.ENCODER {about['encoder']}, the config asks for {meinst.ENCODER}"
         )
-    dictionaries = len(rows) if rows.ndim == 3 else 1
-    wanted = meinst.NUM_CLASSES if MASK_ENCODER_REGISTRY.get(meinst.ENCODER).class_specific else 1
+    dictionaries, wanted = len(rows) if rows.ndim == 3 else 1, meinst.NUM_CLASSES if encoder.class_specific else 1
     if dictionaries != wanted:
         raise ValueError(
             f"{source} holds {dictionaries} {'dictionary' if dictionaries == 1 else 'dictionaries'}, "

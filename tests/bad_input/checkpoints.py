@@ -165,19 +165,19 @@ CASES = [
     train(
         "another number of classes",
         "w.pth has 3 classes, the config asks for MODEL.MEINST.NUM_CLASSES = 6: set MODEL.MEINST.NUM_CLASSES 3, or "
-        "first train on the new classes (the class layer starts anew)",
+        "first train on the new classes (the class layer is then re-initialized)",
         saving(lambda: {"model": state("MODEL.MEINST.NUM_CLASSES", 3)}),
         evaluate=True,
     ),
     train(
         "weights of a backbone alone",
-        "w.pth holds no trained detector (it has no class layer): give the weights of one",
+        "w.pth does not hold a trained detector (it has no class layer): give the weights of one",
         saving(lambda: {"model": {"backbone.conv.weight": torch.zeros(1)}}),
         evaluate=True,
     ),
     show(
         "weights of a backbone alone",
-        "w.pth holds no trained detector (it has no class layer): give the weights of one",
+        "w.pth does not hold a trained detector (it has no class layer): give the weights of one",
         saving(lambda: {"model": {"backbone.conv.weight": torch.zeros(1)}}),
     ),
     show(
