@@ -68,7 +68,6 @@ def report(trainer: Any, output: Path, start: float) -> None:
     """Pictures, and a summary on the console."""
 
     from meinst_d2.data.datasets import dataset_dicts
-    from meinst_d2.evaluation.ceiling import encoding_ceiling
     from meinst_d2.visualization.sheets import draw_losses, draw_sheet, predict_dataset
 
     draw_losses(output / "losses.png", output / "metrics.json")
@@ -92,6 +91,46 @@ def report(trainer: Any, output: Path, start: float) -> None:
     summary = {"bbox": results["bbox"], "segm": results["segm"], "ceiling": ceiling["segm"], "minutes": minutes}
     (output / "summary.json").write_text(json.dumps(summary, indent=1))
     print(f"look at {output}/detections.png, losses.png, components.png; the model is {output}/model_final.pth")
+
+
+def encoding_ceiling(encoder: Any, dataset_name: str) -> dict[str, Any]:
+    """The AP that an encoding allows: of a detector that finds every object, its box and the best coefficients.
+
+    Args:
+        encoder: fitted; used in evaluation mode on the CPU.
+        dataset_name: registered, with annotations.
+
+    Returns:
+        Detectron2's results: ``{"bbox": {"AP": ...}, "segm": {"AP": ...}}``.
+    """
+    import torch
+    from detectron2.structures import Boxes, Instances
+
+    from meinst_d2.data.datasets import dataset_dicts
+    from meinst_d2.data.instances import from_dataset_dicts, make_templates
+    from meinst_d2.evaluation import MEInstCOCOEvaluator
+    from meinst_d2.modeling.inference import postprocess
+
+    evaluator = MEInstCOCOEvaluator(dataset_name, distributed=False)
+    evaluator.reset()
+    encoder = encoder.cpu().eval()
+    for record in dataset_dicts(dataset_name):
+        annotations = from_dataset_dicts([record])
+        templates = make_templates(annotations, encoder.mask_size)
+        kept = [annotations[i] for i in templates.kept.tolist()]
+        classes = torch.tensor([annotation.category for annotation in kept], dtype=torch.int64)
+        with torch.no_grad():
+            masks = encoder.decode(encoder.encode(torch.from_numpy(templates.masks), classes), classes)
+        detections = Instances(
+            (record["height"], record["width"]),
+            pred_boxes=Boxes(torch.tensor([annotation.box for annotation in kept]).reshape(-1, 4)),
+            scores=torch.ones(len(kept)),
+            pred_classes=classes,
+            pred_masks=masks[:, None],
+        )
+        output = postprocess(detections, record["height"], record["width"], mask_output="template")
+        evaluator.process([record], [{"instances": output}])
+    return evaluator.evaluate()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from meinst_d2.commands import make_parser, reporting
 from meinst_d2.data.image_files import UNREADABLE, reason_of
-from meinst_d2.evaluation.result_file import ResultFile
+from meinst_d2.evaluation.results import ResultFile
 from meinst_d2.files import atomic_path
 from meinst_d2.model_zoo.predictor import Predictor, UnusableImage
 from meinst_d2.visualization.drawing import MaskVideoVisualizer, MaskVisualizer

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 
 import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2 import add_meinst_config
-from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
+from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer, info_of
 from meinst_d2.checkpoint.resume import OpenedCheckpoint
 from meinst_d2.commands import fit as fit_command
 from meinst_d2.commands import reporting
@@ -98,8 +98,9 @@ def train(args: argparse.Namespace, opened: OpenedCheckpoint | None = None) -> A
     if args.eval_only:
         model = trainer_class.build_model(cfg)
         checkpointer = MEInstCheckpointer(model, cfg.OUTPUT_DIR, opened=opened)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = trainer_class.test(cfg, model)
+        names = info_of(checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)).get("class_names")
+        evaluators = [trainer_class.build_evaluator(cfg, dataset, names) for dataset in cfg.DATASETS.TEST]
+        results = trainer_class.test(cfg, model, evaluators)
         if comm.is_main_process():
             verify_results(cfg, results)
         return results

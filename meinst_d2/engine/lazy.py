@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from meinst_d2.config import add_meinst_config
+from meinst_d2.data.datasets import class_names as class_names_of
 from meinst_d2.data.datasets import counting_classes, loading
 from meinst_d2.data.loader import TrainLoader
 from meinst_d2.data.mapper import MEInstDatasetMapper
@@ -134,8 +135,15 @@ def lazy_trainer(lazy: DictConfig) -> type[Trainer]:
             return make_validation_loader(cfg, dataset_name, mapper)
 
         @classmethod
-        def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-            return instantiate(lazy.dataloader.evaluator)
+        def build_evaluator(
+            cls, cfg: CfgNode, dataset_name: str, class_names: Sequence[str] | None = None
+        ) -> DatasetEvaluator:
+            evaluator, names = lazy.dataloader.evaluator, class_names
+            if names is None and cfg.DATASETS.TRAIN:
+                names = class_names_of(cfg.DATASETS.TRAIN[0])
+            if names and list(names) != class_names_of(dataset_name):  # which may lack some
+                evaluator.class_names = list(names)
+            return instantiate(evaluator)
 
         def build_hooks(self) -> list[HookBase | None]:
             built = super().build_hooks()

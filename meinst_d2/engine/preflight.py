@@ -103,7 +103,7 @@ def check_before_start(
     check(require_writable, os.path.join(cfg.OUTPUT_DIR, "log.txt"))
     stop_here()
     for name in cfg.DATASETS.TEST:
-        check(_check_annotations, cfg, name)
+        check(_check_annotations, cfg, name, None if trains else opened)
     stop_here()
     return opened
 
@@ -257,12 +257,12 @@ def _wrong_classes(
             )
 
 
-def _check_annotations(cfg: CfgNode, name: str) -> None:
+def _check_annotations(cfg: CfgNode, name: str, trained: OpenedCheckpoint | None) -> None:
     """Raise a ValueError if the evaluator cannot use the annotation file of a COCO dataset."""
     metadata = MetadataCatalog.get(name)
     if metadata.get("json_file") is not None and metadata.get("evaluator_type") == "coco":
         with loading(name):
-            build_evaluator(cfg, name)
+            build_evaluator(cfg, name, info_of(trained.content).get("class_names") if trained else None)
 
 
 def _check_weights(cfg: CfgNode, opened: OpenedCheckpoint | None, trains: bool, eval_only: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from meinst_d2.data.mapper import MEInstDatasetMapper
 from meinst_d2.engine.hooks import Validation, Visualization, WeightAverage, make_validation_loader, validation_losses
 from meinst_d2.engine.launch import Preempted, settle_seed
 from meinst_d2.engine.step import TrainStep
-from meinst_d2.evaluation.build import build_evaluator
+from meinst_d2.evaluation import build_evaluator
 from meinst_d2.files import remove_unfinished
 from meinst_d2.modeling.retinanet import further_state
 
@@ -256,8 +256,10 @@ class Trainer(DefaultTrainer):
         return make_validation_loader(cfg, dataset_name, mapper)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return build_evaluator(cfg, dataset_name)
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, class_names: Sequence[str] | None = None
+    ) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name, class_names)
 
 
 def distribute(model: nn.Module) -> nn.Module:
