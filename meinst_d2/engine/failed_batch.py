@@ -81,28 +81,25 @@ class FailedBatch:
 
 
 def _as_plain(value: Any) -> Any:
-    """A field of an input as tensors and plain containers; Detectron2's types become their names and their content."""
+    """A field of an input as tensors and plain containers; one of Detectron2's types becomes {its name: content}."""
     if isinstance(value, Instances):
         fields = {name: _as_plain(field) for name, field in value.get_fields().items()}
-        return {"type": "Instances", "value": [list(value.image_size), fields]}
+        return {"Instances": {"image_size": tuple(value.image_size), **fields}}
     if isinstance(value, PolygonMasks):
-        polygons = [[torch.as_tensor(polygon) for polygon in instance] for instance in value.polygons]
-        return {"type": "PolygonMasks", "value": [polygons]}
+        return {"PolygonMasks": [[torch.as_tensor(polygon) for polygon in instance] for instance in value.polygons]}
     if isinstance(value, (Boxes, BitMasks)):
-        return {"type": type(value).__name__, "value": [value.tensor.cpu()]}
+        return {type(value).__name__: value.tensor.cpu()}
     if isinstance(value, np.ndarray):
         return torch.as_tensor(value)
-    if isinstance(value, np.generic):
-        return value.item()
-    return value.cpu() if isinstance(value, Tensor) else value
+    return value.item() if isinstance(value, np.generic) else value.cpu() if isinstance(value, Tensor) else value
 
 
 def _from_plain(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    first, *fields = value["value"]
-    if value["type"] == "Instances":
-        return Instances(tuple(first), **{name: _from_plain(field) for name, field in fields[0].items()})
-    if value["type"] == "PolygonMasks":
-        first = [[polygon.numpy() for polygon in instance] for instance in first]
-    return FIELD_TYPES[value["type"]](first)
+    ((name, content),) = value.items()
+    if name == "Instances":
+        return Instances(**{key: _from_plain(field) for key, field in content.items()})
+    if name == "PolygonMasks":
+        content = [[polygon.numpy() for polygon in instance] for instance in content]
+    return FIELD_TYPES[name](content)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -182,15 +181,20 @@ def validation_losses(model: nn.Module, loader: Iterable[Sequence[Mapping[str, A
         model: an :class:`~meinst_d2.modeling.meta_arch.MEInstDetector`.
         loader: lists of inputs with ``instances``; this process's share of the dataset.
     """
-    generator = model.proposal_generator
+    generator, trains = model.proposal_generator, model.training
     totals: dict[str, float] = {}
     counts = torch.zeros(2)
-    with _giving_losses(model), generator.criterion.normalized_by(torch.ones(2, device=model.device)):
-        for batch in loader:
-            sizes = [tuple(x["image"].shape[-2:]) for x in batch]
-            counts += generator.count_positives(sizes, [x["instances"] for x in batch])
-            for name, loss in model(batch).items():
-                totals[name] = totals.get(name, 0.0) + loss.item()
+    model.eval()
+    model.training = generator.training = True  # these two give losses, their layers behave as in evaluation
+    try:
+        with generator.criterion.normalized_by(torch.ones(2, device=model.device)):
+            for batch in loader:
+                sizes = [tuple(x["image"].shape[-2:]) for x in batch]
+                counts += generator.count_positives(sizes, [x["instances"] for x in batch])
+                for name, loss in model(batch).items():
+                    totals[name] = totals.get(name, 0.0) + loss.item()
+    finally:
+        model.train(trains)
     gathered = comm.all_gather((totals, counts))
     positives, centerness = torch.stack([counts for _, counts in gathered]).sum(0).tolist()
     losses: dict[str, float] = {}
@@ -199,18 +203,6 @@ def validation_losses(model: nn.Module, loader: Iterable[Sequence[Mapping[str, A
             divisor = max(positives, 1.0) if name in PER_POSITIVE else max(centerness, 1e-6)
             losses[name] = losses.get(name, 0.0) + total / divisor
     return losses | {"total_loss": sum(losses.values())}
-
-
-@contextmanager
-def _giving_losses(model: nn.Module) -> Iterator[None]:
-    """The model gives losses, as in training, while its layers behave as in evaluation."""
-    trains = model.training
-    model.eval()
-    model.training = model.proposal_generator.training = True
-    try:
-        yield
-    finally:
-        model.train(trains)
 
 
 class Visualization(HookBase):

@@ -18,7 +18,7 @@ from meinst_d2.checkpoint.checkpointer import carried_components, info_of
 from meinst_d2.checkpoint.compatibility import CLASS_LAYER
 from meinst_d2.checkpoint.readers import load_array_pickle, read_checkpoint
 from meinst_d2.checkpoint.resume import OpenedCheckpoint, open_last_whole
-from meinst_d2.config import add_meinst_config, check_choices
+from meinst_d2.config import check_choices
 from meinst_d2.data.datasets import class_names, loading, require_dataset
 from meinst_d2.encoding import MASK_ENCODER_REGISTRY, SigmoidClamp, load_components
 from meinst_d2.engine.trainer import COMPONENTS_DIFFER
@@ -37,14 +37,14 @@ LEAST = {
     "TEST.DETECTIONS_PER_IMAGE": 0,
 }
 """The least values of keys that count something."""
-UNSUPPORTED = {
-    "TEST.AUG.ENABLED": "test-time augmentation is",
-    "MODEL.KEYPOINT_ON": "keypoints are",
-    "MODEL.LOAD_PROPOSALS": "proposals from files are",
+WITHOUT_EFFECT = {
+    "TEST.AUG.ENABLED": "test-time augmentation is not supported",
+    "MODEL.KEYPOINT_ON": "keypoints are not supported",
+    "MODEL.LOAD_PROPOSALS": "proposals from files are not supported",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "set MODEL.MEINST.SCORE_THRESH_TEST (MODEL.RETINANET for MEInstRetinaNet)",
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": "set MODEL.MEINST.NMS_THRESH_TEST (MODEL.RETINANET for MEInstRetinaNet)",
 }
-"""Keys of Detectron2 that would do nothing, and what they ask for."""
-THRESHOLDS = {"MEInstDetector": "MEINST", "MEInstRetinaNet": "RETINANET"}
-"""The node that a model reads its thresholds from."""
+"""Keys of Detectron2 whose defaults alone are right, and why."""
 REINITIALIZE = (
     "to re-initialize the mask predictor, name components that fit in MODEL.MEINST.COMPONENTS and train with "
     "MODEL.MEINST.COMPONENTS_CONFLICT file"
@@ -128,7 +128,7 @@ def _wrong_values(cfg: CfgNode) -> Iterator[str]:
 
 def _wrong_keys(cfg: CfgNode) -> Iterator[str]:
     """A part or a device that does not exist, and keys that would do nothing."""
-    device, architecture = cfg.MODEL.DEVICE, cfg.MODEL.META_ARCHITECTURE
+    device = cfg.MODEL.DEVICE
     for key, registry in (("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY), ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY)):
         if _value(cfg, key) not in registry:
             yield f"{key} = {_value(cfg, key)!r} is registered nowhere: import what defines it"
@@ -138,16 +138,10 @@ def _wrong_keys(cfg: CfgNode) -> Iterator[str]:
             yield f"MODEL.DEVICE is {device}, but torch sees no GPU: add MODEL.DEVICE cpu to the command"
     except RuntimeError:
         yield f"MODEL.DEVICE = {device!r} is not a device: choose cpu, cuda or cuda:N"
-    for key, what in UNSUPPORTED.items():
-        if _value(cfg, key):
-            yield f"{key} is {_value(cfg, key)}, but {what} not supported: set it to False"
-    defaults, used = get_cfg(), THRESHOLDS.get(architecture)
-    add_meinst_config(defaults)
-    for node in ("MEINST", "RETINANET", "ROI_HEADS") if used else ():
-        for name in ("SCORE_THRESH_TEST", "NMS_THRESH_TEST"):
-            key = f"MODEL.{node}.{name}"
-            if node != used and _value(cfg, key) != _value(defaults, key):
-                yield f"{key} = {_value(cfg, key)} does nothing to {architecture}: set MODEL.{used}.{name} instead"
+    defaults = get_cfg()
+    for key, why in WITHOUT_EFFECT.items():
+        if _value(cfg, key) != _value(defaults, key):
+            yield f"{key} = {_value(cfg, key)} has no effect: {why}"
 
 
 def _wrong_settings(cfg: CfgNode, num_processes: int) -> Iterator[str]:
@@ -164,9 +158,9 @@ def _wrong_settings(cfg: CfgNode, num_processes: int) -> Iterator[str]:
             f"SOLVER.GRADIENT_ACCUMULATION = {parts} cannot divide the {share} images that a process has in a batch "
             f"of SOLVER.IMS_PER_BATCH = {batch}: choose a divisor"
         )
+    can = [name for name, model in META_ARCH_REGISTRY if hasattr(model, "as_parts_of")]
     for key, is_set in (("SOLVER.GRADIENT_ACCUMULATION", parts > 1), ("TEST.VALIDATION_LOSS", test.VALIDATION_LOSS)):
-        known = architecture in META_ARCH_REGISTRY
-        if is_set and known and not hasattr(META_ARCH_REGISTRY.get(architecture), "as_parts_of"):
+        if is_set and architecture not in can:
             yield (
                 f"{key} = {_value(cfg, key)} needs MODEL.META_ARCHITECTURE MEInstDetector, {architecture} normalises "
                 "its losses otherwise: leave it out"
@@ -230,26 +224,25 @@ def _wrong_classes(
             wanted = class_names(first)
     if trained is not None and info_of(trained.content).get("class_names"):
         source, wanted = str(trained.path), info_of(trained.content)["class_names"]
+    known = wanted if wanted is not None and len(wanted) == num_classes else None
     for name, found in classes.items():
         dataset = f"the dataset {name!r}"
-        if found is None:
+        if found is None or found == known or (known is None and len(found) == num_classes):
             continue
-        if wanted is None or len(wanted) != num_classes:
-            if len(found) != num_classes:
-                key = "MODEL.MEINST.NUM_CLASSES"
-                yield f"{dataset} has {len(found)} classes, {key} is {num_classes}: set {key} {len(found)}"
+        if known is None:
+            key = "MODEL.MEINST.NUM_CLASSES"
+            yield f"{dataset} has {len(found)} classes, {key} is {num_classes}: set {key} {len(found)}"
             continue
         dataset += f" ({MetadataCatalog.get(name).get('json_file', 'without a file')})"
-        unknown = [x for x in found if x not in wanted]
-        lacking = [x for x in wanted if x not in found and name in cfg.DATASETS.TRAIN]
+        unknown = [x for x in found if x not in known]
+        lacking = [x for x in known if x not in found and name in cfg.DATASETS.TRAIN]
+        there = [x for x in known if x in found]
+        moved = [(mine, theirs) for mine, theirs in zip(found, there, strict=False) if mine != theirs]
         if unknown or lacking:
             differences = [f"has {', '.join(unknown)}, which {source} lacks"] if unknown else []
             differences += [f"lacks {', '.join(lacking)} of {source}"] if lacking else []
             yield f"{dataset} {' and '.join(differences)}: give its categories the names that {source} has"
-            continue
-        there = [x for x in wanted if x in found]
-        moved = [(a, b) for a, b in zip(found, there, strict=False) if a != b]
-        if moved:
+        elif moved:
             mine, theirs = (", ".join(names) for names in zip(*moved, strict=True))
             yield (
                 f"{dataset} has the classes {mine} in the place of {theirs} of {source}: give its categories ids that "
@@ -269,8 +262,8 @@ def _check_weights(cfg: CfgNode, opened: OpenedCheckpoint | None, trains: bool, 
     """Raise a ValueError if the starting weights, the components and the config do not fit together."""
     meinst, path = cfg.MODEL.MEINST, opened.path if opened else cfg.MODEL.WEIGHTS
     state = opened.content["model"] if opened else {}
-    ours = eval_only and opened and cfg.MODEL.META_ARCHITECTURE in THRESHOLDS
-    if ours and not any(name.startswith(CLASS_LAYER.prefixes) for name in state):
+    ours = cfg.MODEL.META_ARCHITECTURE in ("MEInstDetector", "MEInstRetinaNet")
+    if eval_only and opened and ours and not any(name.startswith(CLASS_LAYER.prefixes) for name in state):
         raise ValueError(f"{path} does not hold a trained detector (it has no class layer): give the weights of one")
     bias = state.get(GENERATOR_PREFIX + "head.cls_logits.bias")
     if not trains and bias is not None and bias.numel() != meinst.NUM_CLASSES:
@@ -319,8 +312,8 @@ def _check_components(cfg: CfgNode, opened: OpenedCheckpoint | None, conflict: s
         where = f"there is no file {file}" if file else "MODEL.MEINST.COMPONENTS names no file"
         class_specific = "--class-specific " if MASK_ENCODER_REGISTRY.get(meinst.ENCODER).class_specific else ""
         raise ValueError(
-            f"the masks have no components: {where} and {weights or 'random weights'} do not carry them; run meinst fit "
-            f"--dataset {' '.join(cfg.DATASETS.TRAIN) or 'NAME'} --dim {meinst.DIM_MASK} --mask-size "
+            f"the masks have no components: {where} and {weights or 'random weights'} do not carry them; run "
+            f"meinst fit --dataset {' '.join(cfg.DATASETS.TRAIN) or 'NAME'} --dim {meinst.DIM_MASK} --mask-size "
             f"{meinst.MASK_SIZE} {class_specific}--output {file or 'FILE and set MODEL.MEINST.COMPONENTS FILE'}"
         )
 

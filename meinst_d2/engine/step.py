@@ -70,9 +70,9 @@ class TrainStep(SimpleTrainer):
         data_time = time.perf_counter() - start
         torch.manual_seed(self._iteration_seed())
         self.optimizer.zero_grad()
-        losses = self._learn(data) if self.accumulation == 1 else self._learn_in_parts(data)
+        losses = self._learn(data)
         self.after_backward()
-        self._check_and_log(losses, data_time, data)
+        self._check_and_log(losses, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
@@ -80,27 +80,20 @@ class TrainStep(SimpleTrainer):
         entropy = (self.seed, self.iter, comm.get_rank())
         return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
-    def _learn(self, data: Sequence[Mapping[str, Any]], share: float = 1.0) -> dict[str, Tensor]:
-        """Forward and backward; returns the losses times ``share``."""
-        losses = {name: loss * share for name, loss in self.model(data).items()}
-        self.grad_scaler.scale(sum(losses.values())).backward()
-        return {name: loss.detach() for name, loss in losses.items()}
-
-    def _learn_in_parts(self, data: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """The losses and gradients of the whole batch, with the memory of a part."""
-        detector = getattr(self.model, "module", self.model)
-        total: dict[str, Tensor] = {}
-        with detector.as_parts_of(data, self.accumulation):
-            for first in range(self.accumulation):
-                last = first == self.accumulation - 1
-                exchange_later = nullcontext() if last or self.model is detector else self.model.no_sync()
-                with exchange_later:
-                    losses = self._learn(data[first :: self.accumulation], 1 / self.accumulation)
-                total = {name: total.get(name, 0) + loss for name, loss in losses.items()}
+    def _learn(self, data: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Forward and backward; the losses and gradients of the whole batch, with the memory of a part."""
+        detector, parts, total = getattr(self.model, "module", self.model), self.accumulation, dict[str, Tensor]()
+        with detector.as_parts_of(data, parts) if parts > 1 else nullcontext():
+            for first in range(parts):
+                exchanges = first == parts - 1 or self.model is detector
+                with nullcontext() if exchanges else self.model.no_sync():
+                    losses = {name: loss / parts for name, loss in self.model(data[first::parts]).items()}
+                    self.grad_scaler.scale(sum(losses.values())).backward()
+                total = {name: total.get(name, 0) + loss.detach() for name, loss in losses.items()}
         return total
 
-    def _check_and_log(self, losses: Mapping[str, Tensor], data_time: float, data: Sequence[Mapping[str, Any]]) -> None:
-        mine = torch.stack([loss.detach().float() for loss in losses.values()])
+    def _check_and_log(self, losses: Mapping[str, Tensor], data_time: float) -> None:
+        mine = torch.stack([loss.float() for loss in losses.values()])
         mine = torch.cat((mine, mine.new_tensor([data_time, self.termination.requested])))
         gathered = [mine]
         if comm.get_world_size() > 1:
@@ -109,7 +102,7 @@ class TrainStep(SimpleTrainer):
         table = torch.stack(gathered).tolist()  # (ranks, losses + 2): the one time the host waits for the device
         failed = [rank for rank, row in enumerate(table) if not all(map(math.isfinite, row[:-2]))]
         if failed:
-            self._stop({rank: dict(zip(losses, table[rank], strict=False)) for rank in failed}, data)
+            self._stop({rank: dict(zip(losses, table[rank], strict=False)) for rank in failed})
         self.all_stop = any(row[-1] for row in table)
         if comm.is_main_process():
             means = dict(zip(losses, np.mean([row[:-2] for row in table], axis=0).tolist(), strict=True))
@@ -118,17 +111,12 @@ class TrainStep(SimpleTrainer):
             storage.put_scalar("total_loss", sum(means.values()))
             storage.put_scalars(**means)
 
-    def _stop(self, failed: Mapping[int, Mapping[str, float]], data: Sequence[Mapping[str, Any]]) -> None:
-        """Raise on every process once each that failed has kept its batch.
-
-        Args:
-            failed: the losses by process.
-            data: what this process learned from.
-        """
+    def _stop(self, failed: Mapping[int, Mapping[str, float]]) -> None:
+        """Raise on every process once each of those that failed, given with their losses, has kept its batch."""
         rank, mine = comm.get_rank(), None
         if rank in failed:
-            model = getattr(self.model, "module", self.model)
-            batch = FailedBatch(self.iter, rank, self._iteration_seed(), failed[rank], data, model.state_dict())
+            state = getattr(self.model, "module", self.model).state_dict()
+            batch = FailedBatch(self.iter, rank, self._iteration_seed(), failed[rank], self.last_batch, state)
             where = ""
             if self.failures:
                 try:
@@ -139,10 +127,9 @@ class TrainStep(SimpleTrainer):
         found = comm.all_gather(mine)
         sentences = []
         for number, losses in failed.items():
-            images, where = found[number]
             values = ", ".join(f"{name} = {value:g}" for name, value in losses.items())
             process = f" on process {number}" if len(found) > 1 else ""
-            sentences.append(f"{values}{process} with the images {', '.join(images)}{where}")
+            sentences.append(f"{values}{process} with the images {', '.join(found[number][0])}{found[number][1]}")
         raise FloatingPointError(
             f"the loss of iteration {self.iter} is not finite: {'; '.join(sentences)}. The weights are still those of "
             "the iteration before. Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or enable "

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from meinst_d2.checkpoint.checkpointer import CheckpointInfo, MEInstCheckpointer
 from meinst_d2.checkpoint.compatibility import CLASS_LAYER, MASK_LAYER
@@ -33,10 +32,7 @@ from meinst_d2.evaluation import build_evaluator
 from meinst_d2.files import remove_unfinished
 from meinst_d2.modeling.retinanet import further_state
 
-LOST_WORKER = (
-    "a process that loads images ended, perhaps for want of memory: lower DATALOADER.NUM_WORKERS and resume with "
-    "--resume"
-)
+LOST_WORKER = "a process that loads images ended, perhaps for want of memory: lower DATALOADER.NUM_WORKERS and --resume"
 COMPONENTS_DIFFER = (
     "the components in MODEL.WEIGHTS differ from those in MODEL.MEINST.COMPONENTS: set "
     "MODEL.MEINST.COMPONENTS_CONFLICT to 'weights' to keep what the mask predictor has learned, or to 'file' to "
@@ -264,9 +260,6 @@ class Trainer(DefaultTrainer):
 
 def distribute(model: nn.Module) -> nn.Module:
     """The model, wrapped for training where there are several processes, on GPUs or CPUs."""
-    if comm.get_world_size() == 1:
-        return model
     device = next(model.parameters()).device
-    return DistributedDataParallel(
-        model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
-    )
+    devices = [device.index] if device.type == "cuda" else None
+    return create_ddp_model(model, broadcast_buffers=False, device_ids=devices)

@@ -81,8 +81,8 @@ def test_classes_are_compared_by_name(files: Path, tmp_path: Path, role: str) ->
     right = altered(files, tmp_path / "right.json", lambda _: None)
     messages = {
         rename: r"\(.*other.json\) has comet, which the dataset '.*right.json' lacks",
-        swap_ids: r"\(.*other.json\) has the classes star, ring in the place of ring, star of the dataset '.*right.json'"
-        ": give its categories ids that rise in the order of",
+        swap_ids: r"\(.*other.json\) has the classes star, ring in the place of ring, star of the dataset '.*right.js"
+        ".*: give its categories ids that rise in the order of",
         keep_two: r"\(.*other.json\) lacks ring, crescent, cut, blob of the dataset '.*right.json': give its categor",
     }
     for change, message in messages.items():
@@ -189,13 +189,13 @@ def test_a_dataset_of_which_little_can_be_learned(
     [
         (
             ("TEST.AUG.ENABLED", True),
-            "TEST.AUG.ENABLED is True, but test-time augmentation is not supported: set it to",
+            "TEST.AUG.ENABLED = True has no effect: test-time augmentation is not",
         ),
         (("MODEL.KEYPOINT_ON", True), "keypoints are not supported"),
         (("MODEL.LOAD_PROPOSALS", True), "proposals from files are not supported"),
         (
             ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3),
-            "does nothing to MEInstDetector: set MODEL.MEINST.SCORE_THRESH_TEST",
+            "= 0.3 has no effect: set MODEL.MEINST.SCORE_THRESH_TEST",
         ),
     ],
 )
