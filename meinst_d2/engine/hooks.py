@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
@@ -18,7 +16,6 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from meinst_d2.data.mapper import MEInstDatasetMapper
 from meinst_d2.engine.step import TrainStep
 from meinst_d2.masks import paste_masks
 from meinst_d2.modeling.targets import mask_templates
@@ -152,23 +149,6 @@ class Validation(HookBase):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.best, self.since_best = state["best"], state["since_best"]
         self.last_iteration = state["last_iteration"]
-
-
-def make_validation_loader(cfg: CfgNode, dataset_name: str, mapper: MEInstDatasetMapper) -> Iterable[Any]:
-    """Lists of samples with their instances as in training, shared by the processes.
-
-    Classes are numbered as in the first dataset of ``DATASETS.TRAIN``, of which the dataset may lack some.
-    """
-    records = list(get_detection_dataset_dicts(dataset_name, filter_empty=False))
-    sets = (*cfg.DATASETS.TRAIN[:1], dataset_name)
-    wanted, names = (MetadataCatalog.get(name).get("thing_classes") for name in (sets[0], sets[-1]))
-    if wanted is not None and names is not None and list(names) != list(wanted):
-        numbers = [list(wanted).index(name) for name in names]
-        for i, record in enumerate(records):  # a copy: the dataset may keep its own
-            annotations = [{**x, "category_id": numbers[x["category_id"]]} for x in record.get("annotations", ())]
-            records[i] = {**record, "annotations": annotations}
-    loader: Iterable[Any] = build_detection_test_loader(records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
-    return loader
 
 
 @torch.no_grad()

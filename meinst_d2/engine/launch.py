@@ -31,8 +31,7 @@ SEED_FILE = "seed.txt"
 class Preempted(SystemExit):
     """Training ends because of SIGTERM."""
 
-    def __init__(self) -> None:
-        super().__init__(EXIT_CODE)
+    code = EXIT_CODE
 
 
 @contextmanager

@@ -20,9 +20,7 @@ from meinst_d2.config import add_meinst_config
 from meinst_d2.data.datasets import class_names as class_names_of
 from meinst_d2.data.datasets import counting_classes, loading
 from meinst_d2.data.loader import TrainLoader
-from meinst_d2.data.mapper import MEInstDatasetMapper
 from meinst_d2.encoding import MASK_ENCODER_REGISTRY
-from meinst_d2.engine.hooks import make_validation_loader
 from meinst_d2.engine.trainer import Trainer
 
 ENCODER = "model.proposal_generator.mask_encoder.encoder"
@@ -126,13 +124,11 @@ def lazy_trainer(lazy: DictConfig) -> type[Trainer]:
             return instantiate(lazy.dataloader.test)
 
         @classmethod
-        def build_validation_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
-            mapper = MEInstDatasetMapper(
-                augmentations=instantiate(lazy.dataloader.test.mapper.augmentations),
-                image_format=lazy.dataloader.test.mapper.image_format,
-                mask_size=lazy.dataloader.train.mapper.mask_size,
-            )
-            return make_validation_loader(cfg, dataset_name, mapper)
+        def build_validation_loader(
+            cls, cfg: CfgNode, dataset_name: str, augmentations: Sequence[Any] = ()
+        ) -> Iterable[Any]:
+            augmentations = instantiate(lazy.dataloader.test.mapper.augmentations)
+            return super().build_validation_loader(cfg, dataset_name, augmentations)
 
         @classmethod
         def build_evaluator(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
@@ -25,7 +27,7 @@ from meinst_d2.config import check_choices, precision_of
 from meinst_d2.data.datasets import loading
 from meinst_d2.data.loader import TrainLoader, build_train_loader
 from meinst_d2.data.mapper import MEInstDatasetMapper
-from meinst_d2.engine.hooks import Validation, Visualization, WeightAverage, make_validation_loader, validation_losses
+from meinst_d2.engine.hooks import Validation, Visualization, WeightAverage, validation_losses
 from meinst_d2.engine.launch import Preempted, settle_seed
 from meinst_d2.engine.step import TrainStep
 from meinst_d2.evaluation import build_evaluator
@@ -184,29 +186,23 @@ class Trainer(DefaultTrainer):
                     if self._trainer.all_stop and self.iter + 1 < self.max_iter:
                         raise Preempted
                     self.iter += 1
-            except Exception as error:
+            except (Exception, Preempted) as error:
                 lost_worker = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
-                if lost_worker and self.termination.requested:  # it got the signal too
-                    self._end_early(learned)
-                    raise Preempted from error
-                logger.exception("Exception during training:")
-                if lost_worker:
-                    raise LostWorkerError(f"{LOST_WORKER} ({error})") from error
-                raise
-            except Preempted:
-                self._end_early(learned)
-                raise
+                if not isinstance(error, Preempted) and not (lost_worker and self.termination.requested):
+                    logger.exception("Exception during training:")
+                    if lost_worker:
+                        raise LostWorkerError(f"{LOST_WORKER} ({error})") from error
+                    raise
+                if learned == self.iter:
+                    self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+                    comm.synchronize()  # or the process that writes would be ended by the others' end
+                logger.info(f"SIGTERM: training ends after iteration {learned}; resume with --resume.")
+                raise Preempted from error  # a loader may have got the signal, too
             finally:
                 self.after_train()
         if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
             verify_results(self.cfg, self._last_eval_results)
         return self._last_eval_results
-
-    def _end_early(self, learned: int) -> None:
-        if learned == self.iter:
-            self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
-            comm.synchronize()  # or the process that writes would be ended by the others' end
-        logging.getLogger(__name__).info(f"SIGTERM: training ends after iteration {learned}; resume with --resume.")
 
     def finish(self, iteration: int, reason: str) -> None:
         """Make an iteration, the one just learned, the last one. All processes call it in the same iteration."""
@@ -242,14 +238,29 @@ class Trainer(DefaultTrainer):
             return loader
 
     @classmethod
-    def build_validation_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
-        """Images at test size, with their instances as in training, shared by the processes."""
+    def build_validation_loader(
+        cls, cfg: CfgNode, dataset_name: str, augmentations: Sequence[T.Augmentation] = ()
+    ) -> Iterable[Any]:
+        """Images with their instances as in training, shared by the processes, by default at test size.
+
+        Classes are numbered as in the first dataset of ``DATASETS.TRAIN``, of which the dataset may lack some.
+        """
         mapper = MEInstDatasetMapper(
-            augmentations=[T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)],
+            augmentations=augmentations or [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)],
             image_format=cfg.INPUT.FORMAT,
             mask_size=cfg.MODEL.MEINST.MASK_SIZE if cfg.MODEL.MASK_ON else None,
         )
-        return make_validation_loader(cfg, dataset_name, mapper)
+        records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+        sets = (*cfg.DATASETS.TRAIN[:1], dataset_name)
+        wanted, names = (MetadataCatalog.get(name).get("thing_classes") for name in (sets[0], sets[-1]))
+        if wanted and names and list(names) != list(wanted):
+            records = copy.deepcopy(records)  # the dataset may keep its own
+            for annotation in (annotation for record in records for annotation in record.get("annotations", ())):
+                annotation["category_id"] = list(wanted).index(names[annotation["category_id"]])
+        loader: Iterable[Any] = build_detection_test_loader(
+            records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+        )
+        return loader
 
     @classmethod
     def build_evaluator(
