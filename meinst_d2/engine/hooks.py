@@ -50,8 +50,7 @@ class WeightAverage(HookBase):
     @property
     def averaged_model(self) -> nn.Module:
         """The model with the averaged weights; the model itself before the first update."""
-        averaged: nn.Module = self.average.module if self.average.n_averaged else self.model
-        return averaged
+        return self.average.module if self.average.n_averaged else self.model
 
     def state_dict(self) -> dict[str, Any]:
         """``model``, the averaged weights, and ``updates``; nothing before the first update."""

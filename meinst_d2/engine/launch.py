@@ -142,5 +142,4 @@ def settle_seed(seed: int, output_dir: str | os.PathLike[str], resume: bool) -> 
         else:
             with atomic_path(path) as temporary:
                 temporary.write_text(f"{seed}\n")
-    settled: int = comm.all_gather(seed)[0]
-    return settled
+    return comm.all_gather(seed)[0]

@@ -101,7 +101,7 @@ def lazy_trainer(lazy: DictConfig) -> type[Trainer]:
     class LazyTrainer(Trainer):
         @classmethod
         def build_model(cls, cfg: CfgNode) -> nn.Module:
-            model: nn.Module = instantiate(lazy.model).to(cfg.MODEL.DEVICE)
+            model = instantiate(lazy.model).to(cfg.MODEL.DEVICE)
             logging.getLogger(__name__).info("Model:\n%s", model)
             return model
 

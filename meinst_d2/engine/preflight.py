@@ -327,19 +327,10 @@ def _require_fit(source: str, meinst: CfgNode, rows: torch.Tensor, about: Mappin
         rows: the components.
         about: ``encoder``, ``sigmoid`` and ``whiten``, as far as it is recorded how they were made.
     """
-    encoder = MASK_ENCODER_REGISTRY.get(meinst.ENCODER)
-    if about.get("encoder", meinst.ENCODER) != meinst.ENCODER:
-        raise ValueError(
-            f"{source} was trained with MODEL.MEINST.ENCODER {about['encoder']}, the config asks for {meinst.ENCODER}"
-        )
-    dictionaries, wanted = len(rows) if rows.ndim == 3 else 1, meinst.NUM_CLASSES if encoder.class_specific else 1
-    if dictionaries != wanted:
-        raise ValueError(
-            f"{source} holds {dictionaries} {'dictionary' if dictionaries == 1 else 'dictionaries'}, "
-            f"MODEL.MEINST.ENCODER {meinst.ENCODER} needs {wanted}: run meinst fit "
-            f"{'without ' if wanted == 1 else ''}--class-specific, or choose another encoder"
-        )
+    class_specific = MASK_ENCODER_REGISTRY.get(meinst.ENCODER).class_specific
+    per_class = "--class-specific" if class_specific else "without --class-specific"
     for name, found, key, option in (
+        ("encoder", about.get("encoder"), "ENCODER", per_class),
         ("D", rows.shape[-2], "DIM_MASK", f"--dim {meinst.DIM_MASK}"),
         ("S", round(rows.shape[-1] ** 0.5), "MASK_SIZE", f"--mask-size {meinst.MASK_SIZE}"),
         ("sigmoid", about.get("sigmoid"), "SIGMOID", "without --no-sigmoid" if meinst.SIGMOID else "--no-sigmoid"),
@@ -350,3 +341,10 @@ def _require_fit(source: str, meinst: CfgNode, rows: torch.Tensor, about: Mappin
                 f"the components in {source} have {name} = {found}, the config asks for MODEL.MEINST.{key} = "
                 f"{meinst[key]}: run meinst fit {option}, or set MODEL.MEINST.{key} {found}"
             )
+    dictionaries, wanted = len(rows) if rows.ndim == 3 else 1, meinst.NUM_CLASSES if class_specific else 1
+    if dictionaries != wanted:
+        raise ValueError(
+            f"{source} holds {dictionaries} {'dictionary' if dictionaries == 1 else 'dictionaries'}, "
+            f"MODEL.MEINST.ENCODER {meinst.ENCODER} needs {wanted}: run meinst fit {per_class}, or choose another "
+            "encoder"
+        )

@@ -82,10 +82,8 @@ class Trainer(DefaultTrainer):
         )
         self.termination = self._trainer.termination
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        states = {"meinst": CheckpointInfo.from_config(cfg), **further_state(model)}
-        self.checkpointer = MEInstCheckpointer(
-            model, cfg.OUTPUT_DIR, opened=opened, trainer=weakref.proxy(self), **states
-        )
+        states = {"trainer": weakref.proxy(self), "meinst": CheckpointInfo.from_config(cfg), **further_state(model)}
+        self.checkpointer = MEInstCheckpointer(model, cfg.OUTPUT_DIR, opened=opened, **states)
         self.weight_average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
         if self.weight_average is not None:
             self.checkpointer.add_checkpointable("ema", self.weight_average)
@@ -96,9 +94,7 @@ class Trainer(DefaultTrainer):
     @property
     def evaluated_model(self) -> nn.Module:
         """What evaluations are about: the averaged model where there is one."""
-        average = self.weight_average
-        model: nn.Module = self.checkpointer.model if average is None else average.averaged_model
-        return model
+        return self.checkpointer.model if self.weight_average is None else self.weight_average.averaged_model
 
     def build_hooks(self) -> list[HookBase | None]:
         """Detectron2's, with our evaluation, the average of the weights and pictures."""
@@ -234,8 +230,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
         with loading(dataset_name):
-            loader: Iterable[Any] = super().build_test_loader(cfg, dataset_name)
-            return loader
+            return super().build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_validation_loader(
@@ -257,10 +252,7 @@ class Trainer(DefaultTrainer):
             records = copy.deepcopy(records)  # the dataset may keep its own
             for annotation in (annotation for record in records for annotation in record.get("annotations", ())):
                 annotation["category_id"] = list(wanted).index(names[annotation["category_id"]])
-        loader: Iterable[Any] = build_detection_test_loader(
-            records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
-        )
-        return loader
+        return build_detection_test_loader(records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod
     def build_evaluator(

@@ -153,7 +153,9 @@ def test_weights_of_another_encoding_need_the_config_to_say_so(files: Path, key:
 
 def test_weights_of_another_encoder_or_representation(files: Path) -> None:
     ours = weights(files, "ours.pth")
-    with pytest.raises(PreflightError, match="trained with MODEL.MEINST.ENCODER PCAEncoder, the config"):
+    with pytest.raises(
+        PreflightError, match="have encoder = PCAEncoder, the config asks for MODEL.MEINST.ENCODER = Class"
+    ):
         check(files, *ours, "MODEL.MEINST.ENCODER", "ClassPCAEncoder")
     pixels = (*ours, "MODEL.MEINST.MASK_REPRESENTATION", "none")
     with pytest.raises(
