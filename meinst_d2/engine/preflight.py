@@ -16,7 +16,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from meinst_d2.checkpoint.checkpointer import carried_components, info_of
 from meinst_d2.checkpoint.compatibility import CLASS_LAYER
-from meinst_d2.checkpoint.readers import load_array_pickle, read_checkpoint
+from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.checkpoint.resume import OpenedCheckpoint, open_last_whole
 from meinst_d2.config import check_choices
 from meinst_d2.data.datasets import class_names, loading, require_dataset
@@ -69,7 +69,7 @@ def check_before_start(
         num_processes: over all machines.
 
     Returns:
-        The starting weights, for the trainer of the same process; None where they are not a file of weights by name.
+        The starting weights, for the trainer of the same process; None for random ones and for URLs.
 
     Raises:
         PreflightError: with every problem found.
@@ -178,22 +178,23 @@ def _wrong_settings(cfg: CfgNode, num_processes: int) -> Iterator[str]:
 
 
 def _open_start(cfg: CfgNode, resume: bool) -> tuple[OpenedCheckpoint | None, bool]:
-    """The weights that the run starts from, by our names, and whether they are the last whole checkpoint of the run.
-
-    None for random weights, for URLs and for ``.pkl`` files, which hold the names of other projects.
-    """
-    path, last = cfg.MODEL.WEIGHTS, open_last_whole(Path(cfg.OUTPUT_DIR)) if resume else None
-    opened = last
-    if last is None and path and "://" not in path:
+    """The weights that the run starts from, None for random ones and for URLs, and whether they are the run's own."""
+    path, opened = cfg.MODEL.WEIGHTS, open_last_whole(Path(cfg.OUTPUT_DIR)) if resume else None
+    if opened is not None:
+        return opened, True
+    if path and "://" not in path:
         if not os.path.isfile(path):
             raise FileNotFoundError(f"MODEL.WEIGHTS {path} does not exist: give a file, a URL or '' for random weights")
-        if path.endswith(".pkl"):
-            load_array_pickle(path)
-        else:
-            opened = OpenedCheckpoint(Path(path), read_checkpoint(path, mmap=True))
-    if opened is not None:
-        settle_names(opened.content["model"])
-    return opened, last is not None
+        opened = OpenedCheckpoint(Path(path), read_checkpoint(path))
+    return opened, False
+
+
+def _state(opened: OpenedCheckpoint | None) -> dict[str, Any]:
+    """The weights by our names; none where they have names of other projects."""
+    if opened is None or opened.content.get("matching_heuristics"):
+        return {}
+    settle_names(opened.content["model"])
+    return opened.content["model"]
 
 
 def _classes_of(name: str) -> list[str] | None:
@@ -261,9 +262,9 @@ def _check_annotations(cfg: CfgNode, name: str, trained: OpenedCheckpoint | None
 def _check_weights(cfg: CfgNode, opened: OpenedCheckpoint | None, trains: bool, eval_only: bool) -> None:
     """Raise a ValueError if the starting weights, the components and the config do not fit together."""
     meinst, path = cfg.MODEL.MEINST, opened.path if opened else cfg.MODEL.WEIGHTS
-    state = opened.content["model"] if opened else {}
+    state = _state(opened)
     ours = cfg.MODEL.META_ARCHITECTURE in ("MEInstDetector", "MEInstRetinaNet")
-    if eval_only and opened and ours and not any(name.startswith(CLASS_LAYER.prefixes) for name in state):
+    if eval_only and state and ours and not any(name.startswith(CLASS_LAYER.prefixes) for name in state):
         raise ValueError(f"{path} does not hold a trained detector (it has no class layer): give the weights of one")
     bias = state.get(GENERATOR_PREFIX + "head.cls_logits.bias")
     if not trains and bias is not None and bias.numel() != meinst.NUM_CLASSES:
@@ -299,7 +300,7 @@ def _check_components(cfg: CfgNode, opened: OpenedCheckpoint | None, conflict: s
     if of_file is not None:
         rows = torch.stack([torch.as_tensor(basis.components) for basis in of_file.bases])  # (dictionaries, D, S*S)
         _require_fit(file, meinst, rows, {"sigmoid": of_file.sigmoid, "whiten": of_file.whiten})
-    carried = carried_components(opened.content["model"], opened.path) if opened else None
+    carried = carried_components(_state(opened), opened.path) if opened else None
     if opened and carried is not None and not (conflict == "file" and of_file):
         try:
             _require_fit(str(opened.path), meinst, carried, info_of(opened.content))
