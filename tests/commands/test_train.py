@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.structures import Boxes, Instances
 
 import meinst_d2
+from meinst_d2.checkpoint import readers
 from meinst_d2.checkpoint.checkpointer import CheckpointInfo, MEInstCheckpointer
 from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.commands import train as train_command
@@ -248,6 +249,26 @@ def test_crops_of_polygons_and_a_drawn_seed(files: Path, tmp_path: Path) -> None
     assert cfg.SEED == -1 and trainer.cfg.SEED == Trainer(cfg).cfg.SEED >= 0
 
 
+def test_the_weights_that_a_run_starts_from_are_opened_once(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, opened = readers._Unpickler.read_all, []
+    monkeypatch.setattr(readers._Unpickler, "read_all", lambda *call: opened.append(1) or read(*call))
+    right = altered(files, tmp_path / "right.json", lambda _: None)
+    args = arguments(tmp_path, files, (right,), ())
+    train_command.train(args, train_command.check(args))
+    assert not opened
+    args.resume, args.opts = True, [*args.opts, "SOLVER.MAX_ITER", 2]
+    train_command.train(args, train_command.check(args))
+    assert opened == [1] and read_checkpoint(tmp_path / "run/model_final.pth")["iteration"] == 1
+    changes = ("OUTPUT_DIR", tmp_path / "other", "MODEL.WEIGHTS", tmp_path / "run/model_final.pth")
+    for args.eval_only in (False, True):
+        args.resume, args.opts = False, [*args.opts, *map(str, changes)]
+        opened.clear()
+        train_command.train(args, train_command.check(args))
+        assert opened == [1]
+
+
 def test_one_call_trains_from_two_files(files: Path, tmp_path: Path) -> None:
     weights = meinst_d2.train(
         *(files / f"annotations/instances_{split}.json" for split in ("train", "val")),
@@ -260,5 +281,6 @@ def test_one_call_trains_from_two_files(files: Path, tmp_path: Path) -> None:
     content = read_checkpoint(weights)
     assert content["meinst"]["class_names"] == NAMES
     assert content["model"]["proposal_generator.mask_encoder.components"].shape == (4, 28 * 28)
+    assert meinst_d2.load(weights).class_names == NAMES
     with pytest.raises(ValueError, match="other files already"):
         meinst_d2.train("a.json", "b.json", images="images", output=tmp_path / "mine", config=TINY)

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import LazyCall, LazyConfig, instantiate
+from detectron2.data import MetadataCatalog
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.backbone.vit import SimpleFeaturePyramid, ViT
 from detectron2.utils.events import EventStorage
 
 from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.commands import train as train_command
+from meinst_d2.data.datasets import register_coco
 from meinst_d2.encoding import save_components
+from tests.commands.test_train import altered, keep_two, swap_ids
 from tests.conftest import ROOT
 from tests.models import blob_basis, image_with, load_cfg, write_components
 
@@ -182,3 +185,20 @@ def test_what_is_wrong_is_said_before_the_start_with_the_keys_of_the_config(work
         with pytest.raises(ValueError, match=message):
             run("train.output_dir=wrong", "train.eval_period=0", override)
     assert not (workspace / "wrong").exists()
+
+
+def test_a_dataset_of_other_classes_is_refused_and_one_of_fewer_evaluated(workspace: Path) -> None:
+    root = Path(MetadataCatalog.get("shapes_train").json_file).parents[1]
+    for change, refused in ((swap_ids, True), (keep_two, False)):
+        name = register_coco(altered(root, workspace / f"{change.__name__}.json", change))
+        options = (
+            *(f"train.output_dir=run_{refused}", "train.max_iter=1", "train.validation_loss=True"),
+            *(f"dataloader.evaluator.dataset_name={name}", f"dataloader.test.dataset.names={name}"),
+        )
+        if refused:
+            with pytest.raises(
+                ValueError, match=r"swap_ids.json\) has the classes star, ring in the place of ring, star"
+            ):
+                run(*options)
+        else:
+            assert set(run(*options)) == {"bbox", "segm"}
