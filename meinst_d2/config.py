@@ -17,7 +17,6 @@ from meinst_d2.precision import Precision  # noqa: E402
 
 DEFAULT_COMPONENTS = "output/components/coco_2017_train_28_60.npz"
 """Where ``meinst fit --dataset coco_2017_train`` writes by default."""
-
 CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.MEINST.MASK_PREDICTOR": ("conv", "large_kernel"),
     "MODEL.MEINST.BOX_LOSS_TYPE": get_args(BoxLossType),

@@ -89,6 +89,7 @@ def check_before_start(
     problems += _wrong_values(cfg)
     stop_here()  # nothing else can be looked at
     check(check_choices, cfg)
+    check(check_device, cfg)
     problems += _wrong_keys(cfg)
     if not eval_only:
         problems += _wrong_settings(cfg, num_processes)
@@ -127,21 +128,25 @@ def _wrong_values(cfg: CfgNode) -> Iterator[str]:
 
 
 def _wrong_keys(cfg: CfgNode) -> Iterator[str]:
-    """A part or a device that does not exist, and keys that would do nothing."""
-    device = cfg.MODEL.DEVICE
+    """Parts that do not exist, and keys that would do nothing."""
     for key, registry in (("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY), ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY)):
         if _value(cfg, key) not in registry:
             yield f"{key} = {_value(cfg, key)!r} is registered nowhere: import what defines it"
-    try:
-        torch.device(device)
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            yield f"MODEL.DEVICE is {device}, but torch sees no GPU: add MODEL.DEVICE cpu to the command"
-    except RuntimeError:
-        yield f"MODEL.DEVICE = {device!r} is not a device: choose cpu, cuda or cuda:N"
     defaults = get_cfg()
     for key, why in WITHOUT_EFFECT.items():
         if _value(cfg, key) != _value(defaults, key):
             yield f"{key} = {_value(cfg, key)} has no effect: {why}"
+
+
+def check_device(cfg: CfgNode) -> None:
+    """Raise a ValueError unless torch has the device."""
+    device = cfg.MODEL.DEVICE
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"MODEL.DEVICE = {device!r} is not a device: choose cpu, cuda or cuda:N") from error
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"MODEL.DEVICE is {device}, but torch sees no GPU: add MODEL.DEVICE cpu to the command")
 
 
 def _wrong_settings(cfg: CfgNode, num_processes: int) -> Iterator[str]:
