@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
 
 
 def load(args: argparse.Namespace) -> tuple[CfgNode, Any]:
-    """The config of a YAML file or a LazyConfig, whose DictConfig is the second value; datasets are registered."""
+    """The config, and the LazyConfig that it is made of, or None; the datasets of the command line are registered."""
     for dataset in args.coco_dataset:
         register_coco(dataset)
     if not args.config_file.endswith(".py"):
@@ -139,7 +140,7 @@ def train_on_files(
         ValueError, OSError: something is wrong with the files, the weights or the config; a sentence each.
     """
     args = parse_args(["--config-file", config if os.path.isfile(config) else get_config_file(config)])
-    args.resume = resume
+    args.resume, started = resume, time.time()
     folders = [images] * 2 if isinstance(images, (str, os.PathLike)) else images
     for split, file, folder in zip(("TRAIN", "TEST"), (train_json, val_json), folders, strict=True):
         name = f"{output}_{split.lower()}"
@@ -149,21 +150,22 @@ def train_on_files(
     args.opts += [*([] if torch.cuda.is_available() else ["MODEL.DEVICE", "cpu"]), *overrides]
     cfg, components = load(args)[0], os.path.join(output, "components.npz")
     meinst, start = cfg.MODEL.MEINST, cfg.MODEL.WEIGHTS
-    encodes = cfg.MODEL.MASK_ON and meinst.MASK_REPRESENTATION != "none" and meinst.ENCODER in MASK_ENCODER_REGISTRY
-    encoder = MASK_ENCODER_REGISTRY.get(meinst.ENCODER) if encodes else None
+    encoder = dict(MASK_ENCODER_REGISTRY).get(meinst.ENCODER)
+    encodes = cfg.MODEL.MASK_ON and meinst.MASK_REPRESENTATION != "none" and encoder and encoder.needs_components
     bare = not start or start.endswith(".pkl") or "ImageNetPretrained" in start
-    if encoder is not None and encoder.needs_components and bare and not meinst.COMPONENTS:
+    if encodes and bare and not os.path.isfile(meinst.COMPONENTS):
         if not (resume and os.path.isfile(components)):
-            sizes = ["--dim", str(meinst.DIM_MASK), "--mask-size", str(meinst.MASK_SIZE), "--output", components]
-            flags = {"--class-specific": encoder.class_specific, "--no-sigmoid": not meinst.SIGMOID}
-            flags["--no-whiten"] = not meinst.WHITEN
-            fit_command.main(
-                ["--coco-json", str(train_json), *sizes, *(flag for flag, is_set in flags.items() if is_set)]
-            )
+            options = ["--dim", str(meinst.DIM_MASK), "--mask-size", str(meinst.MASK_SIZE), "--output", components]
+            options += ["--class-specific"] * encoder.class_specific + ["--no-sigmoid"] * (not meinst.SIGMOID)
+            options += ["--no-whiten"] * (not meinst.WHITEN)
+            try:
+                fit_command.main(["--coco-json", str(train_json), *options])
+            except SystemExit as error:
+                raise ValueError(str(error)) from error
         args.opts += ["MODEL.MEINST.COMPONENTS", components]
     train(args, check(args))
-    files = [os.path.join(output, f"{name}.pth") for name in ("model_best", "model_final")]
-    return files[0] if os.path.isfile(files[0]) else files[1]
+    best, last = (os.path.join(output, f"{name}.pth") for name in ("model_best", "model_final"))
+    return best if os.path.isfile(best) and (resume or os.path.getmtime(best) >= started) else last
 
 
 def main(argv: Sequence[str] | None = None) -> None:
