@@ -55,9 +55,8 @@ class Predictor:
         divisor = int(self.about["size_divisibility"])
         batch = np.zeros((1, 3, -(-height // divisor) * divisor, -(-width // divisor) * divisor), np.float32)
         batch[0, :, :height, :width] = pixels
-        sizes = np.array([[height, width]], np.int64)
-        results = self.session.run(self.outputs, {"images": batch, "image_sizes": sizes})
-        found = dict(zip(self.outputs, results, strict=True))
+        inputs = {"images": batch, "image_sizes": np.array([[height, width]], np.int64)}
+        found = dict(zip(self.outputs, self.session.run(self.outputs, inputs), strict=True))
         keep = found["scores"] >= score_threshold
         found = {name: value[keep] for name, value in found.items()}
         scale = np.array([image.width / width, image.height / height] * 2, np.float32)
@@ -71,8 +70,7 @@ class Predictor:
         """Resize as the model was tested: (3, height, width) float32, channels in its order."""
         shortest, longest = int(self.about["min_size_test"]), int(self.about["max_size_test"])
         if shortest:
-            factor = shortest / min(image.size)
-            factor = min(factor, longest / max(image.size))
+            factor = min(shortest / min(image.size), longest / max(image.size))
             size = [max(int(side * factor + 0.5), 1) for side in image.size]
             image = image.resize(size, Image.Resampling.BILINEAR)
         pixels = np.asarray(image.convert("RGB"), np.float32).transpose(2, 0, 1)
@@ -131,7 +129,11 @@ def draw(image: Image.Image, detections: Detections, class_names: list[str], fon
 
 def read_image(path: Path) -> Image.Image:
     """An image in RGB, turned as its camera says; raises one of :data:`UNREADABLE`."""
-    return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode.startswith("I"):  # Pillow would make every value above 255 white
+        print(f"predict_onnx.py: of the 16 bits per pixel of {path} the upper 8 are taken", file=sys.stderr)
+        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def plan_outputs(images: Sequence[Path], folder: Path) -> list[Path]:

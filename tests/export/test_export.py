@@ -226,6 +226,15 @@ def test_deployed_example_gives_every_image_a_picture_and_passes_over_broken_one
 
 
 @needs_onnx
+def test_deployed_example_takes_the_upper_8_of_16_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    read = runpy.run_path(str(ROOT / "deploy/predict_onnx.py"))["read_image"]
+    values = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    assert (np.asarray(read(tmp_path / "deep.png")) == (values >> 8)[..., None]).all()
+    assert f"of the 16 bits per pixel of {tmp_path}/deep.png the upper 8 are taken" in capsys.readouterr().err
+
+
+@needs_onnx
 @needs_torch
 def test_deployed_example_replaces_no_input(deployed: Path) -> None:
     before = (deployed / "a/x.png").read_bytes()
