@@ -70,6 +70,7 @@ setup(
         "docs": DOCS,
         "export": EXPORT,
         "fuzz": ["atheris"],
+        "lvis": ["lvis"],
         "safetensors": ["safetensors"],
     },
 )

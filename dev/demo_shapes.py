@@ -51,10 +51,9 @@ def main() -> None:
 
 def report(trainer: Any, output: Path, start: float) -> None:
     """Pictures, and a summary on the console."""
-    from runs import draw_losses, predict_dataset
+    from runs import draw_losses, encoding_ceiling, predict_dataset
 
     from meinst_d2.data.datasets import dataset_dicts
-    from meinst_d2.evaluation.ceiling import encoding_ceiling
     from meinst_d2.visualization.sheets import draw_sheet
 
     draw_losses(output / "losses.png", output / "metrics.json")

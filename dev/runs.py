@@ -7,19 +7,24 @@ import itertools
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import default_setup
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from matplotlib import pyplot as plt
 from torch import nn
 
 from meinst_d2.commands import fit as fit_command
 from meinst_d2.commands import train as train_command
+from meinst_d2.data.datasets import dataset_dicts
+from meinst_d2.data.instances import from_dataset_dicts, make_templates
 from meinst_d2.engine import Trainer, check_before_start
+from meinst_d2.evaluation import MEInstCOCOEvaluator
 from meinst_d2.files import atomic_path
+from meinst_d2.modeling.inference import postprocess
 
 
 def load_config(config_file: str, overrides: list[str]) -> CfgNode:
@@ -49,6 +54,38 @@ def predict_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str, limit: in
     """Detections on the first images of a registered dataset, at the images' size."""
     loader = build_detection_test_loader(cfg, dataset_name)
     return [model(inputs)[0]["instances"] for inputs in itertools.islice(loader, limit)]
+
+
+def encoding_ceiling(encoder: Any, dataset_name: str) -> dict[str, Any]:
+    """The AP that an encoding allows: of a detector that finds every object, its box and the best coefficients.
+
+    Args:
+        encoder: fitted; used in evaluation mode on the CPU.
+        dataset_name: registered, with annotations.
+
+    Returns:
+        Detectron2's results: ``{"bbox": {"AP": ...}, "segm": {"AP": ...}}``.
+    """
+    evaluator = MEInstCOCOEvaluator(dataset_name, distributed=False)
+    evaluator.reset()
+    encoder = encoder.cpu().eval()
+    for record in dataset_dicts(dataset_name):
+        annotations = from_dataset_dicts([record])
+        templates = make_templates(annotations, encoder.mask_size)
+        kept = [annotations[i] for i in templates.kept.tolist()]
+        classes = torch.tensor([annotation.category for annotation in kept], dtype=torch.int64)
+        with torch.no_grad():
+            masks = encoder.decode(encoder.encode(torch.from_numpy(templates.masks), classes), classes)
+        detections = Instances(
+            (record["height"], record["width"]),
+            pred_boxes=Boxes(torch.tensor([annotation.box for annotation in kept]).reshape(-1, 4)),
+            scores=torch.ones(len(kept)),
+            pred_classes=classes,
+            pred_masks=masks[:, None],
+        )
+        output = postprocess(detections, record["height"], record["width"], mask_output="template")
+        evaluator.process([record], [{"instances": output}])
+    return evaluator.evaluate()
 
 
 def draw_losses(path: str | os.PathLike[str], metrics: str | os.PathLike[str]) -> None:

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     from detectron2.data.catalog import Metadata
     from tqdm import tqdm
 
-    from meinst_d2.evaluation.result_file import ResultFile
+    from meinst_d2.evaluation.results import ResultFile
     from meinst_d2.files import require_writable
     from meinst_d2.model_zoo import load_trained
     from meinst_d2.model_zoo.predictor import Predictor, UnusableImage

@@ -9,11 +9,13 @@ Categories are numbered as Detectron2's ``load_coco_json`` numbers them: by risi
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -26,6 +28,7 @@ from meinst_d2.data.annotations import AnnotationTable, InstanceAnnotation
 LONGEST_SIDE = 2**31 - 1
 """Pixels of an image."""
 NO_BOX = (0.0, 0.0, 0.0, 0.0)
+NOT_NUMBERS = array("d", [math.nan] * 4)
 NUMBERS = frozenset((int, float))
 LISTS = ("images", "annotations", "categories")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -147,6 +150,7 @@ class CocoDataset:
         images: ``id``, ``height``, ``width`` and, where the file has it, ``file_name`` of every image.
         category_ids, class_names: K of each, in the order of Detectron2's class numbers.
         annotations: M of them; ``category`` is the class number, -1 of none; ``image_size`` is (0, 0) of no image.
+        boxes_xywh: (M, 4) ``bbox`` as the file has it, unrounded; NaN where it is missing or not four numbers.
         annotation_ids: as the file has them.
         image_rows: (M,) the number of each annotation's image in ``images``, or -1.
     """
@@ -156,6 +160,7 @@ class CocoDataset:
     category_ids: list[Any]
     class_names: list[str]
     annotations: AnnotationTable
+    boxes_xywh: npt.NDArray[np.float64]
     annotation_ids: list[Any]
     image_rows: npt.NDArray[np.int64]
 
@@ -223,17 +228,19 @@ def _read(path: str | os.PathLike[str], table: AnnotationTable, *, named: bool) 
     images = [_image(image, f"{path}: image number {i}") for i, image in enumerate(sections["images"])]
     row_of_image = {image["id"]: row for row, image in enumerate(images)}
     numbers, names = _categories(sections.get("categories", ()), path, named=named)
-    start, rows, categories, ids = len(table), [], [], []
+    start, rows, categories, ids, boxes = len(table), [], [], [], array("d")
     for number, annotation in enumerate(sections["annotations"]):
         _require_object(annotation, f"{path}: annotation number {number}")
         table.append(from_coco(annotation))
         rows.append(_lookup(row_of_image, annotation.get("image_id")))
         categories.append(_lookup(numbers, annotation.get("category_id")))
         ids.append(annotation.get("id"))
+        boxes.extend(_four_numbers(annotation.get("bbox")))
     sizes = np.array([(image["height"], image["width"]) for image in images] + [(0, 0)], np.int64)
     image_rows = np.array(rows, np.int64)
     table.settle(start, sizes[image_rows], categories)
-    return CocoDataset(os.fspath(path), images, list(numbers), names, table, ids, image_rows)
+    boxes_xywh = np.array(boxes).reshape(-1, 4)
+    return CocoDataset(os.fspath(path), images, list(numbers), names, table, boxes_xywh, ids, image_rows)
 
 
 def _image(image: Any, where: str) -> dict[str, Any]:
@@ -297,14 +304,20 @@ def from_coco(annotation: Mapping[str, Any]) -> InstanceAnnotation:
     )
 
 
+def _four_numbers(xywh: Any) -> array[float]:
+    """A box as it is; NaN where it is not one."""
+    if isinstance(xywh, list) and len(xywh) == 4 and NUMBERS.issuperset(map(type, xywh)):
+        with suppress(OverflowError):  # a whole number that no float holds
+            return array("d", xywh)
+    return NOT_NUMBERS
+
+
 def _box(xywh: Any) -> tuple[float, float, float, float]:
     """``xyxy``, rounded as Detectron2 rounds it."""
-    if not isinstance(xywh, list) or len(xywh) != 4 or not NUMBERS.issuperset(map(type, xywh)):
+    numbers = _four_numbers(xywh)
+    if numbers is NOT_NUMBERS:
         return NO_BOX
-    try:
-        x, y, width, height = array("f", xywh)
-    except OverflowError:  # a whole number that no float holds
-        return NO_BOX
+    x, y, width, height = array("f", numbers)
     return tuple(array("f", (x, y, x + width, y + height)))
 
 

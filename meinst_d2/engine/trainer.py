@@ -28,7 +28,7 @@ from meinst_d2.engine.preemption import Termination
 from meinst_d2.engine.step import TrainStep
 from meinst_d2.engine.validation import Validation
 from meinst_d2.engine.validation_loss import build_validation_loader, validation_losses
-from meinst_d2.evaluation.build import build_evaluator
+from meinst_d2.evaluation import build_evaluator
 from meinst_d2.files import remove_unfinished
 from meinst_d2.modeling.retinanet import further_state
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pycocotools.mask as mask_util
 
 from meinst_d2.masks.rasterize import RLE, to_rles
-from meinst_d2.masks.rle import decode_rle
+from meinst_d2.masks.rle import decode_rle, runs_of
 
 CROWD = "crowd region"
 NO_MASK = "no segmentation"
@@ -96,5 +96,12 @@ def rle_of(segmentation: Any, image_size: tuple[int, int]) -> RLE:
         except ValueError as error:
             raise UnusableInstance(FAR_POLYGON) from error
         return merged
+    if isinstance(segmentation, Mapping):
+        try:
+            runs = runs_of(segmentation, *image_size)
+        except (ValueError, TypeError) as error:
+            raise UnusableInstance(BAD_RLE) from error
+        if runs[1:].all():  # else drawing the mask joins what runs of no pixels keep apart
+            return to_rles([{"size": list(image_size), "counts": runs}], *image_size)[0]
     encoded: RLE = mask_util.encode(np.asfortranarray(bitmask_of(segmentation, image_size), np.uint8))
     return encoded

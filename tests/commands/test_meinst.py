@@ -82,6 +82,8 @@ def test_without_detectron2_a_command_says_how_to_install_it(monkeypatch: pytest
 
 @pytest.mark.parametrize("door", ["train_net.py", "fit_pca.py", "demo.py"])
 def test_doors_answer_from_any_folder(door: str, tmp_path: Path) -> None:
+    if door == "train_net.py":
+        pytest.importorskip("detectron2")  # whose parser it has
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, str(ROOT / door), "--help"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -1,6 +1,7 @@
 """COCO's AP: the figures and files of Detectron2's evaluator with pycocotools, from masks in any form."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,31 @@ def test_as_many_detections_count_as_the_model_gives(dataset: str, tmp_path: Pat
     assert evaluator._max_dets_per_image == [1, 10, counted]
 
 
-def test_lvis_needs_bit_masks(dataset: str) -> None:
+def test_lvis_needs_bit_masks_and_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     MetadataCatalog.get("evaluated_lvis").set(evaluator_type="lvis")
     with pytest.raises(ValueError, match="MASK_OUTPUT is 'rle': set it to bitmask"):
         build_evaluator(tiny_cfg("MODEL.MEINST.MASK_OUTPUT", "rle"), "evaluated_lvis")
+    monkeypatch.setitem(sys.modules, "lvis", None)
+    with pytest.raises(
+        ValueError, match=r"evaluated_lvis is evaluated by the package lvis: run pip install 'meinst_d2"
+    ):
+        build_evaluator(tiny_cfg(), "evaluated_lvis")
+
+
+def test_the_training_data_say_what_the_models_classes_are(dataset: str) -> None:
+    """Unless they are not here, or have another number of classes."""
+    names = MetadataCatalog.get(dataset).thing_classes
+    for training, classes, expected in (
+        ("evaluated_shuffled", names[::-1], list(range(8, 2, -1))),
+        ("evaluated_fewer", names[1:], list(range(3, 9))),
+        ("evaluated_gone", None, list(range(3, 9))),
+    ):
+        if classes is not None:
+            DatasetCatalog.register(training, list)
+            MetadataCatalog.get(training).thing_classes = classes
+        evaluator = build_evaluator(tiny_cfg("DATASETS.TRAIN", (training,)), dataset)
+        found = evaluator._in_dataset_categories([{"category_id": number} for number in range(6)])
+        assert [result["category_id"] for result in found] == expected
+        if classes is not None:
+            DatasetCatalog.remove(training)
+            MetadataCatalog.remove(training)
