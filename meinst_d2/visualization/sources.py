@@ -84,7 +84,7 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
 
 
 def _is_video(path: Path) -> bool:
-    """Whether a file whose suffix says nothing is no image, and OpenCV opens it."""
+    """Whether a file whose suffix says nothing is not an image, and opened by OpenCV."""
     try:
         with Image.open(path):
             return False
