@@ -31,13 +31,12 @@ def use_font(path: str | os.PathLike[str]) -> None:
         path: a .ttf, .otf or .ttc file.
 
     Raises:
-        OSError: there is no such file.
-        ValueError: it is not a font.
+        ValueError: there is no such file, or it is not a font.
     """
     try:
         font_manager.fontManager.addfont(path)
         name = FontProperties(fname=os.fspath(path)).get_name()
-    except (RuntimeError, ValueError) as error:  # of FreeType
+    except (OSError, RuntimeError, ValueError) as error:  # the latter of FreeType
         raise ValueError(f"{path} is not a font that matplotlib can read: name a .ttf, .otf or .ttc file") from error
     matplotlib.rcParams["font.family"] = [name, *matplotlib.rcParams["font.family"]]
 

@@ -244,6 +244,7 @@ def test_an_image_too_thin_for_the_network_is_passed_over(
         (["--input", "nowhere.jpg"], "there is no file, folder or match for nowhere.jpg"),
         (["--input", "{tmp}"], "holds no images or videos"),
         (["--input", "demo.py"], "no model: give --config-file, --weights or both"),
+        (["--input", "demo.py", "--font", "demo.py"], "demo.py is not a font that matplotlib can read"),
         (["--input", "demo.py", "--weights", "nowhere.pth"], "there is no file of weights nowhere.pth"),
         (["--input", "demo.py", "--config-file", "quick/tiny"], "names no trained weights: give --weights"),
         (["--input", "demo.py", "--config-file", "quick/tinny"], "did you mean quick/tiny"),

@@ -136,19 +136,6 @@ def values_of(cfg: CfgNode) -> list[object]:
     return found
 
 
-def test_the_makefile_names_tests_that_exist_and_need_no_detectron2() -> None:
-    def files_of(target: str) -> list[str]:
-        command = ["make", "-n", "--no-print-directory", target]
-        printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        return re.findall(r"tests/\S+", printed)
-
-    assert all((ROOT / file).exists() for file in files_of("test-quick"))
-    code = "import sys; sys.modules['detectron2'] = None; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "--collect-only", "-q", "-p", "no:xdist", *files_of("test-core")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-
-
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="needs the extra: pip install 'meinst_d2[docs]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
