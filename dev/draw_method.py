@@ -138,7 +138,7 @@ def draw_assignment(shapes: Shapes) -> Any:
     from matplotlib.patches import Rectangle
 
     from meinst_d2.fcos.assign import AssignmentRule, assign_batch
-    from meinst_d2.fcos.locations import level_locations
+    from meinst_d2.fcos.boxes import level_locations
 
     of_image: dict[int, list[int]] = {}
     for i, (image, _) in enumerate(shapes.objects):

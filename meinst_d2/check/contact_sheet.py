@@ -17,8 +17,7 @@ from meinst_d2.check.problem import Problem
 from meinst_d2.check.scan import CocoFile
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.files import atomic_path
-from meinst_d2.masks.rle import decode_rle
-from meinst_d2.masks.segmentation import UnusableInstance, usable_polygons
+from meinst_d2.masks.rle import UnusableInstance, decode_rle, usable_polygons
 
 TILE = 208
 CAPTION = 32

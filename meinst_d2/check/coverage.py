@@ -15,7 +15,6 @@ from meinst_d2.check import problems as p
 from meinst_d2.check.scan import CocoFile
 from meinst_d2.data.parallel import run_shards
 from meinst_d2.fcos.assign import AssignmentRule, assign_batch
-from meinst_d2.reconstruction.measure import one_torch_thread
 
 BATCH = 64
 """Images at a time."""
@@ -104,11 +103,10 @@ def _assign_shard(
     chunks: Iterator[npt.NDArray[np.int64]], file: CocoFile, chosen: npt.NDArray[np.int64], settings: Settings
 ) -> list[_Assigned]:
     of_image = file.image_rows[chosen]
-    with one_torch_thread():
-        return [
-            _assign(file, images, chosen[slice(*of_image.searchsorted((images[0], images[-1] + 1)))], settings)
-            for images in chunks
-        ]
+    return [
+        _assign(file, images, chosen[slice(*of_image.searchsorted((images[0], images[-1] + 1)))], settings)
+        for images in chunks
+    ]
 
 
 def _assign(

@@ -13,8 +13,7 @@ from meinst_d2.check import problems as p
 from meinst_d2.check.scan import CocoFile
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.encoding import Components, PCABasis
-from meinst_d2.reconstruction.dictionaries import FittedDictionaries
-from meinst_d2.reconstruction.encodings import Encoding, fitted_encodings
+from meinst_d2.reconstruction.encodings import Encoding, FittedDictionaries, fitted_encodings
 from meinst_d2.reconstruction.measure import measure_encodings
 from meinst_d2.reconstruction.report import Row, class_table, rows_of
 

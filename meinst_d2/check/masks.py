@@ -13,8 +13,7 @@ from meinst_d2.check.scan import CocoFile
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.instances import make_templates
 from meinst_d2.data.parallel import run_shards
-from meinst_d2.masks.rle import runs_of
-from meinst_d2.masks.segmentation import FEW_POINTS, MALFORMED, NO_MASK, UnusableInstance, usable_polygons
+from meinst_d2.masks.rle import FEW_POINTS, MALFORMED, NO_MASK, UnusableInstance, runs_of, usable_polygons
 
 CHUNK = 2048
 CROSSING = 1.0

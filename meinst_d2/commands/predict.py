@@ -90,8 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
     from meinst_d2.evaluation.results import ResultFile
     from meinst_d2.files import require_writable
-    from meinst_d2.model_zoo import load_trained
-    from meinst_d2.model_zoo.predictor import Predictor, UnusableImage
+    from meinst_d2.model_zoo import UnusableImage, load_trained
     from meinst_d2.visualization.drawing import MaskVideoVisualizer, MaskVisualizer, use_font
     from meinst_d2.visualization.sources import Frames, Source, find_sources, plan_outputs
 
@@ -113,7 +112,6 @@ def run(args: argparse.Namespace) -> int:
     for note in trained.notes:
         print(f"note: {note}")
 
-    predictor = Predictor(trained, args.confidence_threshold)
     results = ResultFile(args.save_json, trained.class_names) if args.save_json else None
     metadata = Metadata(name="demo", thing_classes=trained.class_names)
     num_images, num_objects = 0, 0
@@ -138,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             with writing(target, frames.frames_per_second if source.is_video else None) as write:
                 for number, frame in enumerate(bar):
-                    found = predictor(frame)
+                    found = trained(frame, min_score=args.confidence_threshold, masks="rle")
                     num_images, num_objects = num_images + 1, num_objects + len(found)
                     if results is not None:
                         results.add(found, source.path, number if source.is_video else None)

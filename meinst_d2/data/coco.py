@@ -318,7 +318,8 @@ def _box(xywh: Any) -> tuple[float, float, float, float]:
     if numbers is NOT_NUMBERS:
         return NO_BOX
     x, y, width, height = array("f", numbers)
-    return tuple(array("f", (x, y, x + width, y + height)))
+    left, top, right, bottom = array("f", (x, y, x + width, y + height))
+    return left, top, right, bottom
 
 
 def _beyond_float(value: float) -> bool:

@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from meinst_d2.data.annotations import AnnotationTable, InstanceAnnotation
 from meinst_d2.masks.rasterize import BoolArray, crop_bitmask, rasterize_polygons
-from meinst_d2.masks.rle import crop_rle
-from meinst_d2.masks.segmentation import (
+from meinst_d2.masks.rle import (
     BAD_RLE,
     CROWD,
     EMPTY,
@@ -26,6 +25,7 @@ from meinst_d2.masks.segmentation import (
     NO_IMAGE,
     UnusableInstance,
     bitmask_of,
+    crop_rle,
     usable_polygons,
 )
 

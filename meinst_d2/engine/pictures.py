@@ -13,7 +13,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from meinst_d2.masks import paste_masks
-from meinst_d2.modeling.targets import mask_templates
+from meinst_d2.modeling.build import mask_templates
 from meinst_d2.visualization.drawing import MaskVisualizer
 
 MOST_DETECTIONS = 20

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-from meinst_d2.fcos.boxes import ltrb_to_xyxy
-from meinst_d2.fcos.locations import level_locations
+from meinst_d2.fcos.boxes import level_locations, ltrb_to_xyxy
 from meinst_d2.modeling.head import HeadOutput
 from meinst_d2.modeling.inference import PasteBox
 from meinst_d2.modeling.meta_arch import MEInstDetector

@@ -9,7 +9,7 @@ import pytest
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.coco import read_coco_json
 from meinst_d2.data.instances import make_templates
-from meinst_d2.masks import segmentation as I
+from meinst_d2.masks import rle as I
 
 SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
 

@@ -88,7 +88,7 @@ def few_components(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_paste(data: Path, few_components: None) -> None:
-    paste, templates, masks = measure("paste", data, "--detections", "7", "--sizes", "50x60")
+    paste, _, templates, masks = measure("paste", data, "--detections", "7", "--sizes", "50x60")
     assert paste.what == "paste 7 detections, 50 x 60"
     assert paste.notes["pixels that differ"] == "0 of 21,000"
     assert templates.notes["encodings that differ"] == masks.notes["encodings that differ"] == 0
