@@ -43,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: the command line, by default this process's.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    width = max(map(len, COMMANDS))
-    table = "\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
+    table = "\n".join(f"  {name:11}  {what}" for name, what in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="meinst",
         usage="meinst COMMAND ...",
@@ -56,9 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("command", metavar="COMMAND", help=argparse.SUPPRESS)
     name = parser.parse_args(arguments[:1]).command
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else "see meinst --help"
-        parser.exit(2, f"meinst: there is no command {name}: {hint}\n")
+        near = [f"did you mean {match}?" for match in difflib.get_close_matches(name, COMMANDS, n=1)]
+        parser.exit(2, f"meinst: there is no command {name}: {(near or ['see meinst --help'])[0]}\n")
     try:
         importlib.import_module(f"meinst_d2.commands.{MODULES.get(name, name)}").main(arguments[1:])
     except ImportError:
