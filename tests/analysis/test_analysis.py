@@ -331,9 +331,15 @@ def command(folder: Path, results: Path, *more: str) -> list[str]:
 def test_the_command_prints_writes_and_draws(folder: Path, truth: Truth, encoder: PCAEncoder, tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     file.write_text(json.dumps(detect(truth, lambda masks, classes: encoder.decode(encoder.encode(masks)), shift=2)))
-    arguments = command(folder, file, "--images", str(folder / "val"), "--mask-size", "16", "--dim", "4")
+    content = json.loads((folder / "annotations/instances_val.json").read_text())
+    content["categories"][0]["name"] = "A$_$B"  # to matplotlib a formula, and a wrong one
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    arguments = command(
+        folder, file, "--images", str(folder / "val"), "--mask-size", "16", "--dim", "4", "--worst", "3"
+    )
+    arguments += ["--annotations", str(tmp_path / "truth.json")]
     done = subprocess.run(
-        [sys.executable, "-c", "from meinst_d2.commands import main; main()", "analyze", *arguments, "--worst", "3"],
+        [sys.executable, "-c", "from meinst_d2.commands import main; main()", "analyze", *arguments],
         capture_output=True,
         text=True,
         check=False,
