@@ -23,7 +23,7 @@ from meinst_d2.files import require_writable
 from meinst_d2.fitting.count import count_moments, fit_all, fit_classes
 from meinst_d2.fitting.distributed import LostRankError, Ranks, join_ranks
 from meinst_d2.fitting.report import Reconstruction, draw, table
-from meinst_d2.reconstruction.encodings import fitted_encodings
+from meinst_d2.reconstruction.encodings import make_encodings
 from meinst_d2.reconstruction.measure import measure_encodings
 
 TABLE_DIMS = (20, 40, 60, 80, 100)
@@ -187,12 +187,8 @@ def measure(
     num_classes: int | None,
 ) -> list[Reconstruction]:
     """How well the first D components of a dictionary, or of one per class, reconstruct the masks of all ranks."""
-
-    def bases_of(_family: str, _size: int, _sigmoid: bool, dim: int) -> list[PCABasis]:
-        return [basis.truncated(dim) for basis in bases]
-
     family, sigmoid = "class-pca" if num_classes else "pca", not args.no_sigmoid
-    encodings = list(fitted_encodings(family, args.mask_size, dims, [sigmoid], [False], bases_of, args.clamp))
+    encodings = list(make_encodings(family, [args.mask_size], dims, [sigmoid], [False], bases, args.clamp))
     tally = measure_encodings(annotations, encodings, num_classes, args.workers, templates_only=True)
     tally.sums = ranks.sum(tally.sums)
     qualities = [tally.quality(i) for i in range(len(dims))]

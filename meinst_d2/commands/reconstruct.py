@@ -19,7 +19,7 @@ from meinst_d2.commands import make_parser, reporting
 
 if TYPE_CHECKING:
     from meinst_d2.data.annotations import InstanceAnnotation
-    from meinst_d2.encoding import Components, PCABasis
+    from meinst_d2.encoding import Components
     from meinst_d2.reconstruction.encodings import Encoding, FittedDictionaries
     from meinst_d2.reconstruction.measure import Tally
     from meinst_d2.reconstruction.report import Row
@@ -92,7 +92,7 @@ def build_encodings(
     args: argparse.Namespace, fitted: FittedDictionaries | None, components: Components | None, num_classes: int
 ) -> list[Encoding]:
     """Every encoding that the command line asks for, or that the other options allow."""
-    from meinst_d2.reconstruction.encodings import fitted_encodings, other_encodings
+    from meinst_d2.reconstruction.encodings import make_encodings
 
     bases = components.bases if components is not None else ()
     possible = FITTED if fitted is not None else ("class-pca",) if len(bases) > 1 else ("pca",) if bases else ()
@@ -102,21 +102,14 @@ def build_encodings(
         raise ValueError(f"{args.components} holds the dictionaries of {possible[0]}, not of {wrong[0]}")
     encodings: list[Encoding] = []
     for family in families:
-        if family not in FITTED:
-            encodings += other_encodings(family, args.sizes, args.dims, args.sigmoid, args.whiten)
-        elif fitted is not None:
-            for size in args.sizes:
-                encodings += fitted_encodings(family, size, args.dims, args.sigmoid, args.whiten, fitted.bases)
-        elif components is not None:
+        if family in FITTED and components is not None:
             if len(bases) not in (1, num_classes):
                 raise ValueError(f"{args.components} is for {len(bases)} classes, the annotations have {num_classes}")
-
-            def truncated(_family: str, _size: int, _sigmoid: bool, dim: int) -> list[PCABasis]:
-                return [basis.truncated(dim) for basis in bases]
-
             dims = [*(dim for dim in args.dims if dim < bases[0].dim), bases[0].dim]
-            settings = bases[0].mask_size, dims, [components.sigmoid], args.whiten
-            encodings += fitted_encodings(family, *settings, truncated)
+            encodings += make_encodings(family, [bases[0].mask_size], dims, [components.sigmoid], args.whiten, bases)
+        else:
+            its = fitted.bases if fitted is not None else ()
+            encodings += make_encodings(family, args.sizes, args.dims, args.sigmoid, args.whiten, its)
     return encodings
 
 
@@ -162,7 +155,7 @@ def draw(folder: Path, rows: Sequence[Row], classes: Sequence[str]) -> list[Path
     plots.draw_classes(paths[2], chosen, classes)
     pictured = {row.encoding.family: row.encoding for row in chosen}
     columns = {
-        f"{FAMILIES[name]}\n{pictured[name].length} numbers": pictured[name] for name in PICTURED if name in pictured
+        f"{FAMILIES[name][0]}\n{pictured[name].length} numbers": pictured[name] for name in PICTURED if name in pictured
     }
     if not columns:
         return paths[:3]

@@ -84,13 +84,8 @@ class Tally:
             both, either, pixels = sums[[FOREGROUND_BOTH, FOREGROUND_EITHER, PIXELS]]
             pooled = (both / either + (pixels - either) / (pixels - both)) / 2
             template_iou, iou, boundary = sums[[TEMPLATE_IOU, IOU, BOUNDARY_IOU]] * IOU_UNIT / sums[COUNT]
-        return Quality(
-            count=int(sums[COUNT]),
-            template_iou=float(template_iou) if pixels else math.nan,
-            pooled_miou=float(pooled),
-            iou=float(iou),
-            boundary_iou=float(boundary),
-        )
+        template_iou = template_iou if pixels else math.nan
+        return Quality(int(sums[COUNT]), float(template_iou), float(pooled), float(iou), float(boundary))
 
 
 def measure_encodings(
@@ -155,8 +150,9 @@ def _measure(
     """(M, 7) what is added to the sums for (M, S, S) templates and M masks (or none) at their own resolution."""
     added = np.zeros((len(templates), NUM_SUMS), np.int64)
     added[:, COUNT] = 1
-    if isinstance(encoding.codec, MaskEncoder):
-        probabilities = reconstruct_templates(encoding.codec, templates, classes)
+    codec = encoding.codec
+    if isinstance(codec, MaskEncoder):
+        probabilities = reconstruct_templates(codec, templates, classes)
         again = probabilities >= 0.5
         both, either = (templates & again).sum(axis=(1, 2)), (templates | again).sum(axis=(1, 2))  # (M,)
         added[:, TEMPLATE_IOU] = np.rint(both / either / IOU_UNIT)
@@ -164,7 +160,6 @@ def _measure(
         added[:, PIXELS] = templates[:1].size
         reconstructed = (stretch(p, *mask.shape) for p, mask in zip(probabilities, masks, strict=False))
     else:
-        codec = encoding.codec
         reconstructed = (codec.decode(codec.encode(mask), *mask.shape) for mask in masks)
     for row, mask, boundary, other in zip(added, masks, boundaries, reconstructed, strict=False):
         row[IOU] = round(mask_iou(mask, other) / IOU_UNIT)

@@ -46,55 +46,47 @@ class Row:
 
 def rows_of(tally: Tally, encodings: Sequence[Encoding], num_classes: int) -> list[Row]:
     """A row per encoding, in order."""
-    return [
-        Row(
-            encoding,
-            tally.quality(i),
-            [tally.quality(i, size=size) for size in range(len(SIZES))],
-            [tally.quality(i, classes=k) for k in range(num_classes)],
-        )
-        for i, encoding in enumerate(encodings)
-    ]
+    rows = []
+    for i, encoding in enumerate(encodings):
+        by_size = [tally.quality(i, size=size) for size in range(len(SIZES))]
+        rows.append(Row(encoding, tally.quality(i), by_size, [tally.quality(i, classes=k) for k in range(num_classes)]))
+    return rows
 
 
 def in_first_settings(rows: Sequence[Row]) -> list[Row]:
     """The rows with the sigmoid and the whitening of their family's first row."""
-    first: dict[str, tuple[bool | None, bool | None]] = {}
-    settings = [(row.encoding.family, (row.encoding.sigmoid, row.encoding.whiten)) for row in rows]
-    return [row for row, (family, its) in zip(rows, settings, strict=True) if first.setdefault(family, its) == its]
+    first: dict[str, Encoding] = {}
+    pairs = [(row, first.setdefault(row.encoding.family, row.encoding)) for row in rows]
+    return [row for row, e in pairs if (row.encoding.sigmoid, row.encoding.whiten) == (e.sigmoid, e.whiten)]
 
 
 def typical(rows: Sequence[Row]) -> list[Row]:
     """Of every family the row at the smallest S that is nearest to 60 numbers."""
-
-    def distance(row: Row) -> tuple[int, int]:
-        return row.encoding.mask_size or 0, abs(row.encoding.length - TYPICAL_LENGTH)
-
-    of_family: dict[str, list[Row]] = {}
+    best: dict[str, Row] = {}
     for row in in_first_settings(rows):
-        of_family.setdefault(row.encoding.family, []).append(row)
-    return [min(group, key=distance) for group in of_family.values()]
+        pair = best.get(row.encoding.family, row), row
+        best[row.encoding.family] = min(
+            pair, key=lambda r: (r.encoding.mask_size or 0, abs(r.encoding.length - TYPICAL_LENGTH))
+        )
+    return list(best.values())
 
 
 def quality_table(rows: Sequence[Row]) -> str:
     """The four metrics over all masks."""
     lines = [
-        f"{'':{len(COLUMNS)}} |   at S x S    | at own resolution",
+        " " * len(COLUMNS) + " |   at S x S    | at own resolution",
         f"{COLUMNS} |    IoU pooled |    IoU boundary",
     ]
     for row in rows:
-        q = row.total
-        values = [_number(v) for v in (q.template_iou, q.pooled_miou, q.iou, q.boundary_iou)]
-        lines.append(f"{row.settings} | {values[0]} {values[1]} | {values[2]} {values[3]}")
+        template, pooled, iou, boundary = (_number(value) for value in dataclasses.astuple(row.total)[1:])
+        lines.append(f"{row.settings} | {template} {pooled} | {iou} {boundary}")
     return "\n".join(lines)
 
 
 def size_table(rows: Sequence[Row]) -> str:
     """IoU and boundary IoU at the object's own resolution, by size."""
-    lines = [
-        f"{'':{len(COLUMNS)}} | {'IoU':<20} | boundary IoU",
-        COLUMNS + 2 * (" | " + " ".join(f"{name:>6}" for name in SIZES)),
-    ]
+    names = " | " + " ".join(f"{name:>6}" for name in SIZES)
+    lines = [f"{'':{len(COLUMNS)}} | {'IoU':<20} | boundary IoU", COLUMNS + 2 * names]
     for row in rows:
         iou, boundary = (" ".join(_number(getattr(q, m)) for q in row.by_size) for m in ("iou", "boundary_iou"))
         lines.append(f"{row.settings} | {iou} | {boundary}")
