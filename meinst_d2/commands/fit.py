@@ -127,11 +127,7 @@ def provenance(args: argparse.Namespace, num_masks: int, skipped: Counter[str]) 
         "whiten": not args.no_whiten,
         "class_specific": args.class_specific,
         "clamp": None if args.no_sigmoid else [args.clamp.low, args.clamp.high],
-        "versions": {
-            "meinst_d2": meinst_d2.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": {"meinst_d2": meinst_d2.__version__, "numpy": np.__version__, "python": platform.python_version()},
     }
 
 

@@ -68,9 +68,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def read_sources(
-    args: argparse.Namespace,
-) -> tuple[list[InstanceAnnotation], list[InstanceAnnotation], list[str]]:
+def read_sources(args: argparse.Namespace) -> tuple[list[InstanceAnnotation], list[InstanceAnnotation], list[str]]:
     """The annotations to fit to and to measure, their categories numbered alike, and the classes' names."""
     from meinst_d2.data.coco import read_coco
 

@@ -21,7 +21,7 @@ from meinst_d2.encoding import MASK_ENCODER_REGISTRY, Components, SigmoidClamp, 
 from meinst_d2.engine.settings import check_batch, check_device, check_parts, check_validation, require_values
 from meinst_d2.engine.trainer import COMPONENTS_DIFFER
 from meinst_d2.files import require_writable
-from meinst_d2.modeling.published_names import GENERATOR_PREFIX, settle_names
+from meinst_d2.modeling.proposal_generator import GENERATOR_PREFIX, settle_names
 
 ANEW = (
     "to start the mask predictor anew, name components that fit in MODEL.MEINST.COMPONENTS and train with "

@@ -37,8 +37,8 @@ FAMILIES = {
     "polar": ("polar rays", "tab:red", "P"),
     "chebyshev": ("Chebyshev radius", "tab:purple", "X"),
 }
-"""Their names, colors and markers in pictures. Both grids are S x S bits: "grid" is the template that a network would be taught, rasterised
-from the polygons at S x S; in "area-grid" a cell is set where the mask at its own resolution covers half of it."""
+"""Their names, colors and markers in pictures. Both grids are S x S bits: "grid" is the template that a network would
+be taught, rasterised from the polygons at S x S; in "area-grid" a cell is set where the mask covers half of it."""
 MASKS_PER_COMPONENT = 10
 """Of a class, for a dictionary of its own."""
 
@@ -107,7 +107,9 @@ def make_encodings(
                 "clamp": clamp,
             }
             its = bases(family, size, sigmoid, dim) if callable(bases) else [basis.truncated(dim) for basis in bases]
-            encoder = kind(**settings, **({"num_classes": len(its)} if family == "class-pca" else {}))
+            if family == "class-pca":
+                options["num_classes"] = len(its)
+            encoder = kind(dim=dim, mask_size=size, **options)
             if isinstance(encoder, FittedEncoder):
                 encoder.load_bases(its)
             yield Encoding(family, encoder.eval(), sigmoid, whiten)

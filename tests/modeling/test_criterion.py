@@ -5,7 +5,7 @@ import torch
 
 from meinst_d2.encoding import MaskEncoder
 from meinst_d2.fcos.assign import Positives, centerness
-from meinst_d2.modeling.criterion import LossWeights, MEInstCriterion
+from meinst_d2.modeling.criterion import MEInstCriterion
 from meinst_d2.modeling.head import HeadOutput
 
 
@@ -77,7 +77,7 @@ def test_every_loss_has_its_factor() -> None:
     found = positives([0], [4], [0], [[1, 1, 3, 1]])
     arguments = (output(), found, torch.tensor([0]), *masks_as([[3.0, 4.0]]))
     plain = MEInstCriterion()(*arguments)
-    weighted = MEInstCriterion(weights=LossWeights(cls=2, box=3, centerness=5, mask=7))(*arguments)
+    weighted = MEInstCriterion(weights={"cls": 2, "box": 3, "centerness": 5, "mask": 7})(*arguments)
     for name, factor in (("loss_cls", 2), ("loss_box", 3), ("loss_centerness", 5), ("loss_mask", 7)):
         assert weighted[name].item() == pytest.approx(factor * plain[name].item())
 

@@ -13,15 +13,7 @@ from torchvision.ops import box_iou
 from meinst_d2.encoding import PixelEncoder
 from meinst_d2.fcos.boxes import level_locations
 from meinst_d2.modeling.head import HeadOutput
-from meinst_d2.modeling.inference import (
-    LIMIT,
-    InferenceRule,
-    MaskOutput,
-    PasteBox,
-    _survivors,
-    detect,
-    postprocess,
-)
+from meinst_d2.modeling.inference import LIMIT, InferenceRule, MaskOutput, PasteBox, _survivors, detect, postprocess
 
 STRIDES, SHAPES, SIZE = (8, 128), [(5, 7), (1, 1)], (40, 56)
 RULE = InferenceRule()
