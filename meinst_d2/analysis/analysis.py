@@ -135,7 +135,7 @@ class Pairs:
 
     def by_size(self) -> dict[str, Pairs]:
         """All, and those of small, medium and large objects."""
-        sizes = _sizes(self.areas)
+        sizes = np.searchsorted(AREA_LIMITS, self.areas, side="right")  # numbers in SIZES
         return {"all": self, **{name: self._where(sizes == size) for size, name in enumerate(SIZES)}}
 
     def by_class(self, num_classes: int) -> list[Pairs]:
@@ -144,11 +144,6 @@ class Pairs:
 
     def _where(self, chosen: npt.NDArray[np.bool_]) -> Pairs:
         return Pairs(self.areas[chosen], self.classes[chosen], self.ious[chosen])
-
-
-def _sizes(areas: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """The number in ``SIZES`` of every area."""
-    return np.searchsorted(AREA_LIMITS, areas, side="right")
 
 
 @dataclass(frozen=True)
@@ -188,7 +183,7 @@ class Analysis:
     """
 
     class_names: Sequence[str]
-    num_objects: tuple[int, int, int, int]
+    num_objects: tuple[int, ...]
     box: AveragePrecision
     masks: Mapping[str, AveragePrecision]
     pairs: Pairs
@@ -244,10 +239,10 @@ def analyze(
         images.append(ImageError(image_id, float(np.sum(errors)), len(image) - len(errors), false))
     rows = np.array(pairs, np.float64).reshape(-1, 6)
     areas = np.array([annotation.area for annotation in truth.annotations], np.float64)
-    small, medium, large = np.bincount(_sizes(areas), minlength=len(SIZES)).tolist()
+    sizes = np.bincount(np.searchsorted(AREA_LIMITS, areas, side="right"), minlength=len(SIZES))
     return Analysis(
         names,
-        (len(areas), small, medium, large),
+        (len(areas), *sizes.tolist()),
         average_precision(truth.ground_truth, results["predicted"], "bbox"),
         {name: average_precision(truth.ground_truth, found, "segm") for name, found in results.items()},
         Pairs(rows[:, 0], rows[:, 1].astype(np.int64), rows[:, 2:]),

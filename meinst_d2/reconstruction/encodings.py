@@ -99,13 +99,7 @@ def make_encodings(
     else:
         kind = {"pca": PCAEncoder, "class-pca": ClassPCAEncoder, "dct": DCTEncoder}[family]
         for size, sigmoid, whiten, dim in itertools.product(mask_sizes, sigmoids, whitens, dims):
-            settings: dict[str, Any] = {
-                "dim": dim,
-                "mask_size": size,
-                "sigmoid": sigmoid,
-                "whiten": whiten,
-                "clamp": clamp,
-            }
+            options: dict[str, Any] = {"sigmoid": sigmoid, "whiten": whiten, "clamp": clamp}
             its = bases(family, size, sigmoid, dim) if callable(bases) else [basis.truncated(dim) for basis in bases]
             if family == "class-pca":
                 options["num_classes"] = len(its)

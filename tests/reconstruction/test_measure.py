@@ -14,7 +14,7 @@ from meinst_d2.data.instances import make_templates
 from meinst_d2.data.shapes import generate
 from meinst_d2.encoding import ClassPCAEncoder, DCTEncoder, PCAEncoder, PixelEncoder, SigmoidClamp, fit_pca
 from meinst_d2.fitting.count import count_moments
-from meinst_d2.masks.metrics import boundary_iou, mask_iou
+from meinst_d2.masks.metrics import boundary_region, mask_iou
 from meinst_d2.masks.paste import stretch
 from meinst_d2.reconstruction import measure as reconstruction
 from meinst_d2.reconstruction.baselines import BinaryGrid, PolarRays
@@ -87,7 +87,7 @@ def test_own_resolution_by_the_definition(
         quality = tally.quality(i)
         assert quality.count == len(kept)
         assert quality.iou == pytest.approx(np.mean([mask_iou(a, b) for a, b in zip(full, again, strict=True)]))
-        expected = np.mean([boundary_iou(a, b) for a, b in zip(full, again, strict=True)])
+        expected = np.mean([mask_iou(boundary_region(a), boundary_region(b)) for a, b in zip(full, again, strict=True)])
         assert quality.boundary_iou == pytest.approx(expected)
 
 
