@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from meinst_d2.commands import make_parser, reporting
+from meinst_d2.commands import make_parser, reporting, require_positive
 
 EXAMPLES = """examples (the second gives the three rows of table 7):
   meinst evaluate --config-file output/mine/config.yaml MODEL.WEIGHTS output/mine/model_final.pth
@@ -34,10 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=folder, metavar="DIR", help=f"folder (default {folder})")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: MODEL.WEIGHTS FILE ...")
     args = parser.parse_args(argv)
-    for name in ("limit", "max_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    require_positive(parser, args, "limit", "max_size")
     return args
 
 
@@ -85,7 +82,9 @@ def print_table(results: Sequence[dict[str, Any]]) -> None:
         print(f"{result['scale']:6d}{figures}{result['images_per_second']:11.1f}{model:8.1f}{loading:10.1f}")
 
 
-def run(args: argparse.Namespace) -> None:
+@reporting("evaluate", KeyError)
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     # Imported here so that --help answers at once.
     import torch
     from detectron2.modeling import build_model
@@ -110,13 +109,6 @@ def run(args: argparse.Namespace) -> None:
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
         "scales": results,
     }
-    file = args.output / "scales.json"
-    with atomic_path(file) as temporary:
+    with atomic_path(args.output / "scales.json") as temporary:
         temporary.write_text(json.dumps(without_nan(summary), indent=1))
-    print(f"\nwrote {file}")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    with reporting("evaluate", KeyError):
-        run(args)
+    print(f"\nwrote {args.output / 'scales.json'}")

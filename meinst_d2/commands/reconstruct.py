@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meinst_d2.commands import make_parser, reporting
+from meinst_d2.commands import make_parser, reporting, require_positive
 
 if TYPE_CHECKING:
     from meinst_d2.data.annotations import InstanceAnnotation
@@ -56,11 +56,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N annotations of every file only")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     args = parser.parse_args(argv)
-    for name, values in (("dims", args.dims), ("sizes", args.sizes), ("workers", [args.workers])):
-        if min(values) < 1:
-            parser.error(f"--{name} must be at least 1, got {min(values)}")
-    if args.limit is not None and args.limit < 1:
-        parser.error(f"--limit must be at least 1, got {args.limit}")
+    require_positive(parser, args, "dims", "sizes", "workers", "limit")
     if set(args.encoders or ()) & set(FITTED) and not (args.fit_json or args.components):
         parser.error("pca and class-pca need --fit-json, to be fitted to, or --components")
     args.dims, args.sizes = sorted(set(args.dims)), sorted(set(args.sizes))
@@ -161,8 +157,9 @@ def draw(folder: Path, rows: Sequence[Row], classes: Sequence[str]) -> list[Path
     return paths
 
 
-def measure(args: argparse.Namespace) -> None:
-    """Read, fit, measure, print, write, draw."""
+@reporting("reconstruct")
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     from meinst_d2.encoding import load_components
     from meinst_d2.files import atomic_path, require_writable
     from meinst_d2.reconstruction.encodings import FittedDictionaries
@@ -200,9 +197,3 @@ def measure(args: argparse.Namespace) -> None:
     print()
     for path in (report, *draw(args.output, rows, classes)):
         print(f"wrote {path}")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    with reporting("reconstruct"):
-        measure(args)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from meinst_d2.commands import make_parser, reporting
+from meinst_d2.commands import make_parser, reporting, require_positive
 
 EXAMPLES = """example (boxes from meinst train --eval-only, which writes inference/coco_instances_results.json):
   meinst swap-boxes --config-file COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml \\
@@ -35,8 +35,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=folder, metavar="DIR", help=f"default {folder}")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: MODEL.WEIGHTS FILE ...")
     args = parser.parse_args(argv)
-    if args.limit is not None and args.limit < 1:
-        parser.error(f"--limit must be at least 1, got {args.limit}")
+    require_positive(parser, args, "limit")
     files: dict[str, str] = {}
     for source in args.boxes:
         name, equals, file = source.partition("=")
@@ -104,13 +103,9 @@ def print_table(results: Sequence[Any], threshold: float) -> None:
         print(f"{result.name:{width}} {figures}   {result.boxes_per_image(threshold):13.1f}")
 
 
+@reporting("swap-boxes", KeyError)
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    with reporting("swap-boxes", KeyError):
-        run(args)
-
-
-def run(args: argparse.Namespace) -> None:
     # Imported here so that --help answers at once.
     from detectron2.data import build_detection_test_loader
     from detectron2.modeling import build_model
