@@ -41,7 +41,6 @@ def match(truth: TruthOfImage, found: Detections) -> tuple[npt.NDArray[np.int64]
         (detections,) the object of each, or -1; and whether half or more of the mask of one without an object lies in
         a crowd region of its class: neither right nor wrong.
     """
-    crowds = truth.crowds
     object_of, in_crowd = np.full(len(found), -1, np.int64), np.zeros(len(found), bool)
     if len(truth) and len(found):
         iou = box_iou(torch.from_numpy(found.xyxy), torch.from_numpy(truth.xyxy)).numpy()
@@ -51,9 +50,9 @@ def match(truth: TruthOfImage, found: Detections) -> tuple[npt.NDArray[np.int64]
             if row[best] >= MATCHING_IOU:
                 object_of[i] = best
                 iou[i + 1 :, best] = 0
-    if len(crowds) and len(found):
-        inside = ious_of(found.rles, crowds.rles, crowd=True)
-        inside = np.where(found.classes[:, None] == crowds.classes, inside, 0)
+    if len(truth.crowds) and len(found):
+        inside = ious_of(found.rles, truth.crowds.rles, crowd=True)
+        inside[found.classes[:, None] != truth.crowds.classes] = 0
         in_crowd = (object_of < 0) & (inside.max(axis=1) >= 0.5)
     return object_of, in_crowd
 
@@ -70,20 +69,18 @@ def oracle_masks(
     """
     masks = {name: list(found.rles) for name in (*ORACLES, IN_OWN_BOX)}
     templates = make_templates(truth.annotations, encoder.mask_size)
-    row_of = {int(i): row for row, i in enumerate(templates.kept)}
+    row_of = {i: row for row, i in enumerate(templates.kept.tolist())}
     matched = (object_of >= 0).nonzero()[0]
-    for i in matched:
-        target = int(object_of[i])
-        rle = truth.rles[target]
-        masks["exact"][i] = masks[IN_OWN_BOX][i] = rle
-        stretched = move_mask(rle, truth.xyxy[target], found.xyxy[i])
+    for i, target in zip(matched, object_of[matched], strict=True):
+        masks["exact"][i] = masks[IN_OWN_BOX][i] = truth.rles[target]
+        stretched = move_mask(truth.rles[target], truth.xyxy[target], found.xyxy[i])
         for name in ORACLES[1:]:
             masks[name][i] = stretched
     # An object that is too thin for a template has none: detections of it lose nothing by the encoding.
-    drawn = [i for i in matched if int(object_of[i]) in row_of]
+    drawn = [i for i in matched if object_of[i] in row_of]
     if drawn:
         targets = object_of[drawn]
-        ones = torch.from_numpy(templates.masks[[row_of[int(t)] for t in targets]])
+        ones = torch.from_numpy(templates.masks[[row_of[t] for t in targets]])
         classes = torch.from_numpy(truth.classes[targets])
         decoded = encoder.decode(encoder.encode(ones, classes), classes)
         boxes, own = torch.from_numpy(found.xyxy[drawn]), torch.from_numpy(truth.xyxy[targets])

@@ -49,28 +49,6 @@ def scale_list(text: str) -> tuple[int, ...]:
     return scales
 
 
-def prepare(args: argparse.Namespace) -> Any:
-    """The config, once everything that can be checked has been."""
-    from detectron2.data import MetadataCatalog
-
-    from meinst_d2.commands.train import load_config
-    from meinst_d2.engine import check_before_start
-
-    cfg = load_config(args)
-    dataset = args.dataset or cfg.DATASETS.TEST[0]
-    cfg.DATASETS.TEST = (dataset,)
-    cfg.OUTPUT_DIR = str(args.output)
-    if args.max_size is not None:
-        cfg.INPUT.MAX_SIZE_TEST = args.max_size
-    cfg.freeze()
-    if not cfg.MODEL.WEIGHTS:
-        raise ValueError("MODEL.WEIGHTS is empty: give a trained model")
-    check_before_start(cfg, eval_only=True, resume=False)
-    if args.limit and MetadataCatalog.get(dataset).get("evaluator_type") == "lvis":
-        raise ValueError(f"--limit does not work with {dataset}, LVIS's evaluator knows no subsets: leave it out")
-    return cfg
-
-
 def print_table(results: Sequence[dict[str, Any]]) -> None:
     names = {task: name for task, name in (("bbox", "box"), ("segm", "mask")) if task in results[0]}
     print(f"\n{'':>6}" + "".join(f"  {name:>19}" for name in names.values()) + f"{'model':>19}{'loading':>10}")
@@ -87,17 +65,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     # Imported here so that --help answers at once.
     import torch
+    from detectron2.data import MetadataCatalog
     from detectron2.modeling import build_model
 
     from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
+    from meinst_d2.commands.train import load_config
+    from meinst_d2.engine import check_before_start
     from meinst_d2.evaluation.average_precision import without_nan
     from meinst_d2.evaluation.coco import evaluate_at_scale
     from meinst_d2.files import atomic_path
 
-    cfg = prepare(args)
+    cfg = load_config(args)
+    dataset = args.dataset or cfg.DATASETS.TEST[0]
+    cfg.DATASETS.TEST, cfg.OUTPUT_DIR = (dataset,), str(args.output)
+    if args.max_size is not None:
+        cfg.INPUT.MAX_SIZE_TEST = args.max_size
+    cfg.freeze()
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("MODEL.WEIGHTS is empty: give a trained model")
+    check_before_start(cfg, eval_only=True, resume=False)
+    if args.limit and MetadataCatalog.get(dataset).get("evaluator_type") == "lvis":
+        raise ValueError(f"--limit does not work with {dataset}, LVIS's evaluator knows no subsets: leave it out")
     model = build_model(cfg).eval()
     MEInstCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    scales, dataset = args.scales or (cfg.INPUT.MIN_SIZE_TEST,), cfg.DATASETS.TEST[0]
+    scales = args.scales or (cfg.INPUT.MIN_SIZE_TEST,)
     results = [evaluate_at_scale(cfg, model, dataset, scale, limit=args.limit) for scale in scales]
     print_table(results)
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")

@@ -79,15 +79,14 @@ def read_results(
             "give a COCO result file such as coco_instances_results.json"
         )
     for i, entry in enumerate(content):
-        problem = _problem_of(entry)
-        if problem:
+        if problem := _problem_of(entry):
             raise ValueError(f"{path} is not a COCO result file: {problem} in entry {i}")
     for what, key, known in (("images", "image_id", image_ids), ("categories", "category_id", category_ids)):
         unknown = sorted({entry[key] for entry in content} - set(known), key=str)
         if unknown:
+            fix = "give a result file of the same dataset, or name its dataset"
             raise ValueError(
-                f"{path} has boxes of {what} that the dataset does not have (ids {listed(unknown)}): give a result "
-                "file of the same dataset, or name its dataset"
+                f"{path} has boxes of {what} that the dataset does not have (ids {listed(unknown)}): {fix}"
             )
     return content
 
@@ -96,9 +95,8 @@ def _problem_of(entry: Any) -> str | None:
     """What keeps an entry from being a detection."""
     if not isinstance(entry, dict):
         return f"{type(entry).__name__} instead of a detection"
-    for key in KEYS:
-        if key not in entry:
-            return f"no {key!r}"
+    if lacking := [key for key in KEYS if key not in entry]:
+        return f"no {lacking[0]!r}"
     if not is_id(entry["image_id"]) or not is_id(entry["category_id"]):
         return f"image_id {entry['image_id']!r} or category_id {entry['category_id']!r} is not an id"
     if not _is_number(entry["score"]):

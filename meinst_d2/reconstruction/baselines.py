@@ -6,8 +6,6 @@ hole nor that it has a second part: what it describes is the outer edge of the l
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -19,19 +17,6 @@ Vector = npt.NDArray[np.float64]
 
 STEP = 0.25
 """Pixels between the points of a ray at which the mask is asked."""
-
-
-class MaskCodec(Protocol):
-    """An encoding of masks of any size in vectors of one ``length``."""
-
-    name: str
-    length: int
-
-    def encode(self, mask: BoolArray) -> Vector:
-        """(length,) of an (H, W) mask."""
-
-    def decode(self, vector: Vector, height: int, width: int) -> BoolArray:
-        """(height, width) mask of a vector that was encoded at this size."""
 
 
 class BinaryGrid:
@@ -98,6 +83,10 @@ class ChebyshevRadius:
     def decode(self, vector: Vector, height: int, width: int) -> BoolArray:
         radii = self._polynomials @ vector[2:]
         return fill_star(vector[:2], np.maximum(radii, 0), height, width)
+
+
+MaskCodec = BinaryGrid | PolarRays | ChebyshevRadius
+"""``encode`` makes a vector (length,) of an (H, W) mask of any size, ``decode`` one of the size that was encoded."""
 
 
 def largest_part(mask: BoolArray) -> BoolArray:

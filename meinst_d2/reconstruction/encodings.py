@@ -68,6 +68,11 @@ class Encoding:
         """Numbers in the vector."""
         return self.codec.dim if isinstance(self.codec, MaskEncoder) else self.codec.length
 
+    @property
+    def settings(self) -> tuple[str, int | None, int, bool | None, bool | None]:
+        """Family, S, length, sigmoid and whitening."""
+        return self.family, self.mask_size, self.length, self.sigmoid, self.whiten
+
 
 BasesOf = Callable[[str, int, bool, int], Sequence[PCABasis]]
 """(family, S, sigmoid, D) -> the dictionary, or one per class."""

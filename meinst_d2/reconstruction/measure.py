@@ -36,8 +36,7 @@ SIZE_LIMITS = (32**2, 96**2)
 LONGEST_SIDE = 320
 """Pixels of the longer side of a box above which its mask is scaled down."""
 
-COUNT, TEMPLATE_IOU, IOU, BOUNDARY_IOU, FOREGROUND_BOTH, FOREGROUND_EITHER, PIXELS = range(7)
-NUM_SUMS = 7
+COUNT, TEMPLATE_IOU, IOU, BOUNDARY_IOU, FOREGROUND_BOTH, FOREGROUND_EITHER, PIXELS, NUM_SUMS = range(8)
 IOU_UNIT = 2.0**-32
 """The three IoU are added up in whole units of this; 2**31 masks fit."""
 
@@ -128,16 +127,16 @@ def _measure_shard(
             chunk = [annotation for annotation in chunk if 0 <= annotation.category < num_classes]
         templates = {size: make_templates(chunk, size) for size in sorted(template_sizes)}
         reasons = next(iter(templates.values())).skipped
-        kept = functools.reduce(np.intersect1d, [found.kept for found in templates.values()])
-        full = {} if templates_only else {i: own_resolution_mask(chunk[i]) for i in kept.tolist()}
-        kept = np.array([i for i in kept.tolist() if templates_only or full[i].any()], np.int64)  # (M,)
+        kept = functools.reduce(np.intersect1d, [found.kept for found in templates.values()]).tolist()
+        full = {} if templates_only else {i: own_resolution_mask(chunk[i]) for i in kept}
+        kept = [i for i in kept if templates_only or full[i].any()]  # M of them
         skipped.update(reasons)
         skipped[EMPTY] += len(chunk) - len(kept) - reasons.total()
         masks = {size: found.masks[np.isin(found.kept, kept)] for size, found in templates.items()}  # (M, S, S)
-        full_masks = [full[i] for i in kept.tolist() if not templates_only]
+        full_masks = [full[i] for i in kept if full]
         boundaries = [boundary_region(mask) for mask in full_masks]
-        sizes = np.array([size_of(chunk[i], full[i]) if full else 0 for i in kept.tolist()], np.int64)
-        classes = np.array([chunk[i].category if num_classes else 0 for i in kept.tolist()], np.int64)
+        sizes = np.array([size_of(chunk[i], full[i]) if full else 0 for i in kept], np.int64)
+        classes = np.array([chunk[i].category if num_classes else 0 for i in kept], np.int64)
         for row, encoding in zip(sums, encodings, strict=True):
             size = encoding.codec.mask_size if isinstance(encoding.codec, MaskEncoder) else min(template_sizes)
             np.add.at(row, (sizes, classes), _measure(encoding, masks[size], classes, full_masks, boundaries))

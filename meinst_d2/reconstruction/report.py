@@ -39,9 +39,9 @@ class Row:
     @property
     def settings(self) -> str:
         """The values of ``COLUMNS``."""
-        e = self.encoding
-        choices = (f"{'-' if v is None else 'on' if v else 'off':>7}" for v in (e.sigmoid, e.whiten))
-        return f"{e.family:<10} {e.mask_size or '-':>3} {e.length:>7} {' '.join(choices)}"
+        family, size, length, *switches = self.encoding.settings
+        choices = " ".join(f"{'-' if on is None else 'on' if on else 'off':>7}" for on in switches)
+        return f"{family:<10} {size or '-':>3} {length:>7} {choices}"
 
 
 def rows_of(tally: Tally, encodings: Sequence[Encoding], num_classes: int) -> list[Row]:
@@ -57,7 +57,7 @@ def in_first_settings(rows: Sequence[Row]) -> list[Row]:
     """The rows with the sigmoid and the whitening of their family's first row."""
     first: dict[str, Encoding] = {}
     pairs = [(row, first.setdefault(row.encoding.family, row.encoding)) for row in rows]
-    return [row for row, e in pairs if (row.encoding.sigmoid, row.encoding.whiten) == (e.sigmoid, e.whiten)]
+    return [row for row, encoding in pairs if row.encoding.settings[3:] == encoding.settings[3:]]
 
 
 def typical(rows: Sequence[Row]) -> list[Row]:
@@ -112,11 +112,7 @@ def as_json(rows: Sequence[Row], classes: Sequence[str]) -> list[dict[str, Any]]
 
     return [
         {
-            "encoder": row.encoding.family,
-            "mask_size": row.encoding.mask_size,
-            "numbers": row.encoding.length,
-            "sigmoid": row.encoding.sigmoid,
-            "whiten": row.encoding.whiten,
+            **dict(zip(("encoder", "mask_size", "numbers", "sigmoid", "whiten"), row.encoding.settings, strict=True)),
             "all": values(row.total),
             "by_size": {name: values(q) for name, q in zip(SIZES, row.by_size, strict=True)},
             "by_class": {name: values(q) for name, q in zip(classes, row.by_class, strict=True) if q.count},
