@@ -169,17 +169,12 @@ def test_what_is_lost_and_the_parts_of_the_error_add_up(truth: Truth, encoder: P
 
 
 def test_the_parts_of_an_error_by_hand() -> None:
-    pairs = Pairs(
-        np.array([100.0, 1024.0, 9216.0, 9217.0]), np.array([0, 1, 1, 0]), np.array([[0.9, 0.8, 0.7, 0.5]] * 4)
-    )
-    error = pairs
+    ious = np.array([[0.9, 0.8, 0.7, 0.5]] * 4)
+    pairs = error = Pairs(np.array([100.0, 1024.0, 9216.0, 9217.0]), np.array([0, 1, 1, 0]), ious)
     assert error.parts == pytest.approx({"box": 0.1, "template": 0.1, "coefficients": 0.1, "regression": 0.2})
     assert error.shares == pytest.approx({"box": 0.2, "encoding": 0.4, "regression": 0.4})
-    assert [len(e) for e in pairs.by_size().values()] == [4, 1, 1, 2] and [len(e) for e in pairs.by_class(3)] == [
-        2,
-        2,
-        0,
-    ]
+    assert [len(e) for e in pairs.by_size().values()] == [4, 1, 1, 2]
+    assert [len(e) for e in pairs.by_class(3)] == [2, 2, 0]
     assert math.isnan(pairs.by_class(3)[2].error)
     perfect = Pairs(np.ones(1), np.zeros(1, np.int64), np.ones((1, 4)))
     assert perfect.error == 0 and math.isnan(perfect.shares["encoding"])

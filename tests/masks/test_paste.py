@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meinst_d2.masks import encode_templates, paste, paste_masks, runs
+from meinst_d2.masks import encode_masks, encode_templates, paste, paste_masks, runs
 from tests.masks.oracle import assert_thresholded, check_encodings, random_templates, stretch_one_by_one
 
 EDGES = {
@@ -61,8 +61,11 @@ def test_pixels_that_are_not_numbers_are_background() -> None:
     assert torch.equal(paste_masks(templates, boxes, 24, 32), paste_masks(templates.nan_to_num(0), boxes, 24, 32))
 
 
-def test_nothing_to_paste() -> None:
-    assert paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), 30, 40).shape == (0, 30, 40)
+def test_nothing_to_paste_or_encode() -> None:
+    nothing = torch.zeros(0, 28, 28), torch.zeros(0, 4)
+    masks = paste_masks(*nothing, 30, 40)
+    assert masks.shape == (0, 30, 40) and encode_templates(*nothing, 30, 40) == []
+    assert encode_masks(masks.numpy(), nothing[1].numpy()) == []
 
 
 def test_the_result_is_an_ordinary_tensor() -> None:

@@ -46,11 +46,6 @@ def test_areas_and_overlaps(rng: np.random.Generator) -> None:
     assert ious([], rles).shape == (0, 5) and ious(rles, []).shape == (5, 0)
 
 
-def test_nothing_to_encode() -> None:
-    assert encode_templates(torch.zeros(0, 28, 28), torch.zeros(0, 4), 30, 40) == []
-    assert encode_masks(np.zeros((0, 30, 40), bool), np.zeros((0, 4), np.float32)) == []
-
-
 def test_a_large_image_needs_little_memory() -> None:
     """50 objects that fill an image of 12 megapixels: their bit masks would take 600 MB."""
     templates = random_templates(np.random.default_rng(0), 50, 28)

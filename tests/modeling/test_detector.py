@@ -67,14 +67,6 @@ def test_identical_boxes_learn_the_mask_of_the_instance_that_was_assigned(model:
     assert train(model, [sample])["loss_mask"] != pytest.approx(first)
 
 
-def test_images_of_different_sizes_share_a_batch(model: torch.nn.Module) -> None:
-    train(model, [image_with(ONE, 64, 96), image_with(TWO, 100, 130), image_with([], 33, 47)])
-    model.eval()
-    with torch.no_grad():
-        outputs = model([image_with([], 64, 96), image_with([], 33, 47)])
-    assert [o["instances"].image_size for o in outputs] == [(64, 96), (33, 47)]
-
-
 def test_batches_of_detectron2s_own_mapper_work(model: torch.nn.Module) -> None:
     square = [12.0, 10, 48, 10, 48, 46, 12, 46]
     annotation = {"bbox": [12, 10, 48, 46], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1, "segmentation": [square]}

@@ -44,17 +44,11 @@ def test_every_detection_is_what_its_location_says() -> None:
     all_locations = torch.cat(level_locations(SHAPES, STRIDES))
     for i, found in enumerate(run(output, nms_thresh=0.6, max_detections=20)):
         assert len(found) == 20 and (found.scores.diff() <= 0).all()
-        at = [
-            ((all_locations == location).all(1) & matches).nonzero()[0, 0].item()
-            for location, matches in zip(
-                found.locations,
-                [
-                    (flat(output.cls_logits)[i, k].sigmoid() * flat(output.centerness)[i, 0].sigmoid()).sqrt() == s
-                    for k, s in zip(found.pred_classes, found.scores, strict=True)
-                ],
-                strict=True,
-            )
-        ]
+        scores = (flat(output.cls_logits)[i].sigmoid() * flat(output.centerness)[i].sigmoid()).sqrt()  # (K, R)
+        at = []
+        for location, k, score in zip(found.locations, found.pred_classes, found.scores, strict=True):
+            matches = (all_locations == location).all(1) & (scores[k] == score)
+            at.append(matches.nonzero()[0, 0].item())
         ltrb = flat(output.box_ltrb)[i, :, at].T * strides[at, None]
         expected = torch.cat((all_locations[at] - ltrb[:, :2], all_locations[at] + ltrb[:, 2:]), 1)
         assert torch.equal(found.pred_boxes.tensor, expected)
