@@ -139,18 +139,16 @@ class FittedDictionaries:
         Raises:
             ValueError: the masks determine fewer than D components.
         """
-        of_all = self._fit(mask_size, sigmoid)[0].truncated(dim)
-        if family == "pca":
-            return [of_all]
-        own = self.own_classes(mask_size, sigmoid, dim)
-        return [own[k].truncated(dim) if k in own else of_all for k in range(self.num_classes)]
+        of_all = self._fit(mask_size, sigmoid)[0]
+        own = self.own_classes(mask_size, sigmoid, dim) if family == "class-pca" else {}
+        classes = range(self.num_classes if family == "class-pca" else 1)
+        return [own.get(k, of_all).truncated(dim) for k in classes]
 
     def own_classes(self, mask_size: int, sigmoid: bool, dim: int) -> dict[int, PCABasis]:
         """The classes that have a dictionary of their own at this D: 10 masks per component at least."""
         fit, enough = self._fit(mask_size, sigmoid)[1], MASKS_PER_COMPONENT * dim
-        if fit is None:
-            return {}
-        return {k: fit.bases[k] for k, n in enumerate(fit.counts) if n >= enough and k not in fit.shared}
+        counts = enumerate(fit.counts if fit else ())
+        return {k: fit.bases[k] for k, count in counts if fit and count >= enough and k not in fit.shared}
 
     def _fit(self, mask_size: int, sigmoid: bool) -> tuple[PCABasis, ClassFit | None]:
         if (mask_size, sigmoid) not in self._fits:

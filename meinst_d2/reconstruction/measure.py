@@ -186,8 +186,7 @@ def size_of(annotation: InstanceAnnotation, mask: BoolArray) -> int:
     """Index into ``SIZES``, by the annotation's area as COCO's evaluation has it; without one, by the (H, W) mask's
     share of the box.
     """
-    area = annotation.area
+    area, (x0, y0, x1, y1) = annotation.area, annotation.box
     if not isinstance(area, (int, float)) or not math.isfinite(area):
-        x0, y0, x1, y1 = annotation.box
         area = float(mask.mean() * (x1 - x0) * (y1 - y0))
     return sum(area >= limit for limit in SIZE_LIMITS)

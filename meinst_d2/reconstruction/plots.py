@@ -25,10 +25,8 @@ from meinst_d2.reconstruction.report import Row
 
 matplotlib.use("Agg")
 
-FEWEST_OF_A_CLASS = 5
-"""Masks below which a class has no bar: their mean would say little."""
-MOST_CLASSES = 40
-"""Bars: those of the classes with the most masks."""
+FEWEST_OF_A_CLASS = 5  # masks below which a class has no bar: their mean would say little
+MOST_CLASSES = 40  # bars: those of the classes with the most masks
 DASHES = ("-", "--", ":", "-.")
 METRICS = {
     "template_iou": "mean IoU at S x S",
@@ -130,7 +128,7 @@ def example_shapes(seed: int = 0) -> list[BoolArray]:
 
 
 def draw_reconstructed(
-    path: str | os.PathLike[str], masks: Sequence[BoolArray], encodings: Mapping[str, Encoding], side: float = 1.7
+    path: str | os.PathLike[str], masks: Sequence[BoolArray], encodings: Mapping[str, Encoding]
 ) -> None:
     """What becomes of holes and second parts: a row per mask, then what each encoding makes of it (paper, figure 1).
 
@@ -138,9 +136,8 @@ def draw_reconstructed(
         path: the picture.
         masks: (H, W) each.
         encodings: by the title of their column; none class-specific.
-        side: of a cell, in inches.
     """
-    size = (side * (1 + len(encodings)), (side + 0.15) * len(masks) + 0.6)
+    size = 1.7 * (1 + len(encodings)), 1.85 * len(masks) + 0.6  # inches
     figure, axes = plt.subplots(len(masks), 1 + len(encodings), figsize=size, squeeze=False)
     for row, mask in zip(axes, masks, strict=True):
         height, width = mask.shape

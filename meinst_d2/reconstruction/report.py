@@ -95,12 +95,12 @@ def size_table(rows: Sequence[Row]) -> str:
 
 def class_table(rows: Sequence[Row], classes: Sequence[str]) -> str:
     """IoU at the object's own resolution of every class that has masks, a column per row."""
-    shown = [(k, name, rows[0].by_class[k].count) for k, name in enumerate(classes) if rows[0].by_class[k].count]
-    width = max((len(name) for _, name, _ in shown), default=0)
+    shown = [(name, of) for name, *of in zip(classes, *(row.by_class for row in rows), strict=True) if of[0].count]
+    width = max((len(name) for name, _ in shown), default=0)
     lines = [f"{'':{width}} {'masks':>6} " + " ".join(f"{row.title:>6}" for row in rows)]
-    for k, name, count in shown:
-        values = [f"{_number(row.by_class[k].iou):>{len(row.title)}}" for row in rows]
-        lines.append(f"{name:{width}} {count:>6,} {' '.join(values)}")
+    for name, of in shown:
+        values = " ".join(f"{_number(q.iou):>{len(row.title)}}" for q, row in zip(of, rows, strict=True))
+        lines.append(f"{name:{width}} {of[0].count:>6,} {values}")
     return "\n".join(lines)
 
 

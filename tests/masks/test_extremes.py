@@ -47,9 +47,9 @@ def test_boxes_of_any_size_on_images_of_any_shape(
     templates = templates_of(kind, size, seed)
     masks = paste_masks(templates, boxes, height, width)
     values = stretch_one_by_one(templates, boxes, height, width)
-    if kind in ("noise", "binary"):
+    if kind == "noise" or (kind == "binary" and max(sides) < 1000):
         assert_thresholded(masks, values)
-    else:  # a flat template falls to one half along its whole outline
+    else:  # a flat template falls to one half along its whole outline, one of few values in a huge box slowly
         assert ((values[masks != (values >= 0.5)] - 0.5).abs() < 1e-6).all()
     check_encodings(templates, boxes, masks)
 
