@@ -56,8 +56,7 @@ def draw_losses_of_ap(path: str | os.PathLike[str], analysis: Analysis) -> None:
     above, below = np.zeros(len(rows)), np.zeros(len(rows))
     for part in PARTS:
         values = np.nan_to_num([row.parts[part] for row in rows.values()])
-        bottom = np.where(values >= 0, above, below)
-        middle.bar(range(len(rows)), values, bottom=bottom, label=part, color=COLORS[part])
+        middle.bar(range(len(rows)), values, bottom=np.where(values >= 0, above, below), label=part, color=COLORS[part])
         above += np.maximum(values, 0)
         below += np.minimum(values, 0)
     middle.set_xticks(range(len(rows)), [f"{name}\n{len(row):,}" for name, row in rows.items()], fontsize=9)
@@ -107,9 +106,8 @@ def draw_worst(
     Raises:
         FileNotFoundError: an image is not in the folder.
     """
-    worst = [image for image in analysis.images if image.total > 0][:count]
     records, found, titles = [], [], []
-    for image in worst:
+    for image in [image for image in analysis.images if image.total > 0][:count]:
         of_image = truth.images[image.image_id]
         file = str(Path(images) / of_image.record.get("file_name", ""))
         if not os.path.isfile(file):

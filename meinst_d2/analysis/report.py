@@ -79,11 +79,9 @@ def lost_table(analysis: Analysis) -> str:
         lines.append(f"{title:30}{_number(ap.ap, 6)}{_number(ap.ap50, 7)}{_number(ap.ap75, 7)}{_number(iou, 8, 3)}")
     parts = ", ".join(f"{name} {_number(points).strip()}" for name, points in analysis.lost.items())
     own = analysis.masks[IN_OWN_BOX].ap
-    lines += [
-        f"points of mask AP lost: {parts}",
-        f"once boxes fit: encoded masks in the objects' own boxes have AP {_number(own)}, so the encoding alone "
-        f"loses {_number(analysis.masks['exact'].ap - own)}",
-    ]
+    alone = f"so the encoding alone loses {_number(analysis.masks['exact'].ap - own)}"
+    lines.append(f"points of mask AP lost: {parts}")
+    lines.append(f"once boxes fit: encoded masks in the objects' own boxes have AP {_number(own)}, {alone}")
     return "\n".join(lines)
 
 
@@ -113,10 +111,9 @@ def conclusions(analysis: Analysis) -> list[str]:
     shares = analysis.pairs.shares
     if len(analysis.pairs) and analysis.pairs.error > 1e-9:
         worst = max(shares, key=lambda name: shares[name])
-        lines.append(
-            f"of the mask error of matched detections, {worst} has the largest share ({_percent(shares[worst])})"
-            + (f": {advice[worst]}" if worst != first else "")
-        )
+        share = f"{worst} has the largest share ({_percent(shares[worst])})"
+        more = f": {advice[worst]}" if worst != first else ""
+        lines.append(f"of the mask error of matched detections, {share}{more}")
     mask, counts = analysis.masks["predicted"], analysis.num_objects[1:]
     sizes = [i for i in range(len(SIZES)) if counts[i] >= FEWEST_OBJECTS]
     if len(sizes) > 1:
@@ -134,18 +131,15 @@ def conclusions(analysis: Analysis) -> list[str]:
 
 def json_of(analysis: Analysis) -> dict[str, Any]:
     """Every figure; AP in percent, null where there is nothing to measure."""
-    all_pairs, *by_size = analysis.pairs.by_size().values()
+    error, *by_size = map(_error_json, analysis.pairs.by_size().values())
+    by_class = [_error_json(pairs) for pairs in analysis.pairs.by_class(len(analysis.class_names))]
     content = {
         "objects": dict(zip(("all", *SIZES), analysis.num_objects, strict=True)),
         "class_names": list(analysis.class_names),
         "bbox": asdict(analysis.box),
         "segm": {name: asdict(ap) for name, ap in analysis.masks.items()},
         "lost": analysis.lost,
-        "mask_error": {
-            "all": _error_json(all_pairs),
-            "by_size": [_error_json(pairs) for pairs in by_size],
-            "by_class": [_error_json(pairs) for pairs in analysis.pairs.by_class(len(analysis.class_names))],
-        },
+        "mask_error": {"all": error, "by_size": by_size, "by_class": by_class},
         "score_threshold": analysis.score_threshold,
         "images": [{**asdict(image), "total": image.total} for image in analysis.images],
         "improve_next": conclusions(analysis),

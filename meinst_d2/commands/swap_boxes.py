@@ -18,7 +18,6 @@ EXAMPLES = """example (boxes from meinst train --eval-only, which writes inferen
 
 Box and mask AP count all boxes of a file; the threshold only counts boxes.
 """
-THRESHOLDS = tuple(i / 20 for i in range(20))
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -31,8 +30,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     what = "count boxes that score above it (default 0.05)"
     parser.add_argument("--score-threshold", type=float, default=0.05, help=what)
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N images only")
-    folder = Path("output/swap_boxes")
-    parser.add_argument("--output", type=Path, default=folder, metavar="DIR", help=f"default {folder}")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/swap_boxes"), metavar="DIR", help="default output/swap_boxes"
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: MODEL.WEIGHTS FILE ...")
     args = parser.parse_args(argv)
     require_positive(parser, args, "limit")
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "bbox": result.box,
                 "segm": result.mask,
                 "boxes_per_image": result.boxes_per_image(args.score_threshold),
-                "boxes_per_image_above": {str(t): result.boxes_per_image(t) for t in THRESHOLDS},
+                "boxes_per_image_above": {str(i / 20): result.boxes_per_image(i / 20) for i in range(20)},
             }
             for result in results
         ],

@@ -90,9 +90,8 @@ class GroundTruth:
             category = self.category_numbers.get(result["category_id"])
             image = self.image_numbers.get(result["image_id"])
             if image is None:
-                raise ValueError(
-                    f"a result is of image {result['image_id']!r}, which {self.dataset.path} does not have"
-                )
+                name = repr(result["image_id"])
+                raise ValueError(f"a result is of image {name}, which {self.dataset.path} does not have")
             if category is not None:
                 found = {key: result[key], "score": result["score"]}
                 renumbered.append({"image_id": image, "category_id": category, **found})

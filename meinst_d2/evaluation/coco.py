@@ -177,10 +177,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
     if MetadataCatalog.get(dataset_name).get("evaluator_type") == "lvis":
         if cfg.MODEL.MASK_ON and cfg.MODEL.MEINST.MASK_OUTPUT != "bitmask":
-            raise ValueError(
-                f"LVIS is evaluated on bit masks, MODEL.MEINST.MASK_OUTPUT is {cfg.MODEL.MEINST.MASK_OUTPUT!r}: "
-                "set it to bitmask"
-            )
+            form = f"MODEL.MEINST.MASK_OUTPUT is {cfg.MODEL.MEINST.MASK_OUTPUT!r}: set it to bitmask"
+            raise ValueError(f"LVIS is evaluated on bit masks, {form}")
         if importlib.util.find_spec("lvis") is None:
             raise ValueError(f"{dataset_name} is evaluated by the package lvis: run pip install 'meinst_d2[lvis]'")
         return LVISEvaluator(dataset_name, tasks, output_dir=folder, max_dets_per_image=limit)

@@ -68,16 +68,13 @@ def read_results(
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no result file {path}: give one as COCOEvaluator writes it")
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): give a COCO result file") from error
     if not isinstance(content, list):
         hint = "it is an annotation file, " if isinstance(content, dict) and "annotations" in content else ""
-        raise ValueError(
-            f"{path} holds a {type(content).__name__} instead of a list of detections: {hint}"
-            "give a COCO result file such as coco_instances_results.json"
-        )
+        fix = f"{hint}give a COCO result file such as coco_instances_results.json"
+        raise ValueError(f"{path} holds a {type(content).__name__} instead of a list of detections: {fix}")
     for i, entry in enumerate(content):
         if problem := _problem_of(entry):
             raise ValueError(f"{path} is not a COCO result file: {problem} in entry {i}")

@@ -81,10 +81,9 @@ class Tally:
         sums = self.sums[encoding, size, classes].reshape(-1, NUM_SUMS).sum(axis=0)
         with np.errstate(invalid="ignore"):
             both, either, pixels = sums[[FOREGROUND_BOTH, FOREGROUND_EITHER, PIXELS]]
-            pooled = (both / either + (pixels - either) / (pixels - both)) / 2
-            template_iou, iou, boundary = sums[[TEMPLATE_IOU, IOU, BOUNDARY_IOU]] * IOU_UNIT / sums[COUNT]
-        template_iou = template_iou if pixels else math.nan
-        return Quality(int(sums[COUNT]), float(template_iou), float(pooled), float(iou), float(boundary))
+            pooled = float(both / either + (pixels - either) / (pixels - both)) / 2
+            template, iou, boundary = (sums[[TEMPLATE_IOU, IOU, BOUNDARY_IOU]] * IOU_UNIT / sums[COUNT]).tolist()
+        return Quality(int(sums[COUNT]), template if pixels else math.nan, pooled, iou, boundary)
 
 
 def measure_encodings(
