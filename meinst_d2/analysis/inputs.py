@@ -112,8 +112,9 @@ def read_truth(path: str | os.PathLike[str]) -> Truth:
     images = {}
     for record, found in zip(dataset.images, of_image, strict=True):
         objects, crowds = [[pair for pair in found if pair[0].iscrowd == crowd] for crowd in (False, True)]
-        annotations = [annotation for annotation, _ in objects]
-        images[record["id"]] = TruthOfImage(*_arrays(objects), annotations, Objects(*_arrays(crowds)), record)
+        images[record["id"]] = TruthOfImage(
+            *_arrays(objects), [a for a, _ in objects], Objects(*_arrays(crowds)), record
+        )
     return Truth(ground_truth, images)
 
 
@@ -197,5 +198,5 @@ def fitted_encoder(annotations: Sequence[InstanceAnnotation], mask_size: int, di
     Raises:
         ValueError: the masks determine fewer components.
     """
-    moments, _ = count_moments(annotations, mask_size)
-    return encoder_of([fit_pca(moments, SigmoidClamp()).truncated(dim)], sigmoid=True)
+    basis = fit_pca(count_moments(annotations, mask_size)[0], SigmoidClamp())
+    return encoder_of([basis.truncated(dim)], sigmoid=True)

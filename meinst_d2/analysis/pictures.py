@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -45,7 +44,7 @@ def draw_losses_of_ap(path: str | os.PathLike[str], analysis: Analysis) -> None:
     bars = {"mask AP": analysis.masks["predicted"].ap, **dict(reversed(analysis.lost.items()))}
     start = 0.0
     for at, (name, points) in enumerate(bars.items()):
-        points = 0.0 if math.isnan(points) else points
+        points = float(np.nan_to_num(points))
         left.bar(at, points, bottom=start, color=COLORS[name])
         left.text(at, max(start, start + points) + 1, f"{points:.1f}", ha="center", fontsize=9)
         start += points

@@ -33,9 +33,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     what = "the worst images show detections above it (default 0.5)"
     parser.add_argument("--score-threshold", type=float, default=0.5, help=what)
     parser.add_argument("--worst", type=int, default=12, metavar="N", help="images to draw (default 12)")
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/analysis"), metavar="DIR", help="default output/analysis"
-    )
+    folder = Path("output/analysis")
+    parser.add_argument("--output", type=Path, default=folder, metavar="DIR", help=f"default {folder}")
     args = parser.parse_args(argv)
     require_positive(parser, args, "mask_size", "dim", "worst")
     if not 0 <= args.score_threshold <= 1:

@@ -30,9 +30,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-size", type=int, metavar="N", help=what)
     parser.add_argument("--dataset", metavar="NAME", help="default: the first of DATASETS.TEST")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N images only")
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/scales"), metavar="DIR", help="folder (default output/scales)"
-    )
+    folder = Path("output/scales")
+    parser.add_argument("--output", type=Path, default=folder, metavar="DIR", help=f"folder (default {folder})")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: MODEL.WEIGHTS FILE ...")
     args = parser.parse_args(argv)
     require_positive(parser, args, "limit", "max_size")

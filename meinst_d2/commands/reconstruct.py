@@ -51,9 +51,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name, on in (("sigmoid", "encode logits"), ("whiten", "divide coefficients by their std")):
         switch = {"choices": SWITCH, "default": ("on",), "metavar": "on/off"}
         parser.add_argument(f"--{name}", nargs="+", **switch, help=f"{on} (default on)")
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/reconstruction"), help="folder (default output/reconstruction)"
-    )
+    folder = Path("output/reconstruction")
+    parser.add_argument("--output", type=Path, default=folder, help=f"folder (default {folder})")
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N annotations of every file only")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     args = parser.parse_args(argv)

@@ -30,9 +30,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     what = "count boxes that score above it (default 0.05)"
     parser.add_argument("--score-threshold", type=float, default=0.05, help=what)
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N images only")
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/swap_boxes"), metavar="DIR", help="default output/swap_boxes"
-    )
+    folder = Path("output/swap_boxes")
+    parser.add_argument("--output", type=Path, default=folder, metavar="DIR", help=f"default {folder}")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: MODEL.WEIGHTS FILE ...")
     args = parser.parse_args(argv)
     require_positive(parser, args, "limit")

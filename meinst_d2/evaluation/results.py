@@ -37,9 +37,8 @@ def boxes_of(entries: Sequence[Mapping[str, Any]], class_of_category: Mapping[An
     """The boxes of the entries of one image."""
     boxes = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    scores = np.array([entry["score"] for entry in entries], np.float32)
     classes = np.array([class_of_category[entry["category_id"]] for entry in entries], np.int64)
-    return DetectedBoxes(boxes.astype(np.float32), scores, classes)
+    return DetectedBoxes(boxes.astype(np.float32), np.array([x["score"] for x in entries], np.float32), classes)
 
 
 def boxes_by_image(
