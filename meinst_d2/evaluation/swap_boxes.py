@@ -132,8 +132,7 @@ def swap_boxes(
         evaluators[name] = MEInstCOCOEvaluator(dataset_name, distributed=False, output_dir=folder)
         evaluators[name].reset()
     image_ids = []
-    total = len(loader) if limit is None else limit
-    for (inputs,) in tqdm(itertools.islice(loader, limit), desc="images", unit="image", total=total):
+    for (inputs,) in tqdm(itertools.islice(loader, limit), desc="images", unit="image", total=limit or len(loader)):
         image_ids.append(inputs["image_id"])
         for name, boxes in sources.items():
             found = None if boxes is None else boxes.get(inputs["image_id"], boxes_of([], {}))

@@ -154,9 +154,9 @@ class FittedDictionaries:
         if (mask_size, sigmoid) not in self._fits:
             clamp, by_class = SigmoidClamp() if sigmoid else None, None
             if self.per_class:
-                least, longest = MASKS_PER_COMPONENT * min(self.dims), max(self.dims)
+                least = MASKS_PER_COMPONENT * min(self.dims)
                 options = {"min_masks": least, "clamp": clamp, "workers": self.workers}
-                by_class = fit_classes(self.annotations, self.num_classes, mask_size, longest, **options)
+                by_class = fit_classes(self.annotations, self.num_classes, mask_size, max(self.dims), **options)
             moments = by_class.moments if by_class else count_moments(self.annotations, mask_size, self.workers)[0]
             self._fits[mask_size, sigmoid] = (fit_pca(moments, clamp), by_class)
         return self._fits[mask_size, sigmoid]

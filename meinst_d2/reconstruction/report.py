@@ -63,12 +63,10 @@ def in_first_settings(rows: Sequence[Row]) -> list[Row]:
 def typical(rows: Sequence[Row]) -> list[Row]:
     """Of every family the row at the smallest S that is nearest to 60 numbers."""
     best: dict[str, Row] = {}
-    for row in in_first_settings(rows):
-        pair = best.get(row.encoding.family, row), row
-        best[row.encoding.family] = min(
-            pair, key=lambda r: (r.encoding.mask_size or 0, abs(r.encoding.length - TYPICAL_LENGTH))
-        )
-    return list(best.values())
+    by_distance = sorted(in_first_settings(rows), key=lambda row: abs(row.encoding.length - TYPICAL_LENGTH))
+    for row in sorted(by_distance, key=lambda row: row.encoding.mask_size or 0):
+        best.setdefault(row.encoding.family, row)
+    return [best[family] for family in dict.fromkeys(row.encoding.family for row in rows)]
 
 
 def quality_table(rows: Sequence[Row]) -> str:
