@@ -123,11 +123,7 @@ def _survivors(boxes: Tensor, scores: Tensor, classes: Tensor, rule: InferenceRu
 
 
 def postprocess(
-    results: Instances,
-    height: int,
-    width: int,
-    paste_box: PasteBox = "predicted",
-    mask_output: MaskOutput = "bitmask",
+    results: Instances, height: int, width: int, paste_box: PasteBox = "predicted", mask_output: MaskOutput = "bitmask"
 ) -> Instances:
     """Bring detections to the size of the output image, and their masks with them.
 
