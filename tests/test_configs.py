@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -88,21 +89,21 @@ def test_every_key_is_read_somewhere() -> None:
 
 
 def test_the_choices_are_those_of_the_code() -> None:
-    from meinst_d2.fcos.losses import BOX_LOSS_TYPES, COEFFICIENT_LOSS_TYPES
-    from meinst_d2.modeling.inference import MASK_OUTPUTS, PASTE_BOXES
-    from meinst_d2.modeling.layers import DEFORM_TYPES, NORM_TYPES
-    from meinst_d2.modeling.mask_loss import MASK_LOSS_WEIGHTS, MASK_REPRESENTATIONS
-    from meinst_d2.precision import PRECISIONS
+    from meinst_d2.fcos.losses import BoxLossType, CoefficientLossType
+    from meinst_d2.modeling.inference import MaskOutput, PasteBox
+    from meinst_d2.modeling.layers import DeformType, NormType
+    from meinst_d2.modeling.mask_loss import MaskLossWeights, MaskRepresentation
+    from meinst_d2.precision import Precision
 
-    assert CHOICES["MODEL.MEINST.NORM"] == NORM_TYPES
-    assert CHOICES["MODEL.MEINST.BOX_LOSS_TYPE"] == BOX_LOSS_TYPES
-    assert CHOICES["MODEL.MEINST.MASK_PASTE_BOX"] == PASTE_BOXES
-    assert CHOICES["MODEL.MEINST.MASK_OUTPUT"] == MASK_OUTPUTS
-    assert CHOICES["MODEL.MEINST.PRECISION"] == PRECISIONS
-    assert CHOICES["MODEL.MEINST.DEFORM_CONV"] == DEFORM_TYPES
-    assert CHOICES["MODEL.MEINST.MASK_REPRESENTATION"] == MASK_REPRESENTATIONS
-    assert CHOICES["MODEL.MEINST.MASK_LOSS_TYPE"] == COEFFICIENT_LOSS_TYPES
-    assert CHOICES["MODEL.MEINST.MASK_LOSS_WEIGHTS"] == MASK_LOSS_WEIGHTS
+    assert CHOICES["MODEL.MEINST.NORM"] == get_args(NormType)
+    assert CHOICES["MODEL.MEINST.BOX_LOSS_TYPE"] == get_args(BoxLossType)
+    assert CHOICES["MODEL.MEINST.MASK_PASTE_BOX"] == get_args(PasteBox)
+    assert CHOICES["MODEL.MEINST.MASK_OUTPUT"] == get_args(MaskOutput)
+    assert CHOICES["MODEL.MEINST.PRECISION"] == get_args(Precision)
+    assert CHOICES["MODEL.MEINST.DEFORM_CONV"] == get_args(DeformType)
+    assert CHOICES["MODEL.MEINST.MASK_REPRESENTATION"] == get_args(MaskRepresentation)
+    assert CHOICES["MODEL.MEINST.MASK_LOSS_TYPE"] == get_args(CoefficientLossType)
+    assert CHOICES["MODEL.MEINST.MASK_LOSS_WEIGHTS"] == get_args(MaskLossWeights)
 
 
 def test_importing_the_package_imports_neither_torch_nor_detectron2() -> None:

@@ -141,7 +141,7 @@ def test_rooms_import_what_they_may(path: Path) -> None:
 def test_only_the_glue_reads_the_config() -> None:
     readers = {room_of(module_of(path)) for path in FILES if re.search(r"\bcfg\.", path.read_text())}
     assert not {room for room in readers if RANKS[room] < 2}
-    without = ("layers", "head", "criterion", "mask_loss", "targets", "inference")
+    without = ("layers", "head", "criterion", "mask_loss", "inference")
     assert not [name for name in without if re.search(r"\bcfg\b", (PACKAGE / f"modeling/{name}.py").read_text())]
 
 

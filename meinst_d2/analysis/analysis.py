@@ -7,10 +7,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
-import pycocotools.mask as mask_util
 import torch
 from torchvision.ops import box_iou
 from tqdm import tqdm
@@ -20,6 +18,8 @@ from meinst_d2.data.instances import make_templates
 from meinst_d2.encoding import MaskEncoder
 from meinst_d2.evaluation.average_precision import SIZES, AveragePrecision, average_precision
 from meinst_d2.masks import RLE, encode_templates
+from meinst_d2.masks.paste import move_mask
+from meinst_d2.masks.rle import ious as ious_of
 
 MATCHING_IOU = 0.5
 ORACLES = ("exact", "box", "template", "encoding")
@@ -52,7 +52,7 @@ def match(truth: TruthOfImage, found: Detections) -> tuple[npt.NDArray[np.int64]
                 object_of[i] = best
                 iou[i + 1 :, best] = 0
     if len(crowds) and len(found):
-        inside = mask_util.iou(list(found.rles), list(crowds.rles), [1] * len(crowds))
+        inside = ious_of(found.rles, crowds.rles, crowd=True)
         inside = np.where(found.classes[:, None] == crowds.classes, inside, 0)
         in_crowd = (object_of < 0) & (inside.max(axis=1) >= 0.5)
     return object_of, in_crowd
@@ -76,7 +76,7 @@ def oracle_masks(
         target = int(object_of[i])
         rle = truth.rles[target]
         masks["exact"][i] = masks[IN_OWN_BOX][i] = rle
-        stretched = stretch_mask(rle, truth.xyxy[target], found.xyxy[i])
+        stretched = move_mask(rle, truth.xyxy[target], found.xyxy[i])
         for name in ORACLES[1:]:
             masks[name][i] = stretched
     # An object that is too thin for a template has none: detections of it lose nothing by the encoding.
@@ -92,19 +92,6 @@ def oracle_masks(
             for i, rle in zip(drawn, encode_templates(probabilities, at, *truth.size), strict=True):
                 masks[name][i] = rle
     return masks
-
-
-def stretch_mask(rle: RLE, source: npt.NDArray[np.float32], target: npt.NDArray[np.float32]) -> RLE:
-    """A mask, moved and scaled as the box ``source``, (4,) ``xyxy``, must be to become ``target``."""
-    mask: npt.NDArray[np.uint8] = mask_util.decode(rle)
-    old, new = source[2:] - source[:2], target[2:] - target[:2]
-    scale = new.astype(np.float64) / np.maximum(old, 1e-3)
-    # Pixel i has its centre at i + 0.5, cv2 has it at i.
-    offset = target[:2] - scale * source[:2] + 0.5 * (scale - 1)
-    matrix = np.array([[scale[0], 0, offset[0]], [0, scale[1], offset[1]]])
-    moved = cv2.warpAffine(255 * mask, matrix, mask.shape[::-1], flags=cv2.INTER_LINEAR)
-    encoded: RLE = mask_util.encode(np.asfortranarray(moved >= 128, np.uint8))
-    return encoded
 
 
 @dataclass(frozen=True)
@@ -249,7 +236,7 @@ def analyze(
             results[name] += [{**r, "segmentation": m} for r, m in zip(found.results, rles, strict=True)]
         for i in (object_of >= 0).nonzero()[0]:
             annotation, rle = image.annotations[object_of[i]], image.rles[object_of[i]]
-            ious = [mask_util.iou([masks[name][i]], [rle], [0])[0, 0] for name in (*ORACLES[1:], "predicted")]
+            ious = ious_of([masks[name][i] for name in (*ORACLES[1:], "predicted")], [rle])[:, 0]
             pairs.append((annotation.area, annotation.category, *ious))
             if found.scores[i] > score_threshold:
                 errors.append(1 - ious[-1])

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pycocotools.mask as mask_util
 import torch
 
-from meinst_d2.checkpoint.readers import read_checkpoint, weights_to_use
+from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.coco import read_coco
 from meinst_d2.encoding import ClassPCAEncoder, FittedEncoder, PCABasis, PCAEncoder, SigmoidClamp, fit_pca
@@ -20,8 +19,7 @@ from meinst_d2.evaluation.average_precision import MAX_DETECTIONS, GroundTruth
 from meinst_d2.evaluation.results import boxes_of, read_results
 from meinst_d2.fitting.count import count_moments
 from meinst_d2.masks import RLE
-from meinst_d2.masks.rle import runs_of
-from meinst_d2.masks.segmentation import UnusableInstance
+from meinst_d2.masks.rle import UnusableInstance, areas, runs_of, tight_boxes
 
 
 @dataclass(frozen=True)
@@ -111,9 +109,9 @@ def read_truth(path: str | os.PathLike[str]) -> Truth:
         except UnusableInstance as error:
             raise ValueError(f"{dataset.name_of(row)} cannot be evaluated: {error.reason}") from error
         if annotation.area is None:
-            annotation = replace(annotation, area=float(mask_util.area(rle)))
+            annotation = replace(annotation, area=float(areas([rle])[0]))
         if np.isnan(dataset.boxes_xywh[row]).any():
-            x, y, width, height = mask_util.toBbox(rle).tolist()
+            x, y, width, height = tight_boxes([rle])[0].tolist()
             annotation = replace(annotation, box=(x, y, x + width, y + height))
         of_image[dataset.image_rows[row]].append((annotation, rle))
     images = {}
@@ -183,7 +181,7 @@ def encoder_of_checkpoint(path: str | os.PathLike[str]) -> FittedEncoder:
         ValueError: it holds no dictionary, or could run code.
     """
     checkpoint = read_checkpoint(path)
-    weights = weights_to_use(checkpoint)
+    weights = checkpoint["model"]
     buffers = []
     for name in ("components", "means", "explained_variances"):
         found = [weights[key] for key in weights if key.endswith((f"mask_encoder.{name}", f"mask_encoding.{name}"))]

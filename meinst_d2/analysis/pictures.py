@@ -9,7 +9,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
@@ -19,6 +18,7 @@ from meinst_d2.analysis.analysis import PARTS, Analysis
 from meinst_d2.analysis.inputs import Detections, Truth
 from meinst_d2.analysis.report import MOST_CLASSES
 from meinst_d2.files import atomic_path
+from meinst_d2.masks.rle import decode_rle
 from meinst_d2.visualization.sheets import draw_sheet
 
 matplotlib.use("Agg")
@@ -71,7 +71,7 @@ def draw_losses_of_ap(path: str | os.PathLike[str], analysis: Analysis) -> None:
     box, mask = analysis.box.by_class, analysis.masks["predicted"].by_class
     right.barh(at - 0.2, [box[k] for k in classes], 0.38, label="box AP", color="tab:blue")
     right.barh(at + 0.2, [mask[k] for k in classes], 0.38, label="mask AP", color="0.6")
-    right.set_yticks(at, [analysis.class_names[k] for k in classes], fontsize=8.5)
+    right.set_yticks(at, [analysis.class_names[k] for k in classes], fontsize=8.5, parse_math=False)
     right.invert_yaxis()
     right.set_xlim(0, 100)
     rest = len(analysis.class_names) - len(classes)
@@ -120,7 +120,7 @@ def draw_worst(
         ]
         records.append({**of_image.record, "file_name": file, "annotations": annotations})
         detected = detections[image.image_id]
-        masks = [mask_util.decode(rle).astype(bool) for rle in detected.rles]
+        masks = [decode_rle(rle, *of_image.size).astype(bool) for rle in detected.rles]
         found.append(
             Instances(
                 of_image.size,

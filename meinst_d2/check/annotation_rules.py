@@ -19,9 +19,8 @@ from meinst_d2.check import DROP, FINE, HURTS, STOPS, Finding, Flags, Report, Ru
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.coco import NUMBERS, is_id, kind_of
 from meinst_d2.data.instances import make_templates
-from meinst_d2.masks.rle import runs_of
-from meinst_d2.masks.segmentation import FEW_POINTS as TOO_FEW
-from meinst_d2.masks.segmentation import UnusableInstance, rle_of, usable_polygons
+from meinst_d2.masks.rle import FEW_POINTS as TOO_FEW
+from meinst_d2.masks.rle import UnusableInstance, rle_of, runs_of, usable_polygons
 
 if TYPE_CHECKING:
     from meinst_d2.check.coco_file import CocoFile

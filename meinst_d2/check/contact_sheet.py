@@ -15,8 +15,7 @@ from meinst_d2.check.coco_file import CocoFile
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.image_files import read_image
 from meinst_d2.files import atomic_path
-from meinst_d2.masks.rle import decode_rle
-from meinst_d2.masks.segmentation import UnusableInstance, usable_polygons
+from meinst_d2.masks.rle import UnusableInstance, decode_rle, usable_polygons
 
 TILE, CAPTION, MARGIN, COLUMNS = 208, 32, 4, 8
 CONTEXT = 0.3

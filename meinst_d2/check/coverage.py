@@ -19,7 +19,6 @@ from meinst_d2.check.coco_file import CocoFile
 from meinst_d2.check.image_rules import FEW
 from meinst_d2.data.parallel import run_shards
 from meinst_d2.fcos.assign import AssignmentRule, assign_batch
-from meinst_d2.reconstruction.measure import one_torch_thread
 
 USUAL_LOSS = 0.02
 """Share of objects without a location up to which nothing is wrong: COCO has 1 % at 800 pixels."""
@@ -86,8 +85,7 @@ def measure_coverage(file: CocoFile, settings: Settings, workers: int = 1) -> Co
 
 
 def _assign_shard(chunks: Iterator[range], *given: Any) -> list[tuple[npt.NDArray[np.int64], ...]]:
-    with one_torch_thread():
-        return [_assign(images, *given) for images in chunks]
+    return [_assign(images, *given) for images in chunks]
 
 
 def _assign(

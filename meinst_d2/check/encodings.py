@@ -12,8 +12,7 @@ from meinst_d2.check.annotation_rules import EMPTY
 from meinst_d2.check.coco_file import CocoFile
 from meinst_d2.data.annotations import Selection
 from meinst_d2.encoding import Components, PCABasis
-from meinst_d2.reconstruction.dictionaries import FittedDictionaries
-from meinst_d2.reconstruction.encodings import Encoding, fitted_encodings
+from meinst_d2.reconstruction.encodings import Encoding, FittedDictionaries, fitted_encodings
 from meinst_d2.reconstruction.measure import measure_encodings
 from meinst_d2.reconstruction.report import Row, class_table, rows_of
 

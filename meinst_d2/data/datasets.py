@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -82,6 +83,8 @@ def require_dataset(name: str) -> None:
             + f": name its files with --coco-dataset {name}=ANNOTATIONS.json:IMAGES (meinst fit takes --coco-json), or "
             "register it as Detectron2 does"
         )
+    if MetadataCatalog.get(name).get("evaluator_type") == "lvis" and importlib.util.find_spec("lvis") is None:
+        raise ValueError(f"the dataset {name!r} needs the package lvis: run pip install 'meinst_d2[lvis]'")
     file = MetadataCatalog.get(name).get("json_file")
     if file is not None and not os.path.isfile(file):
         hint = "name one that exists"

@@ -17,8 +17,7 @@ from meinst_d2.data.annotations import AnnotationTable, InstanceAnnotation
 from meinst_d2.data.coco import NO_BOX as NO_CORNERS
 from meinst_d2.data.coco import corners_of
 from meinst_d2.masks.rasterize import BoolArray, crop_bitmask, rasterize_polygons
-from meinst_d2.masks.rle import crop_rle, runs_of
-from meinst_d2.masks.segmentation import (
+from meinst_d2.masks.rle import (
     BAD_RLE,
     CROWD,
     EMPTY,
@@ -29,6 +28,8 @@ from meinst_d2.masks.segmentation import (
     OUTSIDE,
     UnusableInstance,
     bitmask_of,
+    crop_rle,
+    runs_of,
     usable_polygons,
 )
 
@@ -105,7 +106,7 @@ def why_unusable(annotation: InstanceAnnotation, *, masks: bool = True) -> str:
 
 
 def require_box(annotation: InstanceAnnotation) -> None:
-    """Raise :class:`~meinst_d2.masks.segmentation.UnusableInstance` if the annotation is a crowd region, of no image,
+    """Raise :class:`~meinst_d2.masks.rle.UnusableInstance` if the annotation is a crowd region, of no image,
     or has no box to learn.
     """
     if annotation.iscrowd:

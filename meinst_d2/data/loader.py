@@ -7,6 +7,7 @@ number of workers changes nothing, and training can resume at any iteration.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import random
 import signal
@@ -26,7 +27,8 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from meinst_d2.config import check_choices
-from meinst_d2.data.datasets import training_records
+from meinst_d2.data.datasets import DatasetError, training_records
+from meinst_d2.data.instances import count_learnable
 from meinst_d2.data.mapper import MEInstDatasetMapper
 
 Sample = tuple[int, int]
@@ -197,7 +199,12 @@ def make_train_loader(
         num_workers: processes that load; 0 loads in this one.
         aspect_ratio_grouping: whether wide and tall images stay in batches of their own.
         repeat_factors: see :class:`TrainingBatches`.
+
+    Raises:
+        DatasetError: nothing can be learned from the records.
     """
+    if isinstance(mapper, MEInstDatasetMapper):
+        _require_learnable(records, masks=mapper.mask_size is not None)
     wide = [aspect_ratio_grouping and record["width"] > record["height"] for record in records]
     batches = TrainingBatches(
         groups=np.array(wide, np.int64),
@@ -209,6 +216,20 @@ def make_train_loader(
     )
     dataset = SeededMapDataset(DatasetFromList(list(records), copy=False), mapper, seed)
     return TrainLoader(dataset, batches, num_workers)
+
+
+def _require_learnable(records: Sequence[dict[str, Any]], *, masks: bool) -> None:
+    """Raise a DatasetError where nothing can be learned from the annotations, and warn where it is less than half."""
+    learnable, unusable = count_learnable(records, masks=masks)
+    count = unusable.total()
+    why = ", ".join(f"{number:,} {reason}" for reason, number in unusable.most_common())
+    said = (
+        f"of {count + learnable:,} annotations in {len(records):,} images {count:,} cannot be learned ({why or 'none'})"
+    )
+    if not learnable:
+        raise DatasetError(f"there is nothing to learn: {said}; run meinst check on the annotation files")
+    if count > learnable:
+        logging.getLogger(__name__).warning(f"Little can be learned: {said}; meinst check says which.")
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable[[Any], dict[str, Any]] | None = None) -> TrainLoader:

@@ -17,7 +17,7 @@ from detectron2.utils.logger import log_first_n
 from meinst_d2.data.image_files import read_image
 from meinst_d2.data.instances import from_dict, why_unusable
 from meinst_d2.masks.rasterize import crop_bitmask, rasterize_polygons
-from meinst_d2.masks.segmentation import UnusableInstance, bitmask_of, usable_polygons
+from meinst_d2.masks.rle import UnusableInstance, bitmask_of, usable_polygons
 
 SMALLEST_BOX = 1e-5
 """Boxes with a side of at most this many pixels after augmentation are dropped, as Detectron2 drops them."""

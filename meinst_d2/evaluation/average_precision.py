@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 from faster_coco_eval import COCO, COCOeval_faster
 
 from meinst_d2.data.coco import CocoDataset
 from meinst_d2.masks import RLE
 from meinst_d2.masks.rasterize import to_rles
-from meinst_d2.masks.segmentation import FEW_POINTS, MALFORMED, UnusableInstance, rle_of
+from meinst_d2.masks.rle import FEW_POINTS, MALFORMED, UnusableInstance, areas, rle_of, tight_boxes
 
 MAX_DETECTIONS = 100
 """Of an image, by score: COCO's limit."""
@@ -122,10 +121,10 @@ class GroundTruth:
                 continue
             area = annotation.area
             if area is None:
-                area = float(box[2] * box[3] if rle is None else mask_util.area(rle))
+                area = float(box[2] * box[3] if rle is None else areas([rle])[0])
             entry = {"area": area, "iscrowd": int(annotation.iscrowd), "segmentation": rle}
             if task == "bbox":
-                entry["bbox"] = (box if has_box else mask_util.toBbox(rle)).tolist()
+                entry["bbox"] = (box if has_box else tight_boxes([rle])[0]).tolist()
             image = self.image_numbers[dataset.images[image_row]["id"]]
             ids = {"id": len(annotations) + 1, "image_id": image, "category_id": annotation.category + 1}
             annotations.append({**ids, **entry})

@@ -18,16 +18,10 @@ def mask_iou(a: BoolArray, b: BoolArray) -> float:
 
 
 def boundary_region(mask: BoolArray) -> BoolArray:
-    """The pixels of a mask within a distance d of what is not the mask, which includes what lies outside the array.
+    """(H, W) pixels of a mask within a distance d of what is not the mask, which includes what lies outside the array.
 
     d is 2 % of the array's diagonal, rounded, at least 1, counted in king's moves (Cheng et al. 2021,
     arXiv 2103.16562: there the array is the image).
-
-    Args:
-        mask: (H, W).
-
-    Returns:
-        (H, W).
     """
     d = max(1, round(DILATION_RATIO * float(np.hypot(*mask.shape))))
     square = np.ones((2 * d + 1, 2 * d + 1), np.uint8)

@@ -57,7 +57,7 @@ class TowerConfig:
     large_kernel_size: int | None = None
 
     def build(self, channels: int, num_convs: int) -> nn.Sequential:
-        """One tower."""
+        """One tower; see :func:`~meinst_d2.modeling.layers.build_tower`."""
         return build_tower(channels, num_convs, norm=self.norm, deform=self.deform, modulated=self.deform_modulated)
 
     def build_mask_branch(self, channels: int, mask_dim: int) -> tuple[nn.Sequential, nn.Module]:
@@ -69,7 +69,7 @@ class TowerConfig:
 
 
 def reset_predictor(predictor: nn.Module) -> None:
-    """Start the convolutions of a predictor anew: what it had learned means nothing any more."""
+    """Re-initialize the convolutions of a predictor: what it had learned means nothing any more."""
     for module in predictor.modules():
         if isinstance(module, nn.Conv2d):
             init_conv(module)
@@ -113,7 +113,7 @@ class MEInstHead(nn.Module):
             self.mask_tower, self.mask_pred = towers.build_mask_branch(in_channels, mask_dim)
 
     def reset_mask_predictor(self) -> None:
-        """Start the mask predictor anew: its outputs mean nothing under another dictionary."""
+        """Re-initialize the mask predictor: its outputs mean nothing under another dictionary."""
         if self.mask_pred is not None:
             reset_predictor(self.mask_pred)
 

@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from meinst_d2.config import check_choices
 from meinst_d2.encoding import MaskEncoder
 from meinst_d2.fcos.assign import AssignmentRule, assign_batch
-from meinst_d2.fcos.locations import level_locations
+from meinst_d2.fcos.boxes import level_locations
 from meinst_d2.modeling.build import (
     NOT_FITTED,
     build_mask_encoder,
     build_mask_loss,
     build_towers,
+    mask_templates,
     reduce_mean,
 )
 from meinst_d2.modeling.criterion import LossWeights, MEInstCriterion
 from meinst_d2.modeling.head import HeadOutput, MEInstHead
 from meinst_d2.modeling.inference import InferenceRule, detect
 from meinst_d2.modeling.published_names import rename_published_keys
-from meinst_d2.modeling.targets import mask_templates
 from meinst_d2.precision import without_autocast
 
 
@@ -51,7 +51,7 @@ class MEInstFCOS(nn.Module):
             in_features: names of the feature maps, one per stride of ``assignment_rule``.
             head: feature maps -> :class:`~meinst_d2.modeling.head.HeadOutput`.
             criterion: its output and targets -> losses.
-            assignment_rule: which location answers for which instance.
+            assignment_rule: which location is assigned to which instance.
             inference_rule: how predictions become detections.
             mask_encoder: the dictionary, or None for plain FCOS.
         """
@@ -123,7 +123,7 @@ class MEInstFCOS(nn.Module):
             images: N images; their sizes before padding are used.
             features: feature maps by name.
             gt_instances: of each image, needed in training: ``gt_boxes``, ``gt_classes`` and masks (see
-                :func:`~meinst_d2.modeling.targets.mask_templates`). Best on the CPU, where targets are computed
+                :func:`~meinst_d2.modeling.build.mask_templates`). Best on the CPU, where targets are computed
                 without making the GPU wait.
 
         Returns:

@@ -24,12 +24,12 @@ from meinst_d2.modeling.build import (
     build_mask_encoder,
     build_mask_loss,
     build_towers,
+    mask_templates,
     reduce_mean,
 )
 from meinst_d2.modeling.head import TowerConfig, reset_predictor
 from meinst_d2.modeling.inference import MaskOutput, PasteBox, postprocess
 from meinst_d2.modeling.mask_loss import MaskLoss, MaskTargets
-from meinst_d2.modeling.targets import mask_templates
 from meinst_d2.precision import Precision, autocast
 
 
@@ -54,7 +54,7 @@ class MEInstRetinaNetHead(RetinaNetHead):
         return {**super().from_config(cfg, input_shape), "towers": build_towers(cfg), "mask_dim": mask_dim}
 
     def reset_mask_predictor(self) -> None:
-        """Start the mask predictor anew: its outputs mean nothing under another dictionary."""
+        """Re-initialize the mask predictor: its outputs mean nothing under another dictionary."""
         reset_predictor(self.mask_pred)
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -127,13 +127,13 @@ class MEInstRetinaNet(RetinaNet):
         }
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """As Detectron2's, with the pixels in this model's order."""
+        """Like Detectron2's, with the pixels in this model's order."""
         images = super().preprocess_image(batched_inputs)
         images.tensor = images.tensor.to(memory_format=self.memory_format)
         return images
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """As :class:`~meinst_d2.modeling.meta_arch.MEInstDetector`."""
+        """Like :class:`~meinst_d2.modeling.meta_arch.MEInstDetector`'s."""
         if self.mask_encoder is not None and not self.mask_encoder.is_fitted:
             raise RuntimeError(NOT_FITTED)
         with autocast(self.device, self.precision):
@@ -159,7 +159,7 @@ class MEInstRetinaNet(RetinaNet):
         logits, deltas = self._transpose_dense_predictions(predictions[:2], [self.num_classes, 4])
         anchors = self.anchor_generator(features)
         labels, gt_boxes, gt_idx = self._label_anchors(anchors, gt_instances)
-        # The compiled focal loss rounds otherwise from its third call on, and a run that goes on starts counting anew.
+        # The compiled focal loss rounds otherwise from its third call on, and a resumed run starts counting again.
         with torch.jit.optimized_execution(False):
             losses = self.losses(anchors, logits, labels, deltas, gt_boxes)
         if self.mask_encoder is not None:
@@ -198,7 +198,7 @@ class MEInstRetinaNet(RetinaNet):
         return labels, gt_boxes, gt_idx
 
     def _ema_update(self, name: str, value: float, initial_value: float, momentum: float = 0.9) -> float:
-        """As Detectron2's, of the mean over the processes, which one checkpoint can hold."""
+        """Like Detectron2's, of the mean over the processes, which one checkpoint can hold."""
         mean = reduce_mean(torch.tensor(float(value), device=self.device))
         return float(super()._ema_update(name, mean.item(), initial_value, momentum))
 
@@ -258,7 +258,7 @@ def _candidates(scores: Tensor, score_thresh: float, topk: int) -> Tensor:
 
     Args:
         scores: (R, K).
-        score_thresh, topk: as Detectron2's.
+        score_thresh, topk: of RetinaNet.
     """
     above = scores > score_thresh
     return above.nonzero()[:, 0][scores[above].topk(min(topk, int(above.sum()))).indices]

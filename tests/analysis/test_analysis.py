@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from meinst_d2.analysis import Analysis, Truth, analyze, read_detections, read_truth
-from meinst_d2.analysis.analysis import IN_OWN_BOX, Pairs, match, stretch_mask
+from meinst_d2.analysis.analysis import IN_OWN_BOX, Pairs, match
 from meinst_d2.analysis.inputs import encoder_of_checkpoint, fitted_encoder
 from meinst_d2.analysis.report import conclusions, json_of, text_of
 from meinst_d2.commands import analyze as analyze_command
@@ -27,6 +27,7 @@ from meinst_d2.data.shapes import ShapesConfig, generate
 from meinst_d2.encoding import PCAEncoder, save_components
 from meinst_d2.evaluation.average_precision import average_precision
 from meinst_d2.masks import encode_templates
+from meinst_d2.masks.paste import move_mask
 from tests.conftest import ROOT
 
 Results = list[dict[str, Any]]
@@ -301,12 +302,12 @@ def test_a_mask_is_stretched_with_its_box() -> None:
     mask[4:8, 6:8] = 1  # the left half of the box 6, 4, 10, 8
     source = np.array([6, 4, 10, 8], np.float32)
     rle = mask_util.encode(mask)
-    same = mask_util.decode(stretch_mask(rle, source, source))
-    moved = mask_util.decode(stretch_mask(rle, source, source + 3))
-    doubled = mask_util.decode(stretch_mask(rle, source, np.array([10, 2, 18, 10], np.float32)))
+    same = mask_util.decode(move_mask(rle, source, source))
+    moved = mask_util.decode(move_mask(rle, source, source + 3))
+    doubled = mask_util.decode(move_mask(rle, source, np.array([10, 2, 18, 10], np.float32)))
     assert np.array_equal(same, mask) and np.array_equal(moved[7:11, 9:11], np.ones((4, 2))) and moved.sum() == 8
     assert doubled[2:10, 10:14].all() and doubled.sum() == 32
-    outside = mask_util.decode(stretch_mask(rle, source, np.array([28, 18, 32, 22], np.float32)))
+    outside = mask_util.decode(move_mask(rle, source, np.array([28, 18, 32, 22], np.float32)))
     assert outside.sum() == 4 and outside[18:, 28:].all()
 
 
@@ -330,9 +331,15 @@ def command(folder: Path, results: Path, *more: str) -> list[str]:
 def test_the_command_prints_writes_and_draws(folder: Path, truth: Truth, encoder: PCAEncoder, tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     file.write_text(json.dumps(detect(truth, lambda masks, classes: encoder.decode(encoder.encode(masks)), shift=2)))
-    arguments = command(folder, file, "--images", str(folder / "val"), "--mask-size", "16", "--dim", "4")
+    content = json.loads((folder / "annotations/instances_val.json").read_text())
+    content["categories"][0]["name"] = "A$_$B"  # to matplotlib a formula, and a wrong one
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    arguments = command(
+        folder, file, "--images", str(folder / "val"), "--mask-size", "16", "--dim", "4", "--worst", "3"
+    )
+    arguments += ["--annotations", str(tmp_path / "truth.json")]
     done = subprocess.run(
-        [sys.executable, "-c", "from meinst_d2.commands import main; main()", "analyze", *arguments, "--worst", "3"],
+        [sys.executable, "-c", "from meinst_d2.commands import main; main()", "analyze", *arguments],
         capture_output=True,
         text=True,
         check=False,

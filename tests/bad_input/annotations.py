@@ -11,7 +11,7 @@ from typing import Any
 from meinst_d2.data.datasets import DatasetError, register_coco
 from meinst_d2.data.mapper import MEInstDatasetMapper
 from meinst_d2.engine import Trainer
-from meinst_d2.masks.segmentation import BAD_RLE, FEW_POINTS, MALFORMED, NO_BOX, NO_IMAGE, NO_MASK, OUTSIDE
+from meinst_d2.masks.rle import BAD_RLE, FEW_POINTS, MALFORMED, NO_BOX, NO_IMAGE, NO_MASK, OUTSIDE
 from tests.bad_input.case import Call, Case, check_dataset_with, coco_content, fit_pca_with, train_with
 from tests.models import tiny_cfg
 

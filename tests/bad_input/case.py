@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 from tests.models import tiny_model, write_components
 
 TINY = str(ROOT / "configs/quick/tiny.yaml")
-SAID = ("skipped ", "could not be read: ", "meinst check: ")
+SAID = ("skipped ", "meinst predict: ", "meinst check: ")
 """How lines of a command's output begin that tell the user what was wrong."""
 
 HASH = re.compile(r"-[0-9a-f]{8}\.pth")

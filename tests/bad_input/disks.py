@@ -120,7 +120,7 @@ CASES = [
     Case(
         "meinst fit --output",
         "a pipe or a device",
-        "meinst fit: cannot write there: it is no ordinary file; name a file",
+        "meinst fit: cannot write there: it is not an ordinary file; name a file",
         fit_to("there", os.mkfifo),
     ),
     Case(

@@ -202,7 +202,7 @@ CASES = [
     Case(
         "meinst predict",
         "no image among the inputs",
-        "could not be read: a.png: cannot identify image file",
+        "meinst predict: the image a.png cannot be read: cannot identify image file",
         lambda folder: ((folder / "a.png").write_text("no"), show_with(folder, folder / "a.png"))[1],
     ),
     Case(

@@ -11,8 +11,11 @@ import pytest
 from PIL import Image
 
 from meinst_d2.commands import fit as fit_command
+from meinst_d2.data.coco import read_category_names
+from meinst_d2.data.instances import from_dataset_dicts
 from meinst_d2.data.shapes import generate
-from meinst_d2.encoding import load_components
+from meinst_d2.encoding import fit_pca, load_components
+from meinst_d2.fitting.count import count_moments
 from tests.conftest import ROOT
 
 
@@ -85,6 +88,32 @@ def test_one_dictionary_per_class_and_the_fit_says_who_shares(
     assert all(f"{name} (" in printed for name in few)
 
 
+def test_dictionaries_are_in_detectron2s_order_of_classes(shapes: Path, tmp_path: Path) -> None:
+    """Ids 3, 2.0, 1: numbered as whole numbers before others, two classes would swap their dictionaries."""
+    catalog = pytest.importorskip("detectron2.data").MetadataCatalog
+    from detectron2.data.datasets import load_coco_json
+
+    content = json.loads((shapes / "instances_train.json").read_text())
+    ids: dict[int, float] = {1: 3, 2: 2.0, 3: 1, 4: 40, 5: 5.0, 6: 6}
+    for category in content["categories"]:
+        category["id"] = ids[category["id"]]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = ids[annotation["category_id"]]
+    file, output = tmp_path / "mixed.json", tmp_path / "c.npz"
+    file.write_text(json.dumps(content))
+    options = ["--class-specific", "--dim", "6", "--min-masks", "1", "--output", str(output)]
+    fit_command.main(["--coco-json", str(file), *options])
+    bases = load_components(output).bases
+
+    records = load_coco_json(str(file), "", "mixed ids")
+    names = catalog.get("mixed ids").thing_classes
+    assert read_category_names(file) == names == ["crescent", "star", "ring", "cut", "blob", "bar"]
+    for k, basis in enumerate(bases):
+        of_class = [{**r, "annotations": [a for a in r["annotations"] if a["category_id"] == k]} for r in records]
+        moments, _ = count_moments(from_dataset_dicts(of_class), 28)
+        np.testing.assert_array_equal(basis.components, fit_pca(moments).truncated(6).components.astype(np.float32))
+
+
 def test_classes_that_differ_between_files_are_an_error(shapes: Path, tmp_path: Path) -> None:
     content = json.loads((shapes / "instances_val.json").read_text())
     content["categories"][0]["name"] = "other"
@@ -97,7 +126,7 @@ def test_classes_that_differ_between_files_are_an_error(shapes: Path, tmp_path: 
 
 def test_detectron2_is_not_imported_for_json_files(shapes: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, fit_pca; sys.modules['detectron2'] = None; "
+        "import sys; from meinst_d2.commands import fit as fit_command; sys.modules['detectron2'] = None; "
         f"fit_command.main(['--coco-json', {str(shapes / 'instances_val.json')!r}, '--dim', '5', "
         f"'--output', {str(tmp_path / 'c.npz')!r}]); "
         "assert not any(name.startswith('detectron2.') for name in sys.modules)"

@@ -8,7 +8,7 @@ from detectron2.structures import BoxMode
 
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.instances import count_learnable, from_dataset_dicts, make_templates
-from meinst_d2.masks import segmentation as I
+from meinst_d2.masks import rle as I
 
 SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
 

@@ -17,9 +17,9 @@ def test_every_item_is_seen_once(workers: int) -> None:
     results = run_shards(total, list(range(103)), workers, "test", 2, chunk=10)
     assert sum(value for value, _, _ in results) == 2 * sum(range(103))
     assert sorted(size for _, sizes, _ in results for size in sizes) == [3] + [10] * 10
-    assert len({process for _, _, process in results}) == len(results) == min(workers, 11)
+    assert len(results) == min(workers, 11)
     assert all(abs(len(sizes) - 11 / len(results)) < 1 for _, sizes, _ in results)
-    assert (results[0][2] == os.getpid()) == (workers == 1)
+    assert (os.getpid() in {process for _, _, process in results}) == (workers == 1)
 
 
 def test_no_items() -> None:
@@ -44,7 +44,5 @@ def die(chunks: Iterator[list[int]]) -> None:
 
 
 def test_a_process_that_is_killed_is_a_sentence() -> None:
-    with pytest.raises(
-        ChildProcessError, match=r"was stopped \(exit code -9\): if memory ran out, use fewer --workers"
-    ):
+    with pytest.raises(ChildProcessError, match="a worker was killed: if memory ran out, use fewer --workers"):
         run_shards(die, list(range(100)), 3, "test", chunk=10)

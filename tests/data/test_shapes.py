@@ -9,8 +9,7 @@ from PIL import Image
 from meinst_d2.data.coco import read_coco_json
 from meinst_d2.data.instances import make_templates
 from meinst_d2.data.shapes import CATEGORIES, ShapesConfig, draw_image, generate
-from meinst_d2.masks.rle import decode_rle
-from meinst_d2.masks.segmentation import CROWD
+from meinst_d2.masks.rle import CROWD, decode_rle
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,8 @@ from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.data.datasets import register_shapes
 from meinst_d2.data.shapes import ShapesConfig, generate
 from meinst_d2.engine import Trainer
-from meinst_d2.engine.averaging import WeightAverage
-from meinst_d2.engine.pictures import draw_sample
-from meinst_d2.engine.preemption import Termination
-from meinst_d2.engine.validation import Validation
-from meinst_d2.engine.validation_loss import build_validation_loader, validation_losses
+from meinst_d2.engine.hooks import Validation, WeightAverage, draw_sample, validation_losses
+from meinst_d2.engine.launch import Termination
 from meinst_d2.model_zoo.publish import publish_run
 from tests.engine.test_engine import run_cfg, train
 from tests.models import image_with, tiny_model
@@ -161,7 +158,7 @@ def test_a_run_keeps_its_best_and_evaluates_the_average(tmp_path: Path) -> None:
     trainer = train(cfg)
     content = read_checkpoint(tmp_path / "run/model_final.pth")
     assert content["ema"]["updates"] == 4
-    weights, averaged = content["model"], content["ema"]["model"]
+    weights, averaged = content["ema"]["raw"], content["model"]
     name = "proposal_generator.head.cls_logits.weight"
     assert not torch.equal(weights[name], averaged[name])
 
@@ -179,7 +176,7 @@ def test_a_run_keeps_its_best_and_evaluates_the_average(tmp_path: Path) -> None:
     MEInstCheckpointer(other).load(str(tmp_path / "run/model_final.pth"))
     assert torch.equal(other.state_dict()[name], averaged[name])
     (tmp_path / "run/config.yaml").write_text(cfg.dump())
-    published, _ = publish_run(tmp_path / "run", tmp_path, "tiny")
+    published = publish_run(tmp_path / "run", tmp_path, "tiny", "model_final.pth")[0]
     assert torch.equal(read_checkpoint(published)["model"][name], averaged[name])
     assert trainer.evaluated_model is trainer.weight_average.averaged_model
 
@@ -213,7 +210,7 @@ def test_images_without_objects_have_validation_losses_too() -> None:
 
 
 def test_the_validation_loader_gives_unchanged_images_with_their_instances(tmp_path: Path) -> None:
-    loader = build_validation_loader(run_cfg(tmp_path), "shapes_val")
+    loader = Trainer.build_validation_loader(run_cfg(tmp_path), "shapes_val")
     samples = [sample for batch in loader for sample in batch]
     assert len(samples) == 3 and all(len(sample["instances"].gt_mask_templates) for sample in samples)
 

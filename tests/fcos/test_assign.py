@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from meinst_d2.fcos.assign import AssignmentRule, assign_batch, centerness
-from meinst_d2.fcos.boxes import box_area, xyxy_to_ltrb
-from meinst_d2.fcos.locations import level_locations
+from meinst_d2.fcos.boxes import box_area, level_locations, xyxy_to_ltrb
 
 STRIDES = (8, 16, 32, 64, 128)
 RULE = AssignmentRule(STRIDES, (64, 128, 256, 512))

@@ -1,12 +1,14 @@
 """Assignment at the ends of the sizes: one pixel to 20,000, without area, hundreds on one place."""
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meinst_d2.fcos.assign import AssignmentRule, assign_batch
-from meinst_d2.fcos.losses import BOX_LOSS_TYPES, iou_loss
+from meinst_d2.fcos.losses import BoxLossType, iou_loss
 from tests.fcos.test_assign import RULE, SHAPES, STRIDES, assign_locations, dense_assignment
 
 RADII = [None, 0.01, 1.5, 1000.0]
@@ -24,7 +26,7 @@ def check(boxes: torch.Tensor, shapes: list[tuple[int, int]], radius: float | No
     positives = assign_batch([boxes], shapes, rule)
     assert (positives.ltrb > 0).all() and positives.ltrb.isfinite().all()
     assert (positives.centerness > 0).all() and (positives.centerness <= 1).all()
-    for kind in BOX_LOSS_TYPES:
+    for kind in get_args(BoxLossType):
         assert iou_loss(torch.zeros_like(positives.ltrb), positives.ltrb, kind).isfinite().all()
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meinst_d2.masks import canvas, paste_masks, runs
+from meinst_d2.masks import paste, paste_masks, runs
 from tests.masks.oracle import assert_thresholded, random_templates, stretch_one_by_one
 
 EDGES = {
@@ -88,26 +88,14 @@ def test_portions_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
-def test_without_the_kernels_help(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On another system, and on a kernel that does not know how to prepare pages."""
-    templates = random_templates(np.random.default_rng(0), 3, 28)
-    boxes = torch.tensor([[1.3, 2.2, 30.1, 20.7]] * 3)
-    expected = paste_masks(templates, boxes, 24, 32)
-    monkeypatch.setattr(canvas, "KEEP_AT_MOST", 0)
-    monkeypatch.setattr(canvas, "_POPULATE_WRITE", 999)
-    assert torch.equal(paste_masks(templates, boxes, 24, 32), expected)
-    monkeypatch.setattr(canvas.sys, "platform", "win32")
-    assert torch.equal(paste_masks(templates, boxes, 24, 32), expected)
-
-
 @pytest.fixture
-def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> list[canvas.Memory]:
-    kept: list[canvas.Memory] = []
-    monkeypatch.setattr(canvas, "_kept", kept)
+def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    kept: list[np.ndarray] = []
+    monkeypatch.setattr(paste, "_kept", kept)
     return kept
 
 
-def test_memory_is_kept_for_the_next_image_and_cleared(nothing_kept: list[canvas.Memory]) -> None:
+def test_memory_is_kept_for_the_next_image_and_cleared(nothing_kept: list[np.ndarray]) -> None:
     templates, boxes = torch.ones(3, 28, 28), torch.tensor([[1.0, 2.0, 30.0, 20.0]] * 3)
     first = paste_masks(templates, boxes, 24, 32)
     address = first.data_ptr()
@@ -119,7 +107,7 @@ def test_memory_is_kept_for_the_next_image_and_cleared(nothing_kept: list[canvas
     assert second.sum() == 3 * 29 * 17 and second[0, 3:20, 2:31].all()
 
 
-def test_memory_in_use_is_not_taken(nothing_kept: list[canvas.Memory]) -> None:
+def test_memory_in_use_is_not_taken(nothing_kept: list[np.ndarray]) -> None:
     """Not even where only a part of the masks, or their numbers, are in use."""
     boxes = torch.tensor([[1.0, 2.0, 30.0, 20.0]] * 3)
     whole = paste_masks(torch.ones(3, 28, 28), boxes, 24, 32)
@@ -132,7 +120,7 @@ def test_memory_in_use_is_not_taken(nothing_kept: list[canvas.Memory]) -> None:
     assert (numbers == expected[0].numpy()).all()
 
 
-def test_the_larger_of_two_memories_is_kept(nothing_kept: list[canvas.Memory]) -> None:
+def test_the_larger_of_two_memories_is_kept(nothing_kept: list[np.ndarray]) -> None:
     sizes = (100, 3000, 800)
     masks = [paste_masks(torch.ones(1, 4, 4), torch.tensor([[0.0, 0.0, 9.0, 9.0]]), size, size) for size in sizes]
     addresses = [mask.data_ptr() for mask in masks]
@@ -140,8 +128,8 @@ def test_the_larger_of_two_memories_is_kept(nothing_kept: list[canvas.Memory]) -
     assert [memory.ctypes.data for memory in nothing_kept] == [addresses[1]]
 
 
-def test_a_stack_too_large_to_keep(nothing_kept: list[canvas.Memory], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(canvas, "KEEP_AT_MOST", 1000)
+def test_a_stack_too_large_to_keep(nothing_kept: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paste, "KEEP_AT_MOST", 1000)
     templates = random_templates(np.random.default_rng(0), 3, 28)
     boxes = torch.tensor([[1.3, 2.2, 30.1, 20.7]] * 3)
     for _ in range(2):

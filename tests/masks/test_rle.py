@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meinst_d2.masks import RLEs, encode_masks, encode_templates, paste_masks
+from meinst_d2.masks.rle import areas, ious, rle_of
 from tests.masks.oracle import random_templates
 from tests.masks.test_paste import EDGES
 
@@ -71,6 +72,18 @@ def test_what_there_is_at_the_ends_of_the_image() -> None:
     """Every mask of 2 x 3 pixels: first and last run empty or not."""
     masks = np.array(list(itertools.product((False, True), repeat=6))).reshape(-1, 2, 3)
     assert encode_masks(masks, np.tile(np.float32([0, 0, 3, 2]), (64, 1))) == encode_whole(masks)
+
+
+def test_areas_and_overlaps(rng: np.random.Generator) -> None:
+    masks = rng.random((5, 9, 7)) < 0.4
+    rles = [rle_of(mask, (9, 7)) for mask in masks]
+    assert rles == encode_whole(masks)
+    both = (masks[:2, None] & masks[None, 2:]).sum((2, 3))
+    either = (masks[:2, None] | masks[None, 2:]).sum((2, 3))
+    assert areas(rles).tolist() == masks.sum((1, 2)).tolist() and areas([]).tolist() == []
+    np.testing.assert_allclose(ious(rles[:2], rles[2:]), both / either)
+    np.testing.assert_allclose(ious(rles[:2], rles[2:], crowd=True), both / areas(rles[:2])[:, None])
+    assert ious([], rles).shape == (0, 5) and ious(rles, []).shape == (5, 0)
 
 
 def test_nothing_to_encode() -> None:

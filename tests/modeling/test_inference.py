@@ -7,7 +7,7 @@ from detectron2.structures import Boxes, Instances
 from torchvision.ops import batched_nms
 
 from meinst_d2.encoding import PCABasis, PCAEncoder
-from meinst_d2.fcos.locations import level_locations
+from meinst_d2.fcos.boxes import level_locations
 from meinst_d2.masks import paste_masks
 from meinst_d2.modeling.head import HeadOutput
 from meinst_d2.modeling.inference import InferenceRule, detect, postprocess

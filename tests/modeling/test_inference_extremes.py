@@ -1,6 +1,7 @@
 """Detections of extreme predictions: huge and empty boxes, ties, thousands of candidates, half precision overflowed."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -10,13 +11,13 @@ from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
 from meinst_d2.encoding import PixelEncoder
-from meinst_d2.fcos.locations import level_locations
+from meinst_d2.fcos.boxes import level_locations
 from meinst_d2.modeling.head import HeadOutput
 from meinst_d2.modeling.inference import (
     LIMIT,
-    MASK_OUTPUTS,
-    PASTE_BOXES,
     InferenceRule,
+    MaskOutput,
+    PasteBox,
     _survivors,
     detect,
     postprocess,
@@ -136,8 +137,8 @@ numbers = st.sampled_from([0.0, 1e4, -1e4, HALF_MAX, 3e38, math.inf, -math.inf, 
     coeff=numbers,
     nms_thresh=st.sampled_from([0.0, 0.6]),
     with_centerness=st.booleans(),
-    mask_output=st.sampled_from(MASK_OUTPUTS),
-    paste_box=st.sampled_from(PASTE_BOXES),
+    mask_output=st.sampled_from(get_args(MaskOutput)),
+    paste_box=st.sampled_from(get_args(PasteBox)),
 )
 def test_nothing_but_finite_numbers_leaves(
     cls: float,
@@ -184,5 +185,5 @@ def test_predictions_without_area_leave_nothing_behind() -> None:
         level.zero_()
     found = detections(output)
     assert_finite(found)
-    for kind in MASK_OUTPUTS:
+    for kind in get_args(MaskOutput):
         assert len(postprocess(found, 40, 56, mask_output=kind)) == 0
