@@ -24,17 +24,12 @@ SumOverRanks = Callable[[IntArray], IntArray]
 """Adds an array up over the processes of a job that shares the annotations."""
 
 
-def alone(counts: IntArray) -> IntArray:
-    """The sum over the only process."""
-    return counts
-
-
 def count_moments(
     annotations: Sequence[InstanceAnnotation],
     mask_size: int,
     workers: int = 1,
     title: str = "counting masks",
-    sum_over_ranks: SumOverRanks = alone,
+    sum_over_ranks: SumOverRanks | None = None,
 ) -> tuple[PixelMoments, Counter[str]]:
     """The moments of all usable masks, and how many annotations were skipped, by reason.
 
@@ -45,13 +40,13 @@ def count_moments(
         mask_size: S.
         workers: processes.
         title: of the progress bar.
-        sum_over_ranks: adds up over the ranks.
+        sum_over_ranks: adds up over the ranks; None where this process is alone.
     """
     moments, skipped = PixelMoments(mask_size), Counter[str]()
     for part, reasons in run_shards(_moments_of_shard, annotations, workers, title, mask_size, chunk=CHUNK):
         moments.merge(part)
         skipped.update(reasons)
-    if sum_over_ranks is not alone:
+    if sum_over_ranks is not None:
         counts = sum_over_ranks(np.concatenate(([skipped[reason] for reason in REASONS], moments.counts())))
         skipped = +Counter(dict(zip(REASONS, counts[: len(REASONS)].tolist(), strict=True)))
         moments = PixelMoments.from_counts(mask_size, counts[len(REASONS) :])
@@ -97,7 +92,7 @@ def fit_classes(
     min_masks: int,
     clamp: SigmoidClamp | None = SigmoidClamp(),
     workers: int = 1,
-    sum_over_ranks: SumOverRanks = alone,
+    sum_over_ranks: SumOverRanks | None = None,
 ) -> ClassFit:
     """Fit one dictionary per class, class after class, so that the counts of only two are in memory.
 
@@ -139,16 +134,10 @@ def fit_classes(
 
 
 def fit_all(moments: PixelMoments, skipped: Counter[str], dim: int, clamp: SigmoidClamp | None) -> PCABasis:
-    """Every component of all masks.
-
-    Args:
-        moments: of the usable masks.
-        skipped: the other annotations.
-        dim: D, the fewest components.
-        clamp: of the logits, or None to take the pixels themselves.
+    """Every component of the usable masks, see :func:`~meinst_d2.encoding.pca.fit_pca`.
 
     Raises:
-        ValueError: there are too few masks.
+        ValueError: there are too few masks for D components.
     """
     if moments.count <= dim:
         raise ValueError(

@@ -13,11 +13,7 @@ from meinst_d2.files import atomic_path
 
 
 class Reconstruction(NamedTuple):
-    """How well the first ``dim`` components reconstruct templates.
-
-    ``iou`` is the mean over masks at S x S; ``pooled_miou`` the metric of the published tool: the mean of the IoU of
-    background and of foreground, each over all pixels of all masks.
-    """
+    """Of the first ``dim`` components: mean IoU of masks at S x S, and the published tool's mIoU of pooled pixels."""
 
     dim: int
     iou: float

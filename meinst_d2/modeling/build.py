@@ -47,11 +47,8 @@ def build_towers(cfg: CfgNode) -> TowerConfig:
 def build_mask_loss(cfg: CfgNode) -> MaskLoss:
     """The loss of the mask branch."""
     meinst = cfg.MODEL.MEINST
-    return MaskLoss(
-        representation=meinst.MASK_REPRESENTATION,
-        loss_type=meinst.MASK_LOSS_TYPE,
-        weights=meinst.MASK_LOSS_WEIGHTS,
-    )
+    settings = {"loss_type": meinst.MASK_LOSS_TYPE, "weights": meinst.MASK_LOSS_WEIGHTS}
+    return MaskLoss(representation=meinst.MASK_REPRESENTATION, **settings)
 
 
 def build_mask_encoder(cfg: CfgNode) -> MaskEncoder | None:
@@ -95,17 +92,10 @@ def reduce_mean(value: Tensor) -> Tensor:
 
 
 def mask_templates(gt_instances: Sequence[Instances], mask_size: int) -> Tensor:
-    """Every instance's mask, cropped to its box and resized, once.
+    """(M, S, S) bool: every instance's mask, cropped to its box and resized, once; one image after another.
 
     Takes ``gt_mask_templates`` as MEInstDatasetMapper makes them, or ``gt_masks`` (PolygonMasks or BitMasks) as
-    Detectron2's own mapper does.
-
-    Args:
-        gt_instances: of N images; images without instances need no masks.
-        mask_size: S.
-
-    Returns:
-        (M, S, S) bool on the device of the instances, one image after another.
+    Detectron2's own mapper does. Images without instances need neither.
 
     Raises:
         ValueError: an image has instances without masks, or templates of another size.
@@ -129,6 +119,4 @@ def mask_templates(gt_instances: Sequence[Instances], mask_size: int) -> Tensor:
                 "an image has instances without masks: train on a dataset with segmentations, or set "
                 "MODEL.MASK_ON False"
             )
-    if not templates:
-        return torch.zeros(0, mask_size, mask_size, dtype=torch.bool)
-    return torch.cat(templates)
+    return torch.cat(templates) if templates else torch.zeros(0, mask_size, mask_size, dtype=torch.bool)
