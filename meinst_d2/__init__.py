@@ -8,10 +8,11 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "add_meinst_config"]
+__all__ = ["__version__", "add_meinst_config", "load"]
 
 if TYPE_CHECKING:
     from meinst_d2.config import add_meinst_config
+    from meinst_d2.model_zoo.trained import load
 
 
 DETECTRON2_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
@@ -39,4 +40,8 @@ def __getattr__(name: str) -> Any:
         from meinst_d2.config import add_meinst_config
 
         return add_meinst_config
+    if name == "load":
+        from meinst_d2.model_zoo.trained import load
+
+        return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

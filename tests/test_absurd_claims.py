@@ -18,9 +18,8 @@ import yaml
 from detectron2.config import get_cfg
 
 from meinst_d2.checkpoint.readers import read_checkpoint
-from meinst_d2.config_file import merge_config_file
+from meinst_d2.config_file import merge_config_file, read_plain_yaml
 from meinst_d2.encoding import load_components
-from meinst_d2.model_zoo.adelaidet.config import read_published_config
 from tests.models import write_components
 
 MOST_MEMORY = 200e6
@@ -76,7 +75,7 @@ def claiming_pickle(path: Path) -> None:
 
 
 def pickle_with_a_large_memo(path: Path) -> None:
-    path.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")
+    path.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f")
 
 
 def pickle_with_a_long_text(path: Path) -> None:
@@ -101,16 +100,16 @@ def yaml_of_aliases(path: Path) -> None:
 BOMBS: list[tuple[str, Callable[[Path], None], Callable[[Path], Any], str]] = [
     ("c.npz", claiming_npz, load_components, "components_c should be .* but has 64 bytes"),
     ("c.npz", deflated_npz, load_components, "components_c would grow from"),
-    ("w.pth", claiming_archive, read_checkpoint, "its storage 0 claims 100,000,000,000 bytes and has fewer"),
-    ("w.pth", claiming_legacy, read_checkpoint, "it claims (tensors|storages) of 100,000,000,000 bytes"),
-    ("w.pkl", claiming_pickle, read_checkpoint, r"it has an array of shape \(25000000000,\) in 4,000 bytes"),
-    ("w.pkl", pickle_with_a_large_memo, read_checkpoint, "it asks for a memo of 2,147,483,647 entries"),
+    ("w.pth", claiming_archive, read_checkpoint, "it claims tensors of 100,000,000,000 bytes"),
+    ("w.pth", claiming_legacy, read_checkpoint, "it claims tensors of 100,000,000,000 bytes"),
+    ("w.pkl", claiming_pickle, read_checkpoint, r"it has an array of float32 of shape \(25000000000,\) in 4,000 bytes"),
+    ("w.pkl", pickle_with_a_large_memo, read_checkpoint, "is refused"),
     ("w.pkl", pickle_with_a_long_text, read_checkpoint, "is refused"),
     ("w.pth", pickle_with_a_long_text, read_checkpoint, "is refused"),
-    ("w.safetensors", claiming_safetensors, read_checkpoint, "is no whole .safetensors file"),
-    ("w.safetensors", safetensors_with_a_long_header, read_checkpoint, "is no whole .safetensors file"),
+    ("w.safetensors", claiming_safetensors, read_checkpoint, "w.safetensors is refused"),
+    ("w.safetensors", safetensors_with_a_long_header, read_checkpoint, "w.safetensors is refused"),
     ("c.yaml", yaml_of_aliases, lambda path: merge_config_file(get_cfg(), path), "it has more than 16 aliases"),
-    ("c.yaml", yaml_of_aliases, read_published_config, "it has more than 16 aliases"),
+    ("c.yaml", yaml_of_aliases, read_plain_yaml, "it has more than 16 aliases"),
 ]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from meinst_d2.checkpoint.readers import read_checkpoint, weights_to_use
+from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.coco import read_coco
 from meinst_d2.encoding import ClassPCAEncoder, FittedEncoder, PCABasis, PCAEncoder, SigmoidClamp, fit_pca
@@ -181,7 +181,7 @@ def encoder_of_checkpoint(path: str | os.PathLike[str]) -> FittedEncoder:
         ValueError: it holds no dictionary, or could run code.
     """
     checkpoint = read_checkpoint(path)
-    weights = weights_to_use(checkpoint)
+    weights = checkpoint["model"]
     buffers = []
     for name in ("components", "means", "explained_variances"):
         found = [weights[key] for key in weights if key.endswith((f"mask_encoder.{name}", f"mask_encoding.{name}"))]

@@ -1,27 +1,24 @@
-"""Checkpoints: published names, reading without running code, writing without half-written files."""
+"""Detectron2's checkpointer, which reads safely, writes whole files only, and downloads what their names promise."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
 
 from meinst_d2 import __version__, require_detectron2
 from meinst_d2.checkpoint.compatibility import Layer, changed_layers, leave_out
-from meinst_d2.checkpoint.readers import (
-    load_array_pickle,
-    load_safetensors,
-    load_tensor_file,
-    require_weights_by_name,
-    weights_to_use,
-)
-from meinst_d2.checkpoint.resume import TAG, last_whole_checkpoint
+from meinst_d2.checkpoint.readers import read_checkpoint
+from meinst_d2.checkpoint.resume import TAG, OpenedCheckpoint, open_last_whole
 from meinst_d2.files import atomic_path
 
 require_detectron2()
@@ -30,34 +27,41 @@ from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
 from detectron2.config import CfgNode  # noqa: E402
 from detectron2.data import MetadataCatalog  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
+from detectron2.utils.file_io import PathManager  # noqa: E402
 
-from meinst_d2.checkpoint.download import fetch  # noqa: E402
 from meinst_d2.modeling.published_names import settle_names  # noqa: E402
+
+HASH_LENGTH = 8
+HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
+"""The beginning of a download's sha256, like torch.hub's: name-0123abcd.pth."""
 
 
 class MEInstCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, reading safely and writing atomically.
 
-    A checkpoint appears under its name only once it is complete; ``last_checkpoint`` changes after that. Weights whose
-    shapes do not fit the proposal generator are an error.
+    A checkpoint appears under its name only once it is complete; ``last_checkpoint`` changes after that. Of a run with
+    averaged weights ``model`` holds those, so that whatever loads the file predicts with them, and ``ema`` the others,
+    which training resumes from. Weights whose shapes do not fit the proposal generator are an error.
 
     Attributes:
-        may_start_anew: layers that keep what the model was initialised with where the weights do not fit them.
+        may_start_anew: layers that are re-initialized where the weights do not fit them.
     """
 
-    def __init__(self, model: nn.Module, save_dir: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, opened: OpenedCheckpoint | None = None, **kwargs: Any
+    ) -> None:
         """
         Args:
-            model: what to load into and save.
-            save_dir: where to save.
-            kwargs: of DetectionCheckpointer.
+            opened: a file that is not read again when it is loaded; if it is in ``save_dir``, what to resume from.
+            model, save_dir, kwargs: of DetectionCheckpointer.
         """
         super().__init__(model, save_dir, **kwargs)
         self.may_start_anew: Collection[Layer] = ()
+        self._opened = opened
         self._resumes_training = False
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """As Detectron2's. Of a run with averaged weights those are loaded, unless training goes on from the others."""
+        """Like Detectron2's. Averaged weights are loaded, unless training resumes from the others."""
         if "://" in path:
             url, _, query = path.partition("?")  # Detectron2's own queries say how to match names
             path = fetch(url) + ("?" + query if query else "")
@@ -65,80 +69,61 @@ class MEInstCheckpointer(DetectionCheckpointer):
         return super().load(path, checkpointables)
 
     def _load_file(self, filename: str) -> Any:
-        suffix = os.path.splitext(filename)[1]
-        if suffix == ".safetensors":
-            return load_safetensors(filename)
-        if suffix == ".pkl":
-            content = load_array_pickle(filename)
-            require_weights_by_name(content, filename)
-            require_weights_by_name({"model": content.get("blobs", {})}, filename)
-            return self._from_array_pickle(content)
-        if suffix == ".pyth":
-            content = self._torch_load(filename)
-            if "model_state" not in content:
-                return content if "model" in content else {"model": content}
-            require_weights_by_name({"model": content["model_state"]}, filename)
-            weights = {k: v for k, v in content["model_state"].items() if not k.endswith("num_batches_tracked")}
-            return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+        if filename.endswith((".pkl", ".pyth")):
+            return self._torch_load(filename)
         return super()._load_file(filename)  # which reads through _torch_load
 
-    def _from_array_pickle(self, data: dict[str, Any]) -> dict[str, Any]:
-        if "model" in data and "__author__" in data:
-            self.logger.info(f"Reading a file from '{data['__author__']}'")
-            return data
-        blobs = data.get("blobs", data)
-        weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
-        return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
-
     def _torch_load(self, f: str) -> Any:
-        content = load_tensor_file(f)
-        require_weights_by_name(content, f)
-        return content
+        opened, self._opened = self._opened, None  # so that its memory is free once it is loaded
+        return opened.content if opened is not None and opened.path == Path(f) else read_checkpoint(f)
 
     def _load_model(self, checkpoint: Any) -> Any:
-        if not self._resumes_training:
-            checkpoint["model"] = weights_to_use(checkpoint)
+        average = checkpoint.get("ema")
+        if self._resumes_training and isinstance(average, dict) and "raw" in average:
+            checkpoint["ema"] = {**average, "model": checkpoint["model"]}
+            checkpoint["model"] = checkpoint["ema"].pop("raw")
         left_out: dict[Layer, str] = {}
         if not checkpoint.get("matching_heuristics", False):
             state = checkpoint["model"]
-            self._convert_ndarray_to_tensor(state)
             settle_names(state)
             ours = self.checkpointables["meinst"].content if "meinst" in self.checkpointables else {}
             changed = changed_layers(info_of(checkpoint), ours)
             left_out = leave_out(state, self.model.state_dict(), self.may_start_anew, changed)
         incompatible = super()._load_model(checkpoint)
         for layer, reason in left_out.items():
-            self.logger.warning(f"The {layer.name} starts anew: {reason}.")
+            self.logger.warning(f"The {layer.name} is re-initialized: {reason}.")
             incompatible.missing_keys[:] = [x for x in incompatible.missing_keys if not x.startswith(layer.prefixes)]
         return incompatible
 
     def save(self, name: str, **kwargs: Any) -> None:
+        """Write everything that training resumes from, and extra plain values."""
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: obj.state_dict() for key, obj in self.checkpointables.items()}
-        path = os.path.join(self.save_dir, f"{name}.pth")
-        self.logger.info(f"Saving checkpoint to {path}")
-        with atomic_path(path) as temporary:
-            torch.save({"model": self.model.state_dict(), **states, **kwargs}, temporary)
+        content = {"model": self.model.state_dict(), **states, **kwargs}
+        if "model" in content.get("ema", {}):
+            content["ema"] = {**content["ema"], "raw": content["model"]}
+            content["model"] = content["ema"].pop("model")
+        self._write(name, content)
         self.tag_last_checkpoint(f"{name}.pth")
 
     def save_weights(self, name: str, model: nn.Module, **extra: Any) -> None:
-        """Write the weights of a model, and what this run's checkpoints say about themselves; not a place to resume.
-
-        Args:
-            name: of the file, without .pth.
-            model: like the one that this checkpointer saves.
-            extra: plain values.
+        """Write the weights of a model, what this run's checkpoints say about themselves, and extra plain values; not
+        a place to resume from.
         """
-        if not self.save_dir or not self.save_to_disk:
-            return
-        about = {"meinst": self.checkpointables["meinst"].state_dict()} if "meinst" in self.checkpointables else {}
+        if self.save_dir and self.save_to_disk:
+            info = self.checkpointables.get("meinst")
+            about = {} if info is None else {"meinst": info.state_dict()}
+            self._write(name, {"model": model.state_dict(), **about, **extra})
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
         path = os.path.join(self.save_dir, f"{name}.pth")
-        self.logger.info(f"Saving weights to {path}")
+        self.logger.info(f"Saving {path}")
         with atomic_path(path) as temporary:
-            torch.save({"model": model.state_dict(), **about, **extra}, temporary)
+            torch.save(content, temporary)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        self._opened = None
         with atomic_path(os.path.join(self.save_dir, TAG)) as temporary:
             temporary.write_text(last_filename_basename)
 
@@ -148,31 +133,58 @@ class MEInstCheckpointer(DetectionCheckpointer):
         Raises:
             ValueError: there are some, and none is whole.
         """
-        problem, path = "", ""
+        problem, path, found = "", "", self._opened
         if comm.is_main_process():
             try:
-                found = last_whole_checkpoint(Path(self.save_dir))
+                if found is None or found.path.parent != Path(self.save_dir):
+                    found = self._opened = open_last_whole(Path(self.save_dir))
+                path = str(found.path) if found else ""
             except ValueError as error:
                 problem = str(error)
-            else:
-                path = str(found.path) if found else ""
-                for reason in found.passed_over if found else ():
-                    self.logger.warning(f"Going on from an earlier checkpoint, {path}, because {reason}.")
+            for reason in found.passed_over if path and found else ():
+                self.logger.warning(f"Resuming from an earlier checkpoint, {path}, because {reason}.")
         problem, path = comm.all_gather((problem, path))[0]
         if problem:
             raise ValueError(problem)
         return path
 
 
+def fetch(url: str) -> str:
+    """Download a file into Detectron2's cache, unless it is there already.
+
+    Args:
+        url: http://, https://, detectron2:// and whatever else Detectron2's PathManager knows.
+
+    Returns:
+        Its local path.
+
+    Raises:
+        OSError: it could not be downloaded; nothing is left behind.
+        ValueError: its sha256 does not begin as its name says; it is deleted.
+    """
+    try:
+        path: str = PathManager.get_local_path(url)
+    except (OSError, HTTPException, ValueError) as error:
+        raise OSError(f"{url} could not be downloaded: {error}") from error
+    promised = HASH_IN_NAME.search(urlparse(url).path)
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest() if promised else ""
+    if promised and not digest.startswith(promised[1]):
+        Path(path).unlink(missing_ok=True)
+        raise ValueError(
+            f"{url} should have a sha256 that begins with {promised[1]}, but it begins with {digest[:HASH_LENGTH]}; "
+            "the download was deleted, try again"
+        )
+    return path
+
+
 def info_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint of ours says about itself; empty for others. Class names that are no texts are left out."""
+    """What a checkpoint of ours says about itself; empty for others. Class names that are not strings are left out."""
     about = checkpoint.get("meinst")
-    if not isinstance(about, dict):
-        return {}
+    about = dict(about) if isinstance(about, dict) else {}
     names = about.get("class_names", ())
-    if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
-        return about
-    return {key: value for key, value in about.items() if key != "class_names"}
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        del about["class_names"]
+    return about
 
 
 def carried_components(state: Mapping[str, Any], path: object) -> Tensor | None:
@@ -191,15 +203,15 @@ def carried_components(state: Mapping[str, Any], path: object) -> Tensor | None:
     return found.float()
 
 
-@dataclass
 class CheckpointInfo:
-    """What a checkpoint says about itself besides its weights; stored under "meinst".
+    """What a checkpoint says about itself besides its weights; stored under "meinst"."""
 
-    Attributes:
-        content: plain values by name.
-    """
-
-    content: dict[str, Any]
+    def __init__(self, content: dict[str, Any]) -> None:
+        """
+        Args:
+            content: plain values by name.
+        """
+        self.content = content
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> CheckpointInfo:

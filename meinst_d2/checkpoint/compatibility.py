@@ -1,10 +1,18 @@
-"""Starting from weights of another task: which layers may differ, and start anew."""
+"""What files of weights hold, whoever wrote them, and which layers may differ from the model's."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+import torch
+
+FOREIGN = {".pkl": ("blobs", "_momentum", "Caffe2"), ".pyth": ("model_state", "num_batches_tracked", "pycls")}
+"""By suffix: where files of other projects keep weights, how the names end of what are not, and the project."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +22,7 @@ class Layer:
     Attributes:
         name: for people.
         prefixes: of the tensors' names.
-        remedy: what lets the layer start anew.
+        remedy: what lets the layer be re-initialized.
     """
 
     name: str
@@ -25,24 +33,73 @@ class Layer:
 CLASS_LAYER = Layer(
     "class layer",
     ("proposal_generator.head.cls_logits.", "head.cls_score."),
-    "evaluate with the classes of the weights, or train on the new classes first (the class layer then starts anew)",
+    "evaluate with the classes of the weights, or train on the new classes first (the class layer is re-initialized)",
 )
 MASK_LAYER = Layer(
     "mask predictor",
     ("proposal_generator.head.mask_pred.", "proposal_generator.mask_encoder.", "head.mask_pred.", "mask_encoder."),
-    "to start the mask predictor anew with the components of MODEL.MEINST.COMPONENTS, train with "
+    "to re-initialize the mask predictor with the components of MODEL.MEINST.COMPONENTS, train with "
     "MODEL.MEINST.COMPONENTS_CONFLICT file",
 )
 CHECKED_PREFIXES = ("proposal_generator.", "head.", "mask_encoder.")
 """Where shapes must fit: all but the backbone. The names without a generator are those of MEInst on RetinaNet."""
 
 
+def weights_by_name(content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a file of weights holds, in one form.
+
+    Args:
+        content: as it was read.
+        path: of the file.
+
+    Returns:
+        ``model``, tensors by name, and what else the file holds. A bare state dict becomes ``model``. Of a run with
+        averaged weights ``model`` is those, and ``ema`` has the others under ``raw``. Weights of Caffe2 and pycls come
+        with ``__author__`` and ``matching_heuristics``, which make Detectron2 match their names.
+
+    Raises:
+        ValueError: there are no weights by name.
+    """
+    whole = dict(content) if isinstance(content, dict) else {}
+    key, other, author = FOREIGN.get(os.path.splitext(path)[1], ("", "", ""))
+    if "model" not in whole:
+        whole = {"model": content}
+        if author and isinstance(content, dict) and (key in content or author == "Caffe2"):
+            weights = tensors_by_name(content.get(key, content), path)
+            weights = {name: value for name, value in weights.items() if not name.endswith(other)}
+            whole = {"model": weights, "__author__": author, "matching_heuristics": True}
+    whole["model"] = tensors_by_name(whole["model"], path)
+    average = whole.get("ema")
+    if isinstance(average, dict) and average:
+        if "raw" not in average:  # as earlier versions wrote it
+            average = {**average, "raw": whole["model"]}
+            whole["model"] = tensors_by_name(average.pop("model", None), path)
+        whole["ema"] = {**average, "raw": tensors_by_name(average["raw"], path)}
+    return whole
+
+
+def tensors_by_name(weights: Any, path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Weights as tensors; raises a ValueError where they are something else."""
+    if not isinstance(weights, dict):
+        raise ValueError(f"{path} holds a {type(weights).__name__} instead of weights by name")
+    found = {}
+    for name, value in weights.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{path} is not a checkpoint: a weight has the name {name!r}, which is not a string")
+        if isinstance(value, (np.ndarray, np.generic)):
+            with suppress(TypeError):  # strings, or numbers that torch does not have
+                value = torch.as_tensor(np.asarray(value, value.dtype.newbyteorder("=")))
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{path} is not a checkpoint: {name} is a {type(value).__name__} instead of a tensor")
+        found[name] = value
+    return found
+
+
 def changed_layers(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[Layer, str]:
     """The layers whose outputs mean something else now, and why, from what two checkpoints say about themselves.
 
     Args:
-        saved, ours: the content of a :class:`~meinst_d2.checkpoint.checkpointer.CheckpointInfo`;
-            what one of them lacks is the same.
+        saved, ours: of :class:`~meinst_d2.checkpoint.checkpointer.CheckpointInfo`; what one of them lacks is the same.
     """
     changed = {}
     their_classes, our_classes = saved.get("class_names"), ours.get("class_names")

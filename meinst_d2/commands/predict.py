@@ -22,7 +22,7 @@ from meinst_d2.commands import make_parser, reporting
 from meinst_d2.data.image_files import UNREADABLE, reason_of
 from meinst_d2.evaluation.results import ResultFile
 from meinst_d2.files import atomic_path
-from meinst_d2.model_zoo.predictor import Predictor, UnusableImage
+from meinst_d2.model_zoo import TrainedModel, UnusableImage
 from meinst_d2.visualization.drawing import MaskVideoVisualizer, MaskVisualizer
 from meinst_d2.visualization.inputs import Source, find_sources, plan_outputs, require_own_file
 from meinst_d2.visualization.video import VideoReader, VideoWriter
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     for note in trained.notes:
         print(f"note: {note}")
     results = ResultFile(args.save_json, trained.class_names) if args.save_json else None
-    summary = show(Predictor(trained, args.confidence_threshold), sources, targets, results)
+    summary = show(trained, args.confidence_threshold, sources, targets, results)
     if results is not None and summary.num_images:
         results.write()
         print(f"wrote {args.save_json}")
@@ -129,7 +129,8 @@ class Summary:
 
 
 def show(
-    predictor: Predictor,
+    trained: TrainedModel,
+    min_score: float,
     sources: Sequence[Source],
     targets: Sequence[Path] | None,
     results: ResultFile | None = None,
@@ -137,12 +138,13 @@ def show(
     """Look at every source, with progress on the console.
 
     Args:
-        predictor: of the model.
+        trained: the model.
+        min_score: least score of a detection.
         sources: what to look at.
         targets: where to draw each; None draws nothing.
         results: collects the detections.
     """
-    demo = _Show(predictor, results)
+    demo = _Show(trained, min_score, results)
     with tqdm(total=len(sources), desc="inputs", unit="file") as progress:
         for source, target in zip(sources, targets or [None] * len(sources), strict=True):
             if source.is_video:
@@ -154,9 +156,9 @@ def show(
 
 
 class _Show:
-    def __init__(self, predictor: Predictor, results: ResultFile | None) -> None:
-        self.predictor, self.results, self.summary = predictor, results, Summary()
-        self.metadata = Metadata(name="demo", thing_classes=predictor.trained.class_names)
+    def __init__(self, trained: TrainedModel, min_score: float, results: ResultFile | None) -> None:
+        self.trained, self.min_score, self.results, self.summary = trained, min_score, results, Summary()
+        self.metadata = Metadata(name="demo", thing_classes=trained.class_names)
 
     def image(self, path: Path, target: Path | None) -> None:
         try:
@@ -210,7 +212,7 @@ class _Show:
         self.summary.written.append(target)
 
     def _look(self, image: np.ndarray, path: Path, frame: int | None) -> Instances:
-        found = self.predictor(image)
+        found = self.trained(image, min_score=self.min_score, masks="rle")  # a bit mask has the size of the image
         self.summary.num_images += 1
         self.summary.num_objects += len(found)
         if self.results is not None:

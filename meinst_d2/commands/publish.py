@@ -11,7 +11,7 @@ from meinst_d2.commands import make_parser, reporting
 EXAMPLES = """example:
   meinst publish output/demo --name shapes --output output/published
 
-The row it prints is for MODEL_ZOO.md. The file loads with meinst_d2.model_zoo.get(FILE), or through MODEL.WEIGHTS.
+The row it prints is for MODEL_ZOO.md. The file loads with meinst_d2.load(FILE), or through MODEL.WEIGHTS.
 """
 
 
@@ -20,6 +20,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="OUTPUT_DIR of a finished run")
     parser.add_argument("--name", help="what to call the model (default: the folder's name)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default RUN_DIR)")
+    parser.add_argument(
+        "--weights", metavar="FILE_NAME", help="of the run (default model_best.pth, or model_final.pth without one)"
+    )
     return parser.parse_args(argv)
 
 
@@ -29,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from meinst_d2.model_zoo.publish import publish_run
 
     with reporting("publish"):
-        path, row = publish_run(args.run, args.output or args.run, args.name or args.run.resolve().name)
-    print(f"wrote {path}")
+        name = args.name or args.run.resolve().name
+        path, row, weights = publish_run(args.run, args.output or args.run, name, args.weights)
+    print(f"wrote {path} with the weights of {weights}")
     print(row)

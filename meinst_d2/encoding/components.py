@@ -2,20 +2,22 @@
 
 Published keys, all float32 with a leading axis of C classes, where C = 1 means one dictionary for all of them:
 ``components_c`` (C, D, S*S), ``mean_c`` (C, S*S), ``explained_variance_c`` (C, D), ``ratio_c`` (C, D). Files written
-here also hold ``provenance``, a JSON text.
+here also hold ``provenance``, a JSON string.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from meinst_d2.encoding.npz import NpzFile
 from meinst_d2.encoding.pca import PCABasis
 from meinst_d2.files import atomic_path
 
@@ -23,8 +25,12 @@ ORTHONORMAL_TOLERANCE = 1e-3
 """Largest deviation of ``components @ components.T`` from the identity; published float32 files reach 1e-5."""
 
 ARRAYS = ("components_c", "mean_c", "explained_variance_c", "ratio_c")
-LONGEST_PROVENANCE = 2**20
-"""Characters."""
+PROVENANCE = "provenance"
+LARGEST = 2**29
+"""Bytes of one array: dictionaries of 28 x 28 pixels and 60 components for 2,800 classes."""
+DENSEST = 200
+"""Times that an array may be larger than in the file. Real components deflate to 90 %, bombs a thousandfold."""
+LONGEST_HEADER = 10_000
 
 
 @dataclass(frozen=True)
@@ -81,39 +87,51 @@ def load_components(path: str | os.PathLike[str]) -> Components:
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is not a readable .npz, or its contents are not a dictionary; the sentence says which.
-            Arrays of other shapes, of objects, or that would grow absurdly are refused before they are read.
+            Arrays of objects, or that would grow absurdly, are refused before they are made.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there are no components at {path}: make them with meinst fit --output {path}")
     try:
-        file = NpzFile(path, (*ARRAYS, "provenance"))
-    except ValueError as error:
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.compress_size for member in archive.infolist()) > os.path.getsize(path):
+                raise ValueError("its members overlap")  # and so might look less dense than they are
+            present = set(archive.namelist())
+            arrays = {name: _read_array(archive, name) for name in (*ARRAYS, PROVENANCE) if f"{name}.npy" in present}
+        return _components_from_arrays(arrays)
+    except Exception as error:  # whatever damaged bytes lead to
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} holds no usable components: {reason}. Make them again with meinst fit") from error
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray[Any, Any]:
+    member = archive.getinfo(f"{name}.npy")
+    most = min(LARGEST, DENSEST * member.compress_size)
+    if member.file_size > most:
         raise ValueError(
-            f"{path} is not a readable components file ({error}): make it again with meinst fit"
-        ) from error
-    with file:
-        try:
-            _check_headers(file.headers)
-            return _components_from_arrays({name: file.read(name) for name in file.headers})
-        except ValueError as error:
-            raise ValueError(f"{path} holds no usable components: {error}. Make them again with meinst fit") from error
+            f"{name} would grow from {member.compress_size:,} to {member.file_size:,} bytes, {most:,} are the most"
+        )
+    file = io.BytesIO(archive.read(member))
+    first = np.lib.format.read_magic(file) == (1, 0)
+    read_header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file, max_header_size=LONGEST_HEADER)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects, which could run code")
+    num_bytes = member.file_size - file.tell()
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != num_bytes:
+        raise ValueError(f"{name} should be {shape} of {dtype}, but has {num_bytes:,} bytes")
+    file.seek(0)
+    array: np.ndarray[Any, Any] = np.load(file, allow_pickle=False, max_header_size=LONGEST_HEADER)
+    return array
 
 
-def _check_headers(headers: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
-    missing = [name for name in ARRAYS if name not in headers]
+def _components_from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]]) -> Components:
+    missing = [name for name in ARRAYS if name not in arrays]
     if missing:
         raise ValueError(f"it lacks {', '.join(missing)}")
     for name in ARRAYS:
-        dtype = headers[name][1]
-        if not np.issubdtype(dtype, np.floating):
-            raise ValueError(f"{name} has dtype {dtype} instead of float32")
-    _check_shapes({name: headers[name][0] for name in ARRAYS})
-    shape, dtype = headers.get("provenance", ((), np.dtype("U1")))
-    if shape != () or dtype.kind != "U" or dtype.itemsize > 4 * LONGEST_PROVENANCE:
-        raise ValueError(f"its provenance is {dtype} of shape {shape} instead of a text")
-
-
-def _components_from_arrays(arrays: Mapping[str, np.ndarray]) -> Components:
+        if not np.issubdtype(arrays[name].dtype, np.floating):
+            raise ValueError(f"{name} has dtype {arrays[name].dtype} instead of float32")
+    _check_shapes({name: arrays[name].shape for name in ARRAYS})
     for name in ARRAYS:
         if not np.isfinite(arrays[name]).all():
             raise ValueError(f"{name} holds values that are not finite")
@@ -129,7 +147,7 @@ def _components_from_arrays(arrays: Mapping[str, np.ndarray]) -> Components:
     if not all(np.isfinite(array).all() for array in (mean, variance, ratio)):  # a float64 before
         raise ValueError("it holds values that float32 has not")
     bases = tuple(PCABasis(*arrays) for arrays in zip(components, mean, variance, ratio, strict=True))
-    return Components(bases, _read_provenance(arrays.get("provenance")))
+    return Components(bases, _read_provenance(arrays.get(PROVENANCE)))
 
 
 def _check_shapes(shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -137,8 +155,8 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]]) -> None:
     if len(components) != 3 or 0 in components:
         raise ValueError(f"components_c has shape {components} instead of (C, D, S*S)")
     num_classes, dim, pixels = components
-    if round(pixels**0.5) ** 2 != pixels:
-        raise ValueError(f"components_c has rows of {pixels} pixels, which is no square")
+    if math.isqrt(pixels) ** 2 != pixels:
+        raise ValueError(f"components_c has rows of {pixels} pixels, which are not a square")
     if dim > pixels:
         raise ValueError(f"components_c has {dim} rows of only {pixels} pixels")
     for name, shape in (
@@ -150,9 +168,11 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]]) -> None:
             raise ValueError(f"{name} has shape {shapes[name]} instead of {shape}")
 
 
-def _read_provenance(array: np.ndarray | None) -> Mapping[str, Any]:
+def _read_provenance(array: np.ndarray[Any, Any] | None) -> Mapping[str, Any]:
     if array is None:
         return {}
+    if array.shape != () or array.dtype.kind != "U":
+        raise ValueError(f"its provenance is {array.dtype} of shape {array.shape} instead of a string")
     try:
         provenance = json.loads(str(array))
     except (ValueError, RecursionError) as error:

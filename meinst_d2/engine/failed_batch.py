@@ -14,7 +14,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from meinst_d2.checkpoint.readers import load_tensor_file
+from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.files import atomic_path
 
 FIELD_TYPES = {"Boxes": Boxes, "BitMasks": BitMasks, "PolygonMasks": PolygonMasks}
@@ -65,7 +65,7 @@ class FailedBatch:
         Raises:
             ValueError: the file is not whole, or something else.
         """
-        content = load_tensor_file(path)
+        content = read_checkpoint(path)
         try:
             inputs = [{name: _from_plain(value) for name, value in x.items()} for x in content["inputs"]]
             plain = {name: content[name] for name in ("iteration", "rank", "random_seed", "losses")}

@@ -13,8 +13,8 @@ from detectron2.data import MetadataCatalog
 
 from meinst_d2.checkpoint.checkpointer import carried_components, info_of
 from meinst_d2.checkpoint.compatibility import CLASS_LAYER
-from meinst_d2.checkpoint.readers import load_array_pickle, read_checkpoint
-from meinst_d2.checkpoint.resume import last_whole_checkpoint
+from meinst_d2.checkpoint.readers import read_checkpoint
+from meinst_d2.checkpoint.resume import open_last_whole
 from meinst_d2.config import check_choices
 from meinst_d2.data.datasets import class_names, require_dataset
 from meinst_d2.encoding import MASK_ENCODER_REGISTRY, Components, SigmoidClamp, load_components
@@ -89,15 +89,16 @@ def _check_dataset(cfg: CfgNode, name: str) -> None:
 
 
 def _check_weights_and_components(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
-    path, resuming = _starting_weights(cfg, resume)
-    content, remote = _read_weights(path)
+    last = open_last_whole(Path(cfg.OUTPUT_DIR)) if resume else None
+    path, resuming = (cfg.MODEL.WEIGHTS, False) if last is None else (str(last.path), True)
+    content, remote = _read_weights(path) if last is None else (last.content, False)
     settle_names(content.get("model", {}))
     meinst = cfg.MODEL.MEINST
     starting = not (resuming or eval_only)
     anew = starting and meinst.COMPONENTS_CONFLICT == "file"  # the mask predictor may start anew
     ours = content and cfg.MODEL.META_ARCHITECTURE in ("MEInstDetector", "MEInstRetinaNet")
     if eval_only and ours and not any(name.startswith(CLASS_LAYER.prefixes) for name in content["model"]):
-        raise ValueError(f"{path} holds no trained detector (it has no class layer): give the weights of one")
+        raise ValueError(f"{path} does not hold a trained detector (it has no class layer): give the weights of one")
     if not starting:
         _check_num_classes(path, content, meinst.NUM_CLASSES)
         _check_order_of_classes(path, content, cfg)
@@ -170,12 +171,6 @@ def _check_carried(path: str, content: dict[str, Any], carried: torch.Tensor, me
         raise ValueError(f"{error}; or {ANEW}") from error
 
 
-def _starting_weights(cfg: CfgNode, resume: bool) -> tuple[str, bool]:
-    """The file that the run starts from, and whether that is a checkpoint of the run itself."""
-    last = last_whole_checkpoint(Path(cfg.OUTPUT_DIR)) if resume else None
-    return (cfg.MODEL.WEIGHTS, False) if last is None else (str(last.path), True)
-
-
 def _read_weights(path: str) -> tuple[dict[str, Any], bool]:
     """What a checkpoint holds (nothing for ImageNet weights), and whether only a download would tell."""
     if "://" in path:
@@ -184,10 +179,8 @@ def _read_weights(path: str) -> tuple[dict[str, Any], bool]:
         raise FileNotFoundError(f"MODEL.WEIGHTS {path} does not exist: give a file, a URL or '' for random weights")
     if not path:
         return {}, False
-    if path.endswith(".pkl"):  # names of other projects
-        load_array_pickle(path)
-        return {}, False
-    return read_checkpoint(path, mmap=True), False
+    content = read_checkpoint(path)
+    return ({} if path.endswith(".pkl") else content), False  # names of other projects
 
 
 def _dim_and_size(components: torch.Tensor) -> tuple[int, int]:

@@ -8,72 +8,72 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+import detectron2
 import torch
+import torchvision
 
 from meinst_d2 import __version__
-from meinst_d2.checkpoint.checkpointer import CheckpointInfo, info_of
-from meinst_d2.checkpoint.download import HASH_LENGTH
-from meinst_d2.checkpoint.readers import read_checkpoint, weights_to_use
+from meinst_d2.checkpoint.checkpointer import HASH_LENGTH, CheckpointInfo, info_of
 from meinst_d2.files import atomic_path
-from meinst_d2.model_zoo.verify import build_on_meta, config_from_text, require_same_tensors
-from meinst_d2.modeling.published_names import settle_names
+from meinst_d2.model_zoo.trained import RUN_CONFIG, build, read_weights, require_same_tensors
+from meinst_d2.model_zoo.zoo import config_from_text
 
 PRIVATE_KEYS = {"MODEL.WEIGHTS": "", "MODEL.MEINST.COMPONENTS": "", "OUTPUT_DIR": "./output"}
 """Paths of the machine that trained; the file carries what was in them."""
+BEST_FIRST = ("model_best.pth", "model_final.pth")
 
-ROW = "| {name} | {data} | {iterations} | {bbox} | {segm} | {file} |"
 
-
-def publish_run(run: str | os.PathLike[str], output: str | os.PathLike[str], name: str) -> tuple[Path, str]:
-    """Write the last checkpoint of a run as ``NAME-SHA256.pth``.
+def publish_run(
+    run: str | os.PathLike[str], output: str | os.PathLike[str], name: str, weights: str | None = None
+) -> tuple[Path, str, Path]:
+    """Write weights of a run as ``NAME-SHA256.pth``.
 
     The file holds ``model`` (the weights, mask components included) and ``meinst``: what
-    :class:`~meinst_d2.checkpoint.checkpointer.CheckpointInfo` says, ``config`` (text), ``metrics``, ``iteration``,
-    ``name`` and ``versions``. It holds tensors and plain values only, and the same run gives the same bytes.
+    :class:`~meinst_d2.checkpoint.checkpointer.CheckpointInfo` says, ``config`` (a string), ``iteration`` and its
+    ``metrics``, ``name`` and ``versions``. The same run gives the same bytes.
 
     Args:
         run: the OUTPUT_DIR of a finished run.
         output: a folder.
         name: what to call the model.
+        weights: a file of the run; by default ``model_best.pth``, ``model_final.pth`` or the last checkpoint, the first
+            that there is.
 
     Returns:
-        The file, and its row for MODEL_ZOO.md.
+        The file, its row for MODEL_ZOO.md, and where its weights are from.
 
     Raises:
         OSError: a file of the run is missing, or the folder refuses the new one.
-        ValueError: the weights do not belong to the run's config, or the name is no file name.
+        ValueError: the weights do not belong to the run's config, or the name cannot name a file.
     """
     if not name or name != os.path.basename(name) or "|" in name:
         raise ValueError(f"{name!r} cannot name a file: choose letters, digits, - and _")
     run = Path(run)
-    cfg = config_from_text(_read(run / "config.yaml"), run / "config.yaml")
+    cfg = config_from_text(_read(run / RUN_CONFIG), run / RUN_CONFIG)
     cfg.merge_from_list([item for pair in PRIVATE_KEYS.items() for item in pair])
-    weights = _last_checkpoint(run)
-    content = read_checkpoint(weights)
-    state = weights_to_use(content)
-    settle_names(state)
-    require_same_tensors(build_on_meta(cfg), state, weights)
-    iteration = content.get("iteration")
+    weights = weights or next((x for x in BEST_FIRST if (run / x).is_file()), None)
+    content, path = read_weights(run / (weights or _read(run / "last_checkpoint").strip()))
+    state = content["model"]
+    iteration = content["iteration"] if isinstance(content.get("iteration"), int) else None
+    require_same_tensors(build(cfg, "meta"), state, path)
+    versions = {"meinst_d2": __version__, "python": platform.python_version()}
+    versions |= {package.__name__: str(package.__version__) for package in (torch, torchvision, detectron2)}
     about = CheckpointInfo.from_config(cfg).content | info_of(content)
-    about |= {
-        "name": name,
-        "config": cfg.dump(),
-        "metrics": last_metrics(run / "metrics.json"),
-        "iteration": iteration if isinstance(iteration, int) else None,
-        "versions": _versions(),
-    }
+    metrics = metrics_of(run / "metrics.json", iteration)
+    about |= {"name": name, "config": cfg.dump(), "metrics": metrics, "iteration": iteration, "versions": versions}
     buffer = io.BytesIO()  # a file's own name would be part of its bytes
-    tensors = {key: torch.as_tensor(value).clone() for key, value in state.items()}
-    torch.save({"model": tensors, "meinst": about}, buffer)
-    path = Path(output) / f"{name}-{hashlib.sha256(buffer.getbuffer()).hexdigest()[:HASH_LENGTH]}.pth"
-    with atomic_path(path) as temporary:
+    torch.save({"model": {key: value.clone() for key, value in state.items()}, "meinst": about}, buffer)
+    target = Path(output) / f"{name}-{hashlib.sha256(buffer.getbuffer()).hexdigest()[:HASH_LENGTH]}.pth"
+    with atomic_path(target) as temporary:
         temporary.write_bytes(buffer.getbuffer())
-    return path, zoo_row(path, about, cfg.DATASETS.TRAIN)
+    columns = [name, ", ".join(cfg.DATASETS.TRAIN) or "-", "-" if iteration is None else str(iteration + 1)]
+    for task in ("bbox", "segm"):
+        columns.append(next((f"{value:.1f}" for key, value in metrics.items() if key.endswith(f"{task}/AP")), "-"))
+    columns.append(f"`{target.name}`, {target.stat().st_size / 1e6:.1f} MB")
+    return target, f"| {' | '.join(columns)} |", Path(path)
 
 
 def _read(path: Path) -> str:
@@ -82,56 +82,23 @@ def _read(path: Path) -> str:
     return path.read_text()
 
 
-def _last_checkpoint(run: Path) -> Path:
-    final = run / "model_final.pth"
-    return final if final.is_file() else run / _read(run / "last_checkpoint").strip()
-
-
-def last_metrics(path: Path) -> dict[str, float]:
-    """The last evaluation in a ``metrics.json``: box and mask AP and their variants by name, where finite.
+def metrics_of(path: Path, iteration: int | None) -> dict[str, float]:
+    """The evaluation of an iteration's weights: box and mask AP and their variants by name, where finite.
 
     Args:
-        path: JSON lines, as Detectron2's JSONWriter writes them; may be missing.
+        path: ``metrics.json``, JSON lines as Detectron2's JSONWriter writes them; may be missing.
+        iteration: from 0. The evaluation after the last one is written under the next number. None for that of the end.
     """
-    found: dict[str, float] = {}
+    rows = []
     for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
+        with suppress(ValueError):  # of a run that was killed while it wrote
             row = json.loads(line)
-        except ValueError:  # a run that was killed while it wrote
-            continue
-        if isinstance(row, dict) and any(key.endswith(("bbox/AP", "segm/AP")) for key in row):
-            found = {
-                key: value
-                for key, value in row.items()
-                if ("bbox/" in key or "segm/" in key) and isinstance(value, float) and math.isfinite(value)
-            }
-    return found
-
-
-def _versions() -> dict[str, str]:
-    found = {"meinst_d2": __version__, "python": platform.python_version()}
-    for package in ("torch", "torchvision", "detectron2"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # a checkout on the path
-            found[package] = "unknown"
-    return found
-
-
-def zoo_row(path: Path, about: Mapping[str, Any], datasets: tuple[str, ...]) -> str:
-    """The row of MODEL_ZOO.md for a published file."""
-    metrics = about["metrics"]
-
-    def best(task: str) -> str:
-        values = [value for key, value in metrics.items() if key.endswith(f"{task}/AP")]
-        return f"{values[0]:.1f}" if values else "-"
-
-    iteration = about["iteration"]
-    return ROW.format(
-        name=about["name"],
-        data=", ".join(datasets) or "-",
-        iterations="-" if iteration is None else iteration + 1,
-        bbox=best("bbox"),
-        segm=best("segm"),
-        file=f"`{path.name}`, {path.stat().st_size / 1e6:.1f} MB",
-    )
+            if isinstance(row, dict) and any(key.endswith(("bbox/AP", "segm/AP")) for key in row):
+                rows.append(row)
+    if iteration is not None:
+        rows = [row for number in (iteration + 1, iteration) for row in rows if row.get("iteration") == number]
+    return {
+        key: value
+        for key, value in (rows[-1] if rows else {}).items()
+        if ("bbox/" in key or "segm/" in key) and isinstance(value, float) and math.isfinite(value)
+    }

@@ -1,41 +1,49 @@
-"""A trained model with what it takes to use it: from a config and weights, or from either where that says enough."""
+"""From a config and weights, or from either where that says enough, to a model that finds objects in images."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import detectron2.data.detection_utils as detection_utils
 import detectron2.data.transforms as T
+import numpy as np
 import torch
-from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.structures import Instances
 from omegaconf import DictConfig
+from PIL import Image
 from torch import Tensor, nn
 
-from meinst_d2 import add_meinst_config
-from meinst_d2.checkpoint.checkpointer import carried_components, info_of
+import meinst_d2.modeling  # noqa: F401  registers the model
+from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer, carried_components, fetch, info_of
 from meinst_d2.checkpoint.compatibility import CLASS_LAYER
-from meinst_d2.checkpoint.download import fetch, require_hash
-from meinst_d2.checkpoint.readers import read_checkpoint, weights_to_use
-from meinst_d2.config_file import merge_config_file, merge_overrides
-from meinst_d2.model_zoo.entries import ENTRIES
-from meinst_d2.model_zoo.verify import config_from_text, require_same_tensors
-from meinst_d2.model_zoo.zoo import get_checkpoint_url, get_config_file
+from meinst_d2.checkpoint.readers import read_checkpoint
+from meinst_d2.config_file import merge_overrides
+from meinst_d2.data.image_files import read_image
+from meinst_d2.model_zoo import zoo
 from meinst_d2.modeling.published_names import settle_names
 
+WEIGHT_SUFFIXES = (".pth", ".pyth", ".pkl", ".safetensors")
 FINAL_WEIGHTS = "model_final.pth"
 RUN_CONFIG = "config.yaml"
 ENCODER_KEYS = {"encoder": "ENCODER", "sigmoid": "SIGMOID", "whiten": "WHITEN"}
 """What a checkpoint says about its encoding, and the keys of MODEL.MEINST that have to agree."""
 
 
+class UnusableImage(ValueError):
+    """An image that cannot be shown to the network."""
+
+
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model that can be shown an image.
+    """A model that can be called on an image, like Detectron2's DefaultPredictor.
 
     Attributes:
         model: in evaluation mode, on its device.
@@ -53,6 +61,76 @@ class TrainedModel:
     weights: str
     notes: list[str] = field(default_factory=list)
 
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: str | os.PathLike[str] | np.ndarray | Image.Image,
+        *,
+        min_score: float = 0.0,
+        masks: str = "bitmask",
+    ) -> Instances:
+        """
+        Args:
+            image: a path, an (H, W, 3) uint8 RGB array, or an image of Pillow, turned as its EXIF orientation says.
+            min_score: least score of a detection.
+            masks: "bitmask" for ``pred_masks`` (n, H, W) bool; "rle" for ``pred_masks_rle``, n COCO RLEs.
+
+        Returns:
+            On the CPU, at the image's size, the highest score first: ``pred_boxes``, ``scores``, ``pred_classes`` and,
+            of a model of masks, one of the two.
+
+        Raises:
+            OSError: the file cannot be read.
+            UnusableImage: it is another array, or so thin that nothing is left of it at the network's size.
+        """
+        pixels = _rgb(image)
+        height, width = pixels.shape[:2]
+        resized = T.AugInput(pixels[:, :, ::-1] if self.image_format == "BGR" else pixels)
+        try:
+            self.resize(resized)
+        except ValueError as error:  # Pillow's, for a side of 0
+            raise UnusableImage(
+                f"{width} x {height} pixels cannot be brought to the network's size: {error}"
+            ) from error
+        if masks not in ("bitmask", "rle"):
+            raise ValueError(f"masks = {masks!r} must be 'bitmask' or 'rle'")
+        self.model.mask_output = masks
+        tensor = torch.as_tensor(resized.image.astype("float32").transpose(2, 0, 1).copy())
+        found = self.model([{"image": tensor, "height": height, "width": width}])[0]["instances"].to("cpu")
+        found = found[found.scores >= min_score]
+        return found[found.scores.argsort(descending=True, stable=True)]
+
+
+def _rgb(image: str | os.PathLike[str] | np.ndarray | Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 RGB."""
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(os.fspath(image), "RGB")
+    if isinstance(image, Image.Image):
+        if image.mode[0] in "IF":
+            raise UnusableImage(f"an image of Pillow's mode {image.mode} has more than 8 bits: convert it to RGB")
+        return detection_utils.convert_PIL_to_numpy(detection_utils._apply_exif_orientation(image), "RGB")
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        kind = f"{image.dtype} of shape {image.shape}" if hasattr(image, "dtype") else type(image).__name__
+        raise UnusableImage(f"an array must be (H, W, 3) uint8 RGB, not {kind}")
+    return image
+
+
+def load(
+    source: str | os.PathLike[str], *, weights: str | None = None, config_file: str | None = None, **options: Any
+) -> TrainedModel:
+    """A trained model, ready to be called on an image.
+
+    Args:
+        source: a file of weights, its URL, a config file, or a name as for
+            :func:`~meinst_d2.model_zoo.get_config_file`.
+        weights, config_file, options: what the source does not say, ``overrides`` and ``device``: see
+            :func:`load_trained`.
+    """
+    source = os.fspath(source)
+    if _names_weights(source):
+        return load_trained(config_file, weights or source, **options)
+    return load_trained(config_file or source, weights, **options)
+
 
 def load_trained(
     config_file: str | None = None, weights: str | None = None, overrides: Sequence[str] = (), device: str | None = None
@@ -63,8 +141,7 @@ def load_trained(
 
     Args:
         config_file: a path, or a name as for :func:`~meinst_d2.model_zoo.get_config_file`. None for weights that carry
-            their config (meinst publish and meinst import write such files), or that lie beside
-            the ``config.yaml`` of their run.
+            their config, as meinst publish and import write them, or lie beside the ``config.yaml`` of their run.
         weights: a file or a URL. None for ``MODEL.WEIGHTS`` of the overrides, the ``model_final.pth`` beside the
             config, the trained model of the name, or ``MODEL.WEIGHTS`` of the config: the first that there is.
         overrides: KEY VALUE pairs for the config; KEY=VALUE for a LazyConfig.
@@ -74,107 +151,175 @@ def load_trained(
         OSError: a file is missing, or a download failed.
         ValueError: the weights are not those of a trained model, or not of this config.
     """
-    if config_file is None and not weights:
+    cfg: CfgNode | DictConfig | None = None
+    if config_file is not None:
+        file = config_file if os.path.isfile(config_file) else zoo.get_config_file(config_file)
+        cfg = zoo.read_config(file)
+        cfg = LazyConfig.apply_overrides(cfg, list(overrides)) if isinstance(cfg, DictConfig) else cfg
+        weights = weights or _weights_of(cfg, file, config_file, overrides)
+    elif not weights:
         raise ValueError("no model: give --config-file, --weights or both")
-    file = None if config_file is None else _find_config(config_file)
-    if file is not None and file.endswith(".py"):
-        return _load_lazy(file, weights, overrides, device)
-    weights = weights or _weights_of(file, config_file, overrides)
-    content, path = _read(weights)
+    content, path = read_weights(weights)
     state, about = content["model"], info_of(content)
-    cfg = _read_config(file) if file is not None else _config_of(path, about)
-    _fit_config(cfg, state, about, path)
-    merge_overrides(cfg, overrides)
-    cfg.MODEL.WEIGHTS = ""  # they are read already
-    notes: list[str] = []
-    cfg.MODEL.DEVICE = _device(device, cfg.MODEL.DEVICE, notes)
-    model = build_model(cfg)
-    _fill(model, state, path)
-    resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
-    names = _class_names(cfg.MODEL.MEINST.NUM_CLASSES, about, cfg.DATASETS.TRAIN, notes)
-    return TrainedModel(model.eval(), resize, cfg.INPUT.FORMAT, names, path, notes)
-
-
-def _load_lazy(file: str, weights: str | None, overrides: Sequence[str], device: str | None) -> TrainedModel:
-    cfg: DictConfig = LazyConfig.apply_overrides(LazyConfig.load(file), list(overrides))
-    weights = weights or _weights_of(file, None, ()) or cfg.train.init_checkpoint
-    content, path = _read(weights)
-    about = info_of(content)
-    notes: list[str] = []
-    model = instantiate(cfg.model).to(_device(device, cfg.train.device, notes))
-    _fill(model, content["model"], path)
-    mapper = cfg.dataloader.test.mapper
-    resize = T.AugmentationList([instantiate(augmentation) for augmentation in mapper.augmentations])
-    names = _class_names(model.proposal_generator.head.cls_logits.out_channels, about, (), notes)
-    return TrainedModel(model.eval(), resize, mapper.image_format, names, path, notes)
-
-
-def _find_config(config_file: str) -> str:
-    return config_file if os.path.isfile(config_file) else get_config_file(config_file)
-
-
-def _weights_of(file: str | None, name: str | None, overrides: Sequence[str]) -> str:
-    """The weights that belong to a config where none are named."""
-    if "MODEL.WEIGHTS" in overrides[::2]:
-        return overrides[list(overrides).index("MODEL.WEIGHTS") + 1]
-    beside = Path(file or "").parent / FINAL_WEIGHTS
-    if file is not None and beside.is_file():
-        return str(beside)
-    if name is not None and name.removesuffix(".yaml") in ENTRIES:
-        return get_checkpoint_url(name)
-    weights: str = "" if file is None or file.endswith(".py") else _read_config(file).MODEL.WEIGHTS
-    if not weights or "ImageNetPretrained" in weights:
-        raise ValueError(f"{name or file} names no trained weights: give --weights model.pth")
-    return weights
-
-
-def _read(weights: str) -> tuple[dict[str, Any], str]:
-    """A checkpoint whose weights have our names, and its local path."""
-    if "://" in weights:
-        path = fetch(weights)
-    elif os.path.isfile(weights):
-        path = weights
-        require_hash(path)
-    else:
-        raise FileNotFoundError(f"there is no file of weights {weights}: give --weights FILE or a URL")
-    content = read_checkpoint(path)
-    state = dict(weights_to_use(content))
-    state = {name: torch.as_tensor(value) for name, value in state.items()}
-    settle_names(state)
+    cfg = cfg or config_of(path, about)
     if not any(name.startswith(CLASS_LAYER.prefixes) for name in state):
-        raise ValueError(f"{path} holds no trained detector (it has no class layer): give the weights of one")
-    return {**content, "model": state}, path
+        raise ValueError(f"{path} does not hold a trained detector (it has no class layer): give the weights of one")
+    if isinstance(cfg, CfgNode):
+        _fit_config(cfg, state, about, path)
+        merge_overrides(cfg, overrides)
+    notes: list[str] = []
+    model = build(cfg, device, notes)
+    _fill(model, state, path)
+    if isinstance(cfg, CfgNode):
+        num_classes, datasets, image_format = cfg.MODEL.MEINST.NUM_CLASSES, cfg.DATASETS.TRAIN, cfg.INPUT.FORMAT
+        resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+    else:
+        mapper, num_classes = cfg.dataloader.test.mapper, model.proposal_generator.head.cls_logits.out_channels
+        resize = T.AugmentationList([instantiate(augmentation) for augmentation in mapper.augmentations])
+        datasets, image_format = (), mapper.image_format
+    names = _class_names(num_classes, about, datasets, notes)
+    return TrainedModel(model.eval(), resize, image_format, names, path, notes)
 
 
-def _read_config(file: str) -> CfgNode:
-    cfg = get_cfg()
-    add_meinst_config(cfg)
-    merge_config_file(cfg, file)
-    return cfg
+def get(source: str | os.PathLike[str], trained: bool | None = None, device: str | None = None) -> nn.Module:
+    """A model by name, or from a file of weights.
+
+    Args:
+        source: a name as for :func:`get_config_file`, a file of weights that carries its config or lies beside that of
+            its run, or the URL of one.
+        trained: by name, with the trained weights instead of those that training starts from (default False); from a
+            file, with its weights (default True) instead of random ones.
+        device: where; by default that of the config, or "cpu" where there is no GPU.
+
+    Returns:
+        The model; from a file in evaluation mode, by name in training mode, as Detectron2 has it.
+
+    Raises:
+        OSError: a file is missing, or a download failed.
+        ValueError: the name is unknown, or the file is not that of a trained model with its config.
+    """
+    source = os.fspath(source)
+    if _names_weights(source):
+        if trained is not False:
+            return load_trained(None, source, (), device).model
+        content, path = read_weights(source)
+        return build(config_of(path, info_of(content)), device).eval()
+    cfg = zoo.get_config(source, bool(trained))
+    model = build(cfg, device)
+    MEInstCheckpointer(model).load(cfg.MODEL.WEIGHTS if isinstance(cfg, CfgNode) else cfg.train.init_checkpoint)
+    return model
 
 
-def _config_of(path: str, about: Mapping[str, Any]) -> CfgNode:
+def get_info(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a published file or URL says about itself: name, class_names, config (a string), metrics, versions."""
+    return info_of(read_weights(source)[0])
+
+
+def _names_weights(source: str) -> bool:
+    config = source.endswith((".yaml", ".yml", ".py"))
+    return "://" in source or source.endswith(WEIGHT_SUFFIXES) or (os.path.isfile(source) and not config)
+
+
+def read_weights(source: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
+    """A checkpoint, from a file or a URL, whose weights have our names, and its local path."""
+    path = fetch(os.fspath(source)) if "://" in os.fspath(source) else os.fspath(source)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no file of weights {path}: give --weights FILE or a URL")
+    content = read_checkpoint(path)
+    settle_names(content["model"])
+    return content, path
+
+
+def config_of(path: str, about: Mapping[str, Any]) -> CfgNode:
     """The config that weights carry, or that of the run whose folder they are in."""
     beside = Path(path).parent / RUN_CONFIG
     if "config" in about:
-        return config_from_text(about["config"], f"the config in {path}")
+        cfg = zoo.config_from_text(about["config"], f"the config in {path}")
+        cfg.MODEL.MEINST.COMPONENTS = ""  # the file's word must not make this machine open other files
+        return cfg
     if beside.is_file():
-        return _read_config(str(beside))
+        return zoo.read_config(str(beside))
     raise ValueError(
         f"{path} carries no config, and there is no {RUN_CONFIG} beside it: give --config-file, or publish it with "
         "meinst publish"
     )
 
 
+def build(cfg: CfgNode | DictConfig, device: str | None = None, notes: list[str] | None = None) -> nn.Module:
+    """The model of a config, with random weights.
+
+    Args:
+        cfg: left as it is.
+        device: where; "meta" for a model without memory for its weights.
+        notes: gets a sentence where that is another place than the config says.
+
+    Raises:
+        ValueError: the config cannot be built, or there is no such device.
+    """
+    where = device or (cfg.MODEL.DEVICE if isinstance(cfg, CfgNode) else cfg.train.device)
+    if where.startswith("cuda") and not torch.cuda.is_available():
+        if device is not None:
+            raise ValueError(f"--device {device}: torch sees no GPU, choose cpu")
+        where = "cpu"
+        if notes is not None:
+            notes.append("torch sees no GPU: running on the CPU")
+    if isinstance(cfg, DictConfig):
+        return instantiate(cfg.model).to(where)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = where
+    if where == "meta":
+        cfg.MODEL.MEINST.COMPONENTS = ""
+    try:
+        with torch.device("meta") if where == "meta" else nullcontext():
+            return build_model(cfg)
+    except (AssertionError, KeyError) as error:
+        raise ValueError(f"the config cannot be built: {type(error).__name__} {error}") from error
+
+
+def require_same_tensors(model: nn.Module, state: Mapping[str, Tensor], path: object) -> None:
+    """Raise a ValueError that lists the tensors that are missing, unexpected or of another shape.
+
+    Args:
+        model: on any device.
+        state: weights by our names.
+        path: where they are from.
+    """
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    problems = [f"missing {name}" for name in expected if name not in found]
+    problems += [f"unexpected {name}" for name in found if name not in expected]
+    problems += [
+        f"{name} has shape {found[name]} instead of {shape}"
+        for name, shape in expected.items()
+        if found.get(name, shape) != shape
+    ]
+    if problems:
+        raise ValueError(f"the weights in {path} do not belong to the config:\n  " + "\n  ".join(problems))
+
+
+def _weights_of(cfg: CfgNode | DictConfig, file: str, name: str, overrides: Sequence[str]) -> str:
+    """The weights that belong to a config where none are named."""
+    if "MODEL.WEIGHTS" in overrides[::2]:
+        return overrides[list(overrides).index("MODEL.WEIGHTS") + 1]
+    beside = Path(file).parent / FINAL_WEIGHTS
+    if beside.is_file():
+        return str(beside)
+    if name.removesuffix(".yaml") in zoo.URLS:
+        return zoo.get_checkpoint_url(name)
+    weights: str = cfg.MODEL.WEIGHTS if isinstance(cfg, CfgNode) else cfg.train.init_checkpoint
+    if not weights or "ImageNetPretrained" in weights:
+        raise ValueError(f"{name} names no trained weights: give --weights model.pth")
+    return weights
+
+
 def _fit_config(cfg: CfgNode, state: Mapping[str, Tensor], about: Mapping[str, Any], path: str) -> None:
     """Set what the weights leave no choice about: the number of classes, and how masks are encoded."""
     meinst = cfg.MODEL.MEINST
-    if "head.cls_score.bias" in state:  # RetinaNet: a value for every class and anchor
-        boxes = state.get("head.bbox_pred.bias")
-        anchors = 0 if boxes is None else boxes.numel() // 4
-        num_classes = state["head.cls_score.bias"].numel() // max(anchors, 1)
-    else:
-        num_classes = next((value.numel() for name, value in state.items() if name.endswith("head.cls_logits.bias")), 0)
+    biases = [value for name, value in state.items() if name.endswith(("head.cls_logits.bias", "head.cls_score.bias"))]
+    boxes = state.get("head.bbox_pred.bias")  # RetinaNet's, which has a value for every class and anchor
+    anchors = 1 if boxes is None else max(boxes.numel() // 4, 1)
+    num_classes = biases[0].numel() // anchors if biases else 0
     if num_classes == 0:
         raise ValueError(f"{path} does not say how many classes it knows: it lacks a bias of the class layer")
     meinst.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
@@ -186,24 +331,13 @@ def _fit_config(cfg: CfgNode, state: Mapping[str, Tensor], about: Mapping[str, A
             meinst[name] = about.get(key, meinst[name])
 
 
-def _device(wanted: str | None, configured: str, notes: list[str]) -> str:
-    device = wanted or configured
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        if wanted is not None:
-            raise ValueError(f"--device {wanted}: torch sees no GPU, choose cpu")
-        notes.append("torch sees no GPU: running on the CPU")
-        return "cpu"
-    return device
-
-
 def _fill(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
     """Load weights that must be those of the model; components that it has already may be missing."""
-    own = model.state_dict()
     encoder = getattr(getattr(model, "proposal_generator", model), "mask_encoder", None)
-    kept = {name: own[name] for name in own if "mask_encoder." in name and name not in state}
-    if encoder is not None and not encoder.is_fitted:
-        kept = {}
-    complete = {**state, **kept}
+    complete = dict(state)
+    if encoder is None or encoder.is_fitted:
+        own = model.state_dict()
+        complete = {name: own[name] for name in own if "mask_encoder." in name} | complete
     require_same_tensors(model, complete, path)
     model.load_state_dict(complete)
     if encoder is not None and not encoder.is_fitted:

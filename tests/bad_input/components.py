@@ -13,9 +13,7 @@ from tests.bad_input.case import Call, Case, train_with
 from tests.models import write_components
 
 Arrays = dict[str, Any]
-NO_FILE = "c.npz is not a readable components file ("
 NO_COMPONENTS = "c.npz holds no usable components: "
-AGAIN = "make it again with meinst fit"
 REMEDY = ". Make them again with meinst fit"
 SETTING = "MODEL.MEINST.COMPONENTS"
 
@@ -65,8 +63,8 @@ CASES = [
         lambda folder: lambda: load_components(folder / "c.npz"),
         FileNotFoundError,
     ),
-    raw("cut off", lambda content: content[:-500], f"{NO_FILE}File is not a zip file): {AGAIN}"),
-    raw("no archive", lambda _: b"components", f"{NO_FILE}File is not a zip file): {AGAIN}"),
+    raw("cut off", lambda content: content[:-500], f"{NO_COMPONENTS}File is not a zip file{REMEDY}"),
+    raw("not an archive", lambda _: b"components", f"{NO_COMPONENTS}File is not a zip file{REMEDY}"),
     raw(
         "a byte changed",
         lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
@@ -84,9 +82,9 @@ CASES = [
         f"{NO_COMPONENTS}mean_c has shape (1, 783) instead of (1, 784){REMEDY}",
     ),
     load(
-        "templates that are no squares",
+        "templates that are not squares",
         lambda arrays: arrays.update(components_c=arrays["components_c"][:, :, :60]),
-        f"{NO_COMPONENTS}components_c has rows of 60 pixels, which is no square{REMEDY}",
+        f"{NO_COMPONENTS}components_c has rows of 60 pixels, which are not a square{REMEDY}",
     ),
     load(
         "whole numbers",
@@ -111,7 +109,7 @@ CASES = [
     load(
         "Python objects",
         lambda arrays: arrays.update(mean_c=np.array([{}], object)),
-        f"{NO_FILE}mean_c holds Python objects, which could run code): {AGAIN}",
+        f"{NO_COMPONENTS}mean_c holds Python objects, which could run code{REMEDY}",
     ),
     train(
         "another D than the config's",

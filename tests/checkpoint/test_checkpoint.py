@@ -11,9 +11,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import DefaultPredictor
 
 from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
-from meinst_d2.checkpoint.readers import save_safetensors
-from meinst_d2.model_zoo.verify import build_on_meta
-from tests.checkpoint.test_weights import DANGEROUS_NAMES, write_canary
+from meinst_d2.model_zoo.adelaidet import save_safetensors
+from meinst_d2.model_zoo.trained import build
+from tests.checkpoint.test_readers import DANGEROUS_NAMES, write_canary
 from tests.models import load_cfg, published_model, tiny_cfg, tiny_model, write_components
 from tests.parity_cases import FOLDER, published_weights
 from tests.web import serve
@@ -41,7 +41,7 @@ def test_published_weights_of_every_layout_load_through_the_checkpointer(
     # One stored number per tensor; a model without memory takes them all.
     torch.save({key: torch.ones(1).expand(json.loads(shape)) for key, shape in rows}, tmp_path / "theirs.pth")
     overrides = [x for key, value in LAYOUTS[layout].items() for x in (f"MODEL.MEINST.{key}", value)]
-    model = build_on_meta(load_cfg("MEInst_R_50_1x_none.yaml", *overrides))
+    model = build(load_cfg("MEInst_R_50_1x_none.yaml", *overrides), "meta")
     with caplog.at_level("INFO"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*which is a no-op.*")
         MEInstCheckpointer(model).load(str(tmp_path / "theirs.pth"))
@@ -51,7 +51,7 @@ def test_published_weights_of_every_layout_load_through_the_checkpointer(
 
 @pytest.mark.parametrize(("layout", "deform"), [("none", "none"), ("dcnv1", "last")])
 def test_the_published_models_have_the_published_numbers_of_parameters(layout: str, deform: str) -> None:
-    model = build_on_meta(load_cfg("MEInst_R_50_1x_none.yaml", "MODEL.MEINST.DEFORM_CONV", deform))
+    model = build(load_cfg("MEInst_R_50_1x_none.yaml", "MODEL.MEINST.DEFORM_CONV", deform), "meta")
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert trainable == {"none": 34_522_518, "dcnv1": 34_646_220}[layout]
 

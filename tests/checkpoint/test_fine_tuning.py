@@ -77,7 +77,7 @@ def layer(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("published", [False, True])
-def test_other_classes_start_anew_and_everything_else_loads(
+def test_other_classes_re_initialize_their_layer_and_everything_else_loads(
     tmp_path: Path, published: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     weights = save(tmp_path, "MODEL.MEINST.NUM_CLASSES", 80, published=published)
@@ -88,13 +88,13 @@ def test_other_classes_start_anew_and_everything_else_loads(
     torch.testing.assert_close(state[GENERATOR + "head.cls_logits.bias"], torch.full((6,), -4.59512))
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     shapes = "(80, 32, 3, 3) in the weights and (6, 32, 3, 3) in the model"
-    assert warnings == [f"The class layer starts anew: {CLASSES} has shape {shapes}."]
+    assert warnings == [f"The class layer is re-initialized: {CLASSES} has shape {shapes}."]
 
 
-def test_as_many_classes_of_other_names_start_anew_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_as_many_classes_of_other_names_do_so_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     weights = save(tmp_path, class_names=["cat", "dog", "cow", "fox", "owl", "bat"])
     assert changed_tensors(start(tmp_path, weights), weights) == layer(GENERATOR + "head.cls_logits")
-    assert "The class layer starts anew: the weights were trained on other classes." in caplog.text
+    assert "The class layer is re-initialized: the weights were trained on other classes." in caplog.text
 
 
 @pytest.mark.parametrize("class_names", [None, SHAPES])
@@ -103,7 +103,7 @@ def test_the_same_or_unknown_classes_load(
 ) -> None:
     weights = save(tmp_path, class_names=class_names)
     assert changed_tensors(start(tmp_path, weights), weights) == set()
-    assert "starts anew" not in caplog.text
+    assert "is re-initialized" not in caplog.text
 
 
 OTHER_ENCODINGS = [("DIM_MASK", 6), ("MASK_SIZE", 14)]
@@ -112,13 +112,13 @@ OTHER_ENCODINGS = [("DIM_MASK", 6), ("MASK_SIZE", 14)]
 @pytest.mark.parametrize(("key", "value"), OTHER_ENCODINGS)
 def test_another_encoding_stops(tmp_path: Path, key: str, value: int) -> None:
     weights = save(tmp_path, f"MODEL.MEINST.{key}", value)
-    with pytest.raises(ValueError, match="in the weights and .* in the model.*: to start the mask predictor anew"):
+    with pytest.raises(ValueError, match="in the weights and .* in the model.*: to re-initialize the mask predictor"):
         start(tmp_path, weights)
 
 
 @pytest.mark.parametrize("classes", [6, 80])
 @pytest.mark.parametrize(("key", "value"), OTHER_ENCODINGS)
-def test_another_encoding_starts_the_mask_predictor_anew_where_the_config_says_so(
+def test_another_encoding_re_initializes_the_mask_predictor_where_the_config_says_so(
     tmp_path: Path, key: str, value: int, classes: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     weights = save(tmp_path, f"MODEL.MEINST.{key}", value, "MODEL.MEINST.NUM_CLASSES", classes)
@@ -130,8 +130,8 @@ def test_another_encoding_starts_the_mask_predictor_anew_where_the_config_says_s
     )
     generator = trainer.checkpointer.model.proposal_generator
     assert generator.mask_encoder.is_fitted and generator.head.mask_pred.weight.abs().max() < 0.1
-    assert caplog.text.count("The mask predictor starts anew") == 1
-    assert caplog.text.count("The class layer starts anew") == (classes == 80)
+    assert caplog.text.count("The mask predictor is re-initialized") == 1
+    assert caplog.text.count("The class layer is re-initialized") == (classes == 80)
 
 
 def test_a_resumed_run_and_an_evaluation_take_no_other_classes(tmp_path: Path) -> None:

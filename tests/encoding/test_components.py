@@ -60,7 +60,7 @@ def arrays_of(basis) -> dict[str, np.ndarray]:  # type: ignore[no-untyped-def]
         (lambda a: a.pop("mean_c"), "lacks mean_c"),
         (lambda a: a.update(mean_c=a["mean_c"][:, :-1]), r"mean_c has shape \(1, 63\) instead of \(1, 64\)"),
         (lambda a: a.update(components_c=a["components_c"][0]), r"instead of \(C, D, S\*S\)"),
-        (lambda a: a.update(components_c=a["components_c"][:, :, :60]), "60 pixels, which is no square"),
+        (lambda a: a.update(components_c=a["components_c"][:, :, :60]), "60 pixels, which are not a square"),
         (lambda a: a.update(components_c=a["components_c"] * 1.01), "not orthonormal"),
         (lambda a: a["components_c"].__setitem__((0, 0, 0), np.nan), "not finite"),
         (lambda a: a["explained_variance_c"].__setitem__((0, 2), 0), "variances must be positive"),
@@ -87,7 +87,7 @@ def test_object_arrays_are_never_unpickled(tmp_path: Path, basis) -> None:  # ty
             return Path.touch, (marker,)
 
     np.savez(tmp_path / "evil.npz", **(arrays_of(basis) | {"mean_c": np.array([Canary()], object)}))
-    with pytest.raises(ValueError, match="not a readable components file"):
+    with pytest.raises(ValueError, match="holds no usable components"):
         load_components(tmp_path / "evil.npz")
     assert not marker.exists()
 
@@ -96,7 +96,7 @@ def test_no_file_and_no_archive(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"meinst fit --output .*absent.npz"):
         load_components(tmp_path / "absent.npz")
     (tmp_path / "text.npz").write_text("components")
-    with pytest.raises(ValueError, match="not a readable components file"):
+    with pytest.raises(ValueError, match="holds no usable components"):
         load_components(tmp_path / "text.npz")
 
 

@@ -12,7 +12,7 @@ import torch
 from detectron2.engine import HookBase
 from soaking.run import TrainingRun, kill_all
 
-from meinst_d2.checkpoint.resume import last_whole_checkpoint
+from meinst_d2.checkpoint.resume import open_last_whole
 from meinst_d2.engine import Trainer
 from meinst_d2.engine.loop import LostWorkerError
 from meinst_d2.engine.preemption import EXIT_CODE, Preempted, Termination
@@ -45,7 +45,7 @@ def test_sigterm_to_one_or_all_saves_and_ends(
         assert process.wait(TIMEOUT) == EXIT_CODE, run.output[-2000:]
     finally:
         kill_all(process)
-    found = last_whole_checkpoint(run.folder)
+    found = open_last_whole(run.folder)
     last = next(event for event in reversed(run.events()) if event.startswith("iteration "))
     assert found is not None and found.path.name == f"model_{int(last.split()[1]):07d}.pth"
     assert "SIGTERM: training ends after iteration" in (run.folder / "log.txt").read_text()
@@ -101,5 +101,5 @@ def test_a_killed_loader_is_an_error_with_a_way_out(tmp_path: Path) -> None:
     cfg = run_cfg(tmp_path, "DATALOADER.NUM_WORKERS", 1, "SOLVER.MAX_ITER", 50, "SOLVER.CHECKPOINT_PERIOD", 2)
     with pytest.raises(LostWorkerError, match=r"lower DATALOADER\.NUM_WORKERS and --resume .*killed by signal"):
         train_with(cfg, AfterStep(3, kill_loader))
-    found = last_whole_checkpoint(tmp_path / "run")
+    found = open_last_whole(tmp_path / "run")
     assert found is not None and found.path.name == "model_0000001.pth"

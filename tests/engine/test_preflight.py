@@ -4,14 +4,15 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from meinst_d2.checkpoint.checkpointer import CheckpointInfo, MEInstCheckpointer
-from meinst_d2.checkpoint.readers import save_safetensors
 from meinst_d2.data.datasets import register_coco, register_shapes
 from meinst_d2.data.shapes import generate
 from meinst_d2.engine import PreflightError, check_before_start
+from meinst_d2.model_zoo.adelaidet import save_safetensors
 from tests.models import published_model, tiny_cfg, tiny_model, write_components
 from tests.parity_cases import published_weights
 
@@ -33,7 +34,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.proposal_generator.mask_encoder.components[0].neg_()
     MEInstCheckpointer(model, str(folder)).save("other")
     torch.save({"model": {"backbone.x": torch.zeros(1)}}, folder / "bare.pth")
-    (folder / "R-50.pkl").write_bytes(pickle.dumps({"conv1_w": None}))
+    (folder / "R-50.pkl").write_bytes(pickle.dumps({"conv1_w": np.zeros(1)}))
     (folder / "last_checkpoint").unlink()
     return folder
 
@@ -218,7 +219,7 @@ def test_an_output_folder_that_cannot_be_made(files: Path, tmp_path: Path) -> No
 
 def test_broken_files_are_named(files: Path, tmp_path: Path) -> None:
     (tmp_path / "c.npz").write_text("no")
-    with pytest.raises(PreflightError, match="c.npz is not a readable components file"):
+    with pytest.raises(PreflightError, match="c.npz holds no usable components"):
         check(files, *components(tmp_path))
     (tmp_path / "w.pth").write_text("no")
     with pytest.raises(PreflightError, match="w.pth is refused"):

@@ -9,7 +9,7 @@ import torch
 from soaking.run import TrainingRun, compare, iterations_lost
 
 from meinst_d2.checkpoint.readers import read_checkpoint
-from meinst_d2.checkpoint.resume import last_whole_checkpoint
+from meinst_d2.checkpoint.resume import open_last_whole
 from meinst_d2.files import remove_unfinished
 from tests.engine.test_engine import run_cfg, train
 from tests.modeling.test_retinanet import RETINANET
@@ -85,25 +85,25 @@ def test_of_a_damaged_checkpoint_the_one_before_it_is_taken(tmp_path: Path, dama
         checkpoint(tmp_path / f"model_{iteration:07d}.pth", iteration)
     checkpoint(tmp_path / "model_best.pth", 6)
     (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
-    assert last_whole_checkpoint(tmp_path).path.name == "model_0000009.pth"
+    assert open_last_whole(tmp_path).path.name == "model_0000009.pth"
     damage(tmp_path / "model_0000009.pth")
-    found = last_whole_checkpoint(tmp_path)
+    found = open_last_whole(tmp_path)
     assert found.path.name == "model_0000006.pth" and len(found.passed_over) == 1
     assert "model_0000009.pth" in found.passed_over[0]
     truncated(tmp_path / "model_0000006.pth")
-    assert last_whole_checkpoint(tmp_path).path.name == "model_0000003.pth"
+    assert open_last_whole(tmp_path).path.name == "model_0000003.pth"
     truncated(tmp_path / "model_0000003.pth")
     with pytest.raises(ValueError, match=r"no checkpoint is whole: .*0009.*0006.*0003.*delete .*last_checkpoint"):
-        last_whole_checkpoint(tmp_path)
+        open_last_whole(tmp_path)
 
 
 def test_before_the_final_checkpoint_comes_the_one_with_the_highest_number(tmp_path: Path) -> None:
-    assert last_whole_checkpoint(tmp_path) is None
+    assert open_last_whole(tmp_path) is None
     for iteration in (3, 6):
         checkpoint(tmp_path / f"model_{iteration:07d}.pth", iteration)
     truncated(checkpoint(tmp_path / "model_final.pth", 7))
     (tmp_path / "last_checkpoint").write_text("model_final.pth")
-    assert last_whole_checkpoint(tmp_path).path.name == "model_0000006.pth"
+    assert open_last_whole(tmp_path).path.name == "model_0000006.pth"
 
 
 def test_training_goes_on_from_the_checkpoint_before_a_truncated_one(

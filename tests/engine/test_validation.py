@@ -162,7 +162,7 @@ def test_a_run_keeps_its_best_and_evaluates_the_average(tmp_path: Path) -> None:
     trainer = train(cfg)
     content = read_checkpoint(tmp_path / "run/model_final.pth")
     assert content["ema"]["updates"] == 4
-    weights, averaged = content["model"], content["ema"]["model"]
+    weights, averaged = content["ema"]["raw"], content["model"]
     name = "proposal_generator.head.cls_logits.weight"
     assert not torch.equal(weights[name], averaged[name])
 
@@ -180,7 +180,7 @@ def test_a_run_keeps_its_best_and_evaluates_the_average(tmp_path: Path) -> None:
     MEInstCheckpointer(other).load(str(tmp_path / "run/model_final.pth"))
     assert torch.equal(other.state_dict()[name], averaged[name])
     (tmp_path / "run/config.yaml").write_text(cfg.dump())
-    published, _ = publish_run(tmp_path / "run", tmp_path, "tiny")
+    published = publish_run(tmp_path / "run", tmp_path, "tiny", "model_final.pth")[0]
     assert torch.equal(read_checkpoint(published)["model"][name], averaged[name])
     assert trainer.evaluated_model is trainer.weight_average.averaged_model
 

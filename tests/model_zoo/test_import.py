@@ -12,14 +12,14 @@ import pytest
 import torch
 import yaml
 
+from meinst_d2.config_file import read_plain_yaml
 from meinst_d2.data.shapes import generate
 from meinst_d2.data.shapes.images import ShapesConfig
 from meinst_d2.encoding import load_components
 from meinst_d2.model_zoo import load_trained
 from meinst_d2.model_zoo.adelaidet import import_checkpoint
-from meinst_d2.model_zoo.adelaidet.config import read_published_config, translate_config
-from meinst_d2.model_zoo.verify import config_from_text
-from tests.conftest import ROOT
+from meinst_d2.model_zoo.adelaidet.config import translate_config
+from meinst_d2.model_zoo.zoo import config_from_text
 from tests.models import build_from, write_components
 from tests.published_configs import write_published_config
 
@@ -49,7 +49,7 @@ def write_config(folder: Path, overrides: Mapping[str, Any] = {}) -> Path:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """Under the published names."""
     folder = tmp_path_factory.mktemp("small")
-    translation = translate_config(read_published_config(write_config(folder)))
+    translation = translate_config(read_plain_yaml(write_config(folder)))
     (folder / "ours.yaml").write_text(yaml.safe_dump(translation.keys))
     components = write_components(folder / "c.npz")
     torch.manual_seed(0)
@@ -98,7 +98,7 @@ def test_the_commands_import_and_evaluate(tmp_path: Path, weights: dict[str, tor
     def run(*command: str) -> str:
         environment = os.environ | {"DETECTRON2_DATASETS": "data"}
         done = subprocess.run(
-            [sys.executable, str(ROOT / command[0]), *command[1:]],
+            [sys.executable, "-m", "meinst_d2.commands", *command],
             **{"cwd": tmp_path, "env": environment, "capture_output": True, "text": True},
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -108,10 +108,10 @@ def test_the_commands_import_and_evaluate(tmp_path: Path, weights: dict[str, tor
     save(tmp_path, weights)
     generate(tmp_path / "data/shapes", {"train": 0, "val": 2}, ShapesConfig(height=96, width=96, max_side=60))
     files = ("--config", "theirs.yaml", "--weights", "theirs.pth", "--output", "ours")
-    printed = run("-m", "meinst_d2.commands", "import", *files)
+    printed = run("import", *files)
     assert "dropped" not in printed and "wrote ours/config.yaml and ours/model.pth" in printed
     files = ("--config-file", "ours/config.yaml", "--eval-only", "MODEL.WEIGHTS", "ours/model.pth")
-    printed = run("-m", "meinst_d2.commands", "train", *files)
+    printed = run("train", *files)
     assert "not found in the checkpoint" not in printed and "not used by the model" not in printed
     assert "Task: segm" in printed
     assert (tmp_path / "evaluated/inference/coco_instances_results.json").stat().st_size > 1000
@@ -225,7 +225,7 @@ def test_a_large_backbone_is_detectron2s(tmp_path: Path) -> None:
         "MODEL.PIXEL_STD": [57.375, 57.12, 58.395],
     }
     path = write_published_config(tmp_path, "MEInst_R_50_1x.yaml", overrides)
-    cfg = config_from_text(yaml.safe_dump(translate_config(read_published_config(path)).keys))
+    cfg = config_from_text(yaml.safe_dump(translate_config(read_plain_yaml(path)).keys))
     resnets = cfg.MODEL.RESNETS
     assert (resnets.DEPTH, resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP, resnets.STRIDE_IN_1X1) == (101, 32, 8, False)
     assert cfg.MODEL.PIXEL_STD == [57.375, 57.12, 58.395]

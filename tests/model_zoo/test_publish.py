@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from meinst_d2.checkpoint.checkpointer import CheckpointInfo, MEInstCheckpointer
-from meinst_d2.model_zoo.publish import last_metrics, publish_run
+from meinst_d2.model_zoo.publish import metrics_of, publish_run
 from tests.models import tiny_cfg, tiny_model
 
 
@@ -36,7 +36,7 @@ def write_run(folder: Path, *overrides: Any, name: str = "model_final") -> Path:
 @pytest.mark.parametrize("checkpoint", ["model_final", "model_0000001"])
 def test_the_file_holds_all_that_is_needed_and_no_more(tmp_path: Path, checkpoint: str) -> None:
     run = write_run(tmp_path, name=checkpoint)
-    path, row = publish_run(run, tmp_path / "out", "tiny")
+    path, row, _ = publish_run(run, tmp_path / "out", "tiny")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert path.name == f"tiny-{digest[:8]}.pth"
     content = torch.load(path, weights_only=True)
@@ -61,8 +61,8 @@ def test_the_file_holds_all_that_is_needed_and_no_more(tmp_path: Path, checkpoin
 
 def test_the_same_run_gives_the_same_file(tmp_path: Path) -> None:
     run = write_run(tmp_path)
-    first, _ = publish_run(run, tmp_path / "a", "tiny")
-    second, _ = publish_run(run, tmp_path / "b", "tiny")
+    first = publish_run(run, tmp_path / "a", "tiny")[0]
+    second = publish_run(run, tmp_path / "b", "tiny")[0]
     assert first.name == second.name and first.read_bytes() == second.read_bytes()
 
 
@@ -74,7 +74,10 @@ def test_a_run_without_evaluation_has_no_figures(tmp_path: Path) -> None:
 
 def test_metrics_of_several_datasets_keep_their_names(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text('{"a/bbox/AP": 1.0, "b/segm/AP": 2.0, "iteration": 3, "lr": 0.1}\n')
-    assert last_metrics(tmp_path / "m.json") == {"a/bbox/AP": 1.0, "b/segm/AP": 2.0}
+    for iteration in (None, 3, 2):
+        assert metrics_of(tmp_path / "m.json", iteration) == {"a/bbox/AP": 1.0, "b/segm/AP": 2.0}
+    for iteration in (1, 4):
+        assert metrics_of(tmp_path / "m.json", iteration) == {}
 
 
 def test_what_cannot_be_published_is_said(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ import pytest
 import torch
 import yaml
 
-from meinst_d2.model_zoo.adelaidet.config import TranslatedConfig, read_published_config, translate_config
+from meinst_d2.config_file import read_plain_yaml
+from meinst_d2.model_zoo.adelaidet.config import TranslatedConfig, translate_config
 from meinst_d2.model_zoo.adelaidet.keys import DEFAULTS
-from meinst_d2.model_zoo.verify import build_on_meta, config_from_text, require_same_tensors
+from meinst_d2.model_zoo.trained import build, require_same_tensors
+from meinst_d2.model_zoo.zoo import config_from_text
 from meinst_d2.modeling.published_names import settle_names
 from tests.parity_cases import FOLDER
 from tests.published_configs import write_published_config
@@ -17,7 +19,7 @@ from tests.published_configs import write_published_config
 
 def translated(folder: Path, **meinst: Any) -> TranslatedConfig:
     overrides = {f"MODEL.MEInst.{key}": value for key, value in meinst.items()}
-    return translate_config(read_published_config(write_published_config(folder, "Base-MEInst.yaml", overrides)))
+    return translate_config(read_plain_yaml(write_published_config(folder, "Base-MEInst.yaml", overrides)))
 
 
 def config_of(translation: TranslatedConfig) -> Any:
@@ -129,7 +131,7 @@ def test_their_keys_become_ours(tmp_path: Path, theirs: dict[str, Any], ours: di
 def test_their_cap_counts_and_not_detectron2s(tmp_path: Path, cap: int, ours: int) -> None:
     overrides = {"MODEL.MEInst.POST_NMS_TOPK_TEST": cap, "TEST.DETECTIONS_PER_IMAGE": 7}
     path = write_published_config(tmp_path, "Base-MEInst.yaml", overrides)
-    translation = translate_config(read_published_config(path))
+    translation = translate_config(read_plain_yaml(path))
     assert ours == config_of(translation).TEST.DETECTIONS_PER_IMAGE
     assert "dropped TEST.DETECTIONS_PER_IMAGE: MODEL.MEInst.POST_NMS_TOPK_TEST is the limit" in translation.notes
 
@@ -159,7 +161,7 @@ def test_what_does_not_mean_what_it_seems_is_said(tmp_path: Path, theirs: dict[s
         ({"MODEL.MEInst.NUM_CLASES": 3}, "MODEL.MEInst.NUM_CLASES is unknown: did you mean MODEL.MEInst.NUM_CLASSES"),
         ({"MODEL.MEInst.ZZZ.YYY": 3}, "MODEL.MEInst.ZZZ.YYY is unknown"),
         ({"MODEL.MEInst": 3}, "MODEL.MEInst = 3 must hold keys"),
-        ({"MODEL.MEInst.NMS_TH": "high"}, "MODEL.MEInst.NMS_TH = 'high' must be a float, as 0.6 is"),
+        ({"MODEL.MEInst.NMS_TH": "high"}, "MODEL.MEInst.NMS_TH = 'high' must be of type float, like 0.6"),
         ({"MODEL.MEInst.AGNOSTIC": False}, "AGNOSTIC False was never implemented"),
         ({"MODEL.MEInst.MASK_LOSS_TYPE": "l1"}, "MASK_LOSS_TYPE 'l1' was never implemented"),
         (
@@ -181,7 +183,7 @@ def test_what_does_not_mean_what_it_seems_is_said(tmp_path: Path, theirs: dict[s
 def test_what_cannot_be_imported_is_named(tmp_path: Path, overrides: dict[str, Any], message: str) -> None:
     path = write_published_config(tmp_path, "Base-MEInst.yaml", overrides)
     with pytest.raises(ValueError) as error:
-        translate_config(read_published_config(path))
+        translate_config(read_plain_yaml(path))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -190,7 +192,7 @@ def test_a_dumped_config_loses_what_other_models_read(tmp_path: Path) -> None:
     from detectron2.config import CfgNode, get_cfg
 
     cfg = get_cfg()
-    cfg.merge_from_other_cfg(CfgNode(read_published_config(write_published_config(tmp_path, "Base-MEInst.yaml"))))
+    cfg.merge_from_other_cfg(CfgNode(read_plain_yaml(write_published_config(tmp_path, "Base-MEInst.yaml"))))
     cfg.MODEL.MEInst = CfgNode(DEFAULTS | {"DIM_MASK": 40})
     cfg.MODEL.FCOS = CfgNode({"NUM_CLASSES": 80, "TOP_LEVELS": 1, "YIELD_PROPOSAL": False})
     cfg.MODEL.BASIS_MODULE = CfgNode({"NAME": "ProtoNet", "LOSS_ON": False})
@@ -204,7 +206,7 @@ def test_a_dumped_config_loses_what_other_models_read(tmp_path: Path) -> None:
     cfg.MODEL.DEVICE = "cpu"
     cfg.INPUT.MIN_SIZE_TEST = 512
     (tmp_path / "full.yaml").write_text(cfg.dump())
-    translation = translate_config(read_published_config(tmp_path / "full.yaml"))
+    translation = translate_config(read_plain_yaml(tmp_path / "full.yaml"))
 
     ours = config_of(translation)
     assert (ours.MODEL.MEINST.DIM_MASK, ours.MODEL.MEINST.TOP_LEVELS) == (40, 1)
@@ -234,7 +236,7 @@ def test_a_dumped_config_loses_what_other_models_read(tmp_path: Path) -> None:
 
 def test_a_file_that_stands_alone_is_taken_for_an_meinst(tmp_path: Path) -> None:
     (tmp_path / "short.yaml").write_text("MODEL: {MEInst: {DIM_MASK: 20}, MASK_ON: false}")
-    translation = translate_config(read_published_config(tmp_path / "short.yaml"))
+    translation = translate_config(read_plain_yaml(tmp_path / "short.yaml"))
     cfg = config_of(translation)
     assert cfg.MODEL.RESNETS.OUT_FEATURES == ["res3", "res4", "res5"] == cfg.MODEL.FPN.IN_FEATURES
     assert cfg.MODEL.MASK_ON and cfg.MODEL.MEINST.DIM_MASK == 20
@@ -255,14 +257,14 @@ def test_reading_runs_no_code_and_needs_the_base(tmp_path: Path) -> None:
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match="theirs.yaml is refused: it (holds|is no YAML)"):
-            read_published_config(path)
+            read_plain_yaml(path)
     assert not marker.exists()
     path.write_text("_BASE_: Base-MEInst.yaml")
     with pytest.raises(FileNotFoundError, match="no .*Base-MEInst.yaml, the _BASE_ of .*theirs.yaml: put it there"):
-        read_published_config(path)
+        read_plain_yaml(path)
     path.write_text("_BASE_: theirs.yaml")
     with pytest.raises(ValueError, match="is refused"):
-        read_published_config(path)
+        read_plain_yaml(path)
 
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -285,5 +287,5 @@ def test_published_tensors_are_those_of_the_imported_config(tmp_path: Path, layo
     rows = [row.split("\t") for row in (FOLDER / f"keys/{layout}.tsv").read_text().splitlines()]
     state = {key: torch.empty(yaml.safe_load(shape), device="meta") for key, shape in rows}
     settle_names(state)
-    model = build_on_meta(config_of(translated(tmp_path, **LAYOUTS[layout])))
+    model = build(config_of(translated(tmp_path, **LAYOUTS[layout])), "meta")
     require_same_tensors(model, state, layout)

@@ -37,7 +37,7 @@ def test_a_run_by_its_checkpoint_or_by_its_config(tmp_path: Path) -> None:
 
 
 def test_a_published_file_alone(tmp_path: Path) -> None:
-    path, _ = publish_run(write_run(tmp_path), tmp_path / "out", "tiny")
+    path = publish_run(write_run(tmp_path), tmp_path / "out", "tiny")[0]
     trained = load_trained(weights=str(path))
     assert is_tiny_model(trained) and trained.class_names == CLASSES
 
@@ -101,7 +101,7 @@ def test_weights_without_fitted_components(tmp_path: Path) -> None:
 
 def test_weights_of_something_else(tmp_path: Path) -> None:
     torch.save({"model": {"backbone.weight": torch.zeros(1)}}, tmp_path / "backbone.pth")
-    with pytest.raises(ValueError, match=r"backbone\.pth holds no trained detector"):
+    with pytest.raises(ValueError, match=r"backbone\.pth does not hold a trained detector"):
         load_trained("quick/tiny", str(tmp_path / "backbone.pth"))
     torch.save({"model": tiny_model().state_dict()}, tmp_path / "m.pth")
     with pytest.raises(ValueError, match="do not belong to the config"):

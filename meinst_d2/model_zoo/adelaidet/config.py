@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 from detectron2.config import get_cfg
 from fvcore.common.config import CfgNode as SafeCfgNode
 
-from meinst_d2.config_file import read_plain_yaml
 from meinst_d2.model_zoo.adelaidet.keys import DEFAULTS, translate
 
 MEINST = "MODEL.MEInst."
@@ -54,16 +52,6 @@ BASE = {
 """What their base config says, for a file that stands without it."""
 
 
-def read_published_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read one of their files, with its ``_BASE_``, by a loader that makes plain values only.
-
-    Raises:
-        OSError: the file or its base cannot be read.
-        ValueError: it is not YAML of plain values.
-    """
-    return read_plain_yaml(path)
-
-
 @dataclass(frozen=True)
 class TranslatedConfig:
     """Their config as ours.
@@ -80,7 +68,7 @@ class TranslatedConfig:
 
 
 def translate_config(content: Mapping[str, Any]) -> TranslatedConfig:
-    """Turn what :func:`read_published_config` read into a config of ours.
+    """Turn what their file holds, with its ``_BASE_``, into a config of ours.
 
     Raises:
         ValueError: a value has no counterpart here, or a key of ``MODEL.MEInst`` is unknown.
@@ -140,7 +128,7 @@ def _complete(given: Mapping[str, Any]) -> dict[str, Any]:
             node.merge_from_list([name, value])
         except ValueError as error:
             kind = type(DEFAULTS[name]).__name__
-            raise ValueError(f"{key} = {value!r} must be a {kind}, as {DEFAULTS[name]!r} is") from error
+            raise ValueError(f"{key} = {value!r} must be of type {kind}, like {DEFAULTS[name]!r}") from error
     return dict(node)
 
 
@@ -173,7 +161,8 @@ def _checked(kept: Mapping[str, Any]) -> dict[str, Any]:
         try:
             cfg.merge_from_list([key, value])
         except (ValueError, AssertionError) as error:
-            raise ValueError(f"{key} = {value!r} does not fit Detectron2's config: {_first_line(error)}") from error
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{key} = {value!r} does not fit Detectron2's config: {reason}") from error
     return {key: functools.reduce(getattr, key.split("."), cfg) for key in kept}
 
 
@@ -186,7 +175,3 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(part, {})
         node[name] = value
     return nested
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

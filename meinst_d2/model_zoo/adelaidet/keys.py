@@ -5,75 +5,46 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-DEFAULTS: dict[str, Any] = {
-    "NUM_CLASSES": 80,
-    "IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
-    "FPN_STRIDES": [8, 16, 32, 64, 128],
-    "PRIOR_PROB": 0.01,
-    "INFERENCE_TH_TRAIN": 0.05,
-    "INFERENCE_TH_TEST": 0.05,
-    "NMS_TH": 0.6,
-    "PRE_NMS_TOPK_TRAIN": 1000,
-    "PRE_NMS_TOPK_TEST": 1000,
-    "POST_NMS_TOPK_TRAIN": 100,
-    "POST_NMS_TOPK_TEST": 100,
-    "TOP_LEVELS": 2,
-    "NORM": "GN",
-    "USE_SCALE": True,
-    "THRESH_WITH_CTR": False,
-    "LOSS_ALPHA": 0.25,
-    "LOSS_GAMMA": 2.0,
-    "SIZES_OF_INTEREST": [64, 128, 256, 512],
-    "USE_RELU": True,
-    "USE_DEFORMABLE": False,
-    "LAST_DEFORMABLE": False,
-    "TYPE_DEFORMABLE": "DCNv1",
-    "NUM_CLS_CONVS": 4,
-    "NUM_BOX_CONVS": 4,
-    "NUM_SHARE_CONVS": 0,
-    "CENTER_SAMPLE": True,
-    "POS_RADIUS": 1.5,
-    "LOC_LOSS_TYPE": "giou",
-    "MASK_ON": True,
-    "IOU_THRESHOLDS": [0.5],
-    "IOU_LABELS": [0, 1],
+DEFAULTS: dict[str, Any] = {"NUM_CLASSES": 80, "MASK_ON": True, "IOU_THRESHOLDS": [0.5], "IOU_LABELS": [0, 1]}
+# Levels, and the sizes of the objects that they learn.
+DEFAULTS |= {"IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"], "FPN_STRIDES": [8, 16, 32, 64, 128], "TOP_LEVELS": 2}
+DEFAULTS |= {"SIZES_OF_INTEREST": [64, 128, 256, 512], "CENTER_SAMPLE": True, "POS_RADIUS": 1.5}
+# What is kept of the predictions.
+DEFAULTS |= {"INFERENCE_TH_TRAIN": 0.05, "INFERENCE_TH_TEST": 0.05, "NMS_TH": 0.6, "THRESH_WITH_CTR": False}
+DEFAULTS |= {"PRE_NMS_TOPK_TRAIN": 1000, "PRE_NMS_TOPK_TEST": 1000}
+DEFAULTS |= {"POST_NMS_TOPK_TRAIN": 100, "POST_NMS_TOPK_TEST": 100}
+# The head.
+DEFAULTS |= {"NUM_CLS_CONVS": 4, "NUM_BOX_CONVS": 4, "NUM_SHARE_CONVS": 0, "NUM_MASK_CONVS": 4, "NORM": "GN"}
+DEFAULTS |= {"USE_SCALE": True, "USE_RELU": True, "USE_GCN_IN_MASK": False, "GCN_KERNEL_SIZE": 9, "PRIOR_PROB": 0.01}
+DEFAULTS |= {"USE_DEFORMABLE": False, "LAST_DEFORMABLE": False, "TYPE_DEFORMABLE": "DCNv1"}
+# The losses.
+DEFAULTS |= {"LOSS_ALPHA": 0.25, "LOSS_GAMMA": 2.0, "LOC_LOSS_TYPE": "giou"}
+DEFAULTS |= {"MASK_LOSS_TYPE": "mse", "LOSS_ON_MASK": False}
+# The encoding of masks.
+DEFAULTS |= {
     "AGNOSTIC": True,
     "WHITEN": True,
     "SIGMOID": True,
-    "NUM_MASK_CONVS": 4,
     "DIM_MASK": 60,
     "MASK_SIZE": 28,
-    "PATH_COMPONENTS": "datasets/coco/components/coco_2017_train_class_agnosticTrue_whitenTrue_sigmoidTrue_60.npz",
     "FLAG_PARAMETERS": False,
-    "MASK_LOSS_TYPE": "mse",
-    "USE_GCN_IN_MASK": False,
-    "GCN_KERNEL_SIZE": 9,
-    "LOSS_ON_MASK": False,
 }
+DEFAULTS["PATH_COMPONENTS"] = (
+    "datasets/coco/components/coco_2017_train_class_agnosticTrue_whitenTrue_sigmoidTrue_60.npz"
+)
 
+SAME = ("NUM_CLASSES", "IN_FEATURES", "PRIOR_PROB", "USE_SCALE", "SIZES_OF_INTEREST", "WHITEN", "SIGMOID", "DIM_MASK")
+SAME += ("MASK_SIZE", "NUM_CLS_CONVS", "NUM_BOX_CONVS", "NUM_SHARE_CONVS", "NUM_MASK_CONVS", "PRE_NMS_TOPK_TEST")
 RENAMED = {
-    "NUM_CLASSES": "NUM_CLASSES",
-    "IN_FEATURES": "IN_FEATURES",
-    "PRIOR_PROB": "PRIOR_PROB",
+    **{name: name for name in SAME},
     "INFERENCE_TH_TEST": "SCORE_THRESH_TEST",
     "NMS_TH": "NMS_THRESH_TEST",
-    "PRE_NMS_TOPK_TEST": "PRE_NMS_TOPK_TEST",
-    "USE_SCALE": "USE_SCALE",
     "THRESH_WITH_CTR": "THRESH_WITH_CENTERNESS",
     "LOSS_ALPHA": "FOCAL_LOSS_ALPHA",
     "LOSS_GAMMA": "FOCAL_LOSS_GAMMA",
-    "SIZES_OF_INTEREST": "SIZES_OF_INTEREST",
-    "NUM_CLS_CONVS": "NUM_CLS_CONVS",
-    "NUM_BOX_CONVS": "NUM_BOX_CONVS",
-    "NUM_SHARE_CONVS": "NUM_SHARE_CONVS",
-    "NUM_MASK_CONVS": "NUM_MASK_CONVS",
     "CENTER_SAMPLE": "CENTER_SAMPLING",
     "POS_RADIUS": "CENTER_SAMPLING_RADIUS",
     "LOC_LOSS_TYPE": "BOX_LOSS_TYPE",
-    "WHITEN": "WHITEN",
-    "SIGMOID": "SIGMOID",
-    "DIM_MASK": "DIM_MASK",
-    "MASK_SIZE": "MASK_SIZE",
     "GCN_KERNEL_SIZE": "LARGE_KERNEL_SIZE",
 }
 """Keys whose value is taken over, and their names here."""
@@ -92,22 +63,10 @@ NO_EFFECT = {
 }
 """Keys that change nothing, and why."""
 
-FIXED: dict[str, Any] = {
-    "PRECISION": "float32",
-    "CHANNELS_LAST": "auto",
-    "ENCODER": "PCAEncoder",
-    "MASK_LOSS_TYPE": "l2",
-    "MASK_LOSS_WEIGHTS": "uniform",
-    "SIGMOID_CLAMP": [0.01, 0.05],
-    "COMPONENTS": "",
-    "COMPONENTS_CONFLICT": "stop",
-    "LOSS_WEIGHT_CLS": 1.0,
-    "LOSS_WEIGHT_BOX": 1.0,
-    "LOSS_WEIGHT_CENTERNESS": 1.0,
-    "LOSS_WEIGHT_MASK": 1.0,
-    "MASK_PASTE_BOX": "clipped",
-    "MASK_OUTPUT": "bitmask",
-}
+FIXED: dict[str, Any] = {"PRECISION": "float32", "CHANNELS_LAST": "auto", "ENCODER": "PCAEncoder"}
+FIXED |= {"SIGMOID_CLAMP": [0.01, 0.05], "COMPONENTS": "", "COMPONENTS_CONFLICT": "stop"}
+FIXED |= {"MASK_LOSS_TYPE": "l2", "MASK_LOSS_WEIGHTS": "uniform", "MASK_PASTE_BOX": "clipped", "MASK_OUTPUT": "bitmask"}
+FIXED |= {f"LOSS_WEIGHT_{loss}": 1.0 for loss in ("CLS", "BOX", "CENTERNESS", "MASK")}
 """What every published model does, under our keys."""
 
 NORMS = {"GN": "GN", "NaiveGN": "GN", "none": "none"}
