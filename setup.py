@@ -47,6 +47,7 @@ setup(
         "msgspec",
         "opencv-python-headless",
         "Pillow",
+        "shapely",
         "threadpoolctl",
         "tqdm",
     ],

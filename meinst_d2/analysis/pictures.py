@@ -71,7 +71,7 @@ def draw_losses_of_ap(path: str | os.PathLike[str], analysis: Analysis) -> None:
     box, mask = analysis.box.by_class, analysis.masks["predicted"].by_class
     right.barh(at - 0.2, [box[k] for k in classes], 0.38, label="box AP", color="tab:blue")
     right.barh(at + 0.2, [mask[k] for k in classes], 0.38, label="mask AP", color="0.6")
-    right.set_yticks(at, [analysis.class_names[k] for k in classes], fontsize=8.5)
+    right.set_yticks(at, [analysis.class_names[k] for k in classes], fontsize=8.5, parse_math=False)
     right.invert_yaxis()
     right.set_xlim(0, 100)
     rest = len(analysis.class_names) - len(classes)

@@ -90,16 +90,16 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from detectron2.modeling import build_model
 
-    from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
+    from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer, info_of
     from meinst_d2.evaluation.average_precision import without_nan
     from meinst_d2.evaluation.coco import evaluate_at_scale
     from meinst_d2.files import atomic_path
 
     cfg = prepare(args)
     model = build_model(cfg).eval()
-    MEInstCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    names = info_of(MEInstCheckpointer(model).load(cfg.MODEL.WEIGHTS)).get("class_names")
     scales, dataset = args.scales or (cfg.INPUT.MIN_SIZE_TEST,), cfg.DATASETS.TEST[0]
-    results = [evaluate_at_scale(cfg, model, dataset, scale, limit=args.limit) for scale in scales]
+    results = [evaluate_at_scale(cfg, model, dataset, scale, class_names=names, limit=args.limit) for scale in scales]
     print_table(results)
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
     summary = {

@@ -73,7 +73,7 @@ def read_sources(args: argparse.Namespace, cfg: Any) -> dict[str, Any]:
     from detectron2.data import MetadataCatalog
 
     from meinst_d2.data.datasets import dataset_dicts
-    from meinst_d2.engine.settings import check_device
+    from meinst_d2.engine.preflight import check_device
     from meinst_d2.evaluation.results import boxes_by_image
     from meinst_d2.evaluation.swap_boxes import require_mask_head
     from meinst_d2.files import require_writable

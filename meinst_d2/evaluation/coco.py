@@ -169,12 +169,17 @@ def to_coco_results(instances: Instances, image_id: Any) -> list[dict[str, Any]]
     return results
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+def build_evaluator(cfg: CfgNode, dataset_name: str, class_names: Sequence[str] | None = None) -> DatasetEvaluator:
     """Box and mask AP on a dataset: LVIS's for LVIS, COCO's for every other.
 
     COCO's AP counts the 100 best detections of an image, or as many as the model gives where those are more; classes
     are matched by name where the training data is known. Results go to ``OUTPUT_DIR/inference``, with a folder per
     dataset where there are several.
+
+    Args:
+        cfg: of the model.
+        dataset_name: registered.
+        class_names: of the model; by default those of the training data, where it is known.
 
     Raises:
         ValueError: the masks are in a form that LVIS's evaluator does not know, or its package is not installed; or the
@@ -194,8 +199,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         if importlib.util.find_spec("lvis") is None:
             raise ValueError(f"{dataset_name} is evaluated by the package lvis: run pip install 'meinst_d2[lvis]'")
         return LVISEvaluator(dataset_name, tasks, output_dir=folder, max_dets_per_image=limit)
-    names = None
-    for training in cfg.DATASETS.TRAIN[:1]:
+    names = class_names
+    for training in cfg.DATASETS.TRAIN[:1] if names is None else ():
         with suppress(ValueError, OSError):  # what was trained on need not be here
             names = class_names_of(training) if training in DatasetCatalog else None
     if names is not None and len(names) != cfg.MODEL.MEINST.NUM_CLASSES:
@@ -206,7 +211,14 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
 
 @torch.no_grad()
 def evaluate_at_scale(
-    cfg: CfgNode, model: nn.Module, dataset_name: str, scale: int, *, limit: int | None = None, warm_up: int = 5
+    cfg: CfgNode,
+    model: nn.Module,
+    dataset_name: str,
+    scale: int,
+    *,
+    class_names: Sequence[str] | None = None,
+    limit: int | None = None,
+    warm_up: int = 5,
 ) -> dict[str, Any]:
     """Evaluate a model at a test scale on the images of a dataset, one at a time (paper, table 7).
 
@@ -215,6 +227,7 @@ def evaluate_at_scale(
         model: in evaluation mode; the same for every scale.
         dataset_name: registered, with annotations.
         scale: of the shorter side, in pixels.
+        class_names: see :func:`build_evaluator`.
         limit: evaluate the first images only; not for LVIS, whose evaluator knows no subsets.
         warm_up: images that the model sees before the clock starts: the first calls at a new size are slow.
 
@@ -230,7 +243,7 @@ def evaluate_at_scale(
     total = len(loader) if limit is None else min(limit, len(loader))
     for inputs in itertools.islice(loader, min(warm_up, total)):
         model(inputs)
-    evaluator = build_evaluator(cfg, dataset_name)
+    evaluator = build_evaluator(cfg, dataset_name, class_names)
     evaluator.reset()
     image_ids, model_seconds, loading_seconds = [], 0.0, 0.0
     waiting_since = time.perf_counter()

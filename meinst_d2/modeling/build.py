@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from detectron2.config import CfgNode
@@ -12,6 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
+from meinst_d2.config import CHOICES
 from meinst_d2.encoding import (
     MASK_ENCODER_REGISTRY,
     FittedEncoder,
@@ -21,7 +23,20 @@ from meinst_d2.encoding import (
     load_components,
 )
 from meinst_d2.modeling.head import TowerConfig
-from meinst_d2.modeling.mask_loss import MaskLoss
+from meinst_d2.modeling.inference import MaskOutput, PasteBox
+from meinst_d2.modeling.layers import DeformType, NormType
+from meinst_d2.modeling.mask_loss import MaskLoss, MaskLossWeights, MaskRepresentation
+
+CHOICES.update(
+    {
+        "MODEL.MEINST.NORM": get_args(NormType),
+        "MODEL.MEINST.DEFORM_CONV": get_args(DeformType),
+        "MODEL.MEINST.MASK_REPRESENTATION": get_args(MaskRepresentation),
+        "MODEL.MEINST.MASK_LOSS_WEIGHTS": get_args(MaskLossWeights),
+        "MODEL.MEINST.MASK_PASTE_BOX": get_args(PasteBox),
+        "MODEL.MEINST.MASK_OUTPUT": get_args(MaskOutput),
+    }
+)
 
 NOT_FITTED = (
     "this model has no mask components, so it can neither learn nor draw masks: make them with "

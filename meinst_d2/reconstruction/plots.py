@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from meinst_d2.data.annotations import InstanceAnnotation
-from meinst_d2.data.shapes.images import CATEGORIES, ShapesConfig, draw_image
+from meinst_d2.data.shapes import CATEGORIES, ShapesConfig, draw_image
 from meinst_d2.files import atomic_path
 from meinst_d2.masks.metrics import mask_iou
 from meinst_d2.masks.rasterize import BoolArray

@@ -23,8 +23,7 @@ from meinst_d2.analysis.inputs import encoder_of_checkpoint, fitted_encoder
 from meinst_d2.analysis.report import conclusions, json_of, text_of
 from meinst_d2.commands import analyze as analyze_command
 from meinst_d2.data.instances import make_templates
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from meinst_d2.encoding import PCAEncoder, save_components
 from meinst_d2.evaluation.average_precision import average_precision
 from meinst_d2.masks import encode_templates
@@ -332,9 +331,15 @@ def command(folder: Path, results: Path, *more: str) -> list[str]:
 def test_the_command_prints_writes_and_draws(folder: Path, truth: Truth, encoder: PCAEncoder, tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     file.write_text(json.dumps(detect(truth, lambda masks, classes: encoder.decode(encoder.encode(masks)), shift=2)))
-    arguments = command(folder, file, "--images", str(folder / "val"), "--mask-size", "16", "--dim", "4")
+    content = json.loads((folder / "annotations/instances_val.json").read_text())
+    content["categories"][0]["name"] = "A$_$B"  # to matplotlib a formula, and a wrong one
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    arguments = command(
+        folder, file, "--images", str(folder / "val"), "--mask-size", "16", "--dim", "4", "--worst", "3"
+    )
+    arguments += ["--annotations", str(tmp_path / "truth.json")]
     done = subprocess.run(
-        [sys.executable, "-c", "from meinst_d2.commands import main; main()", "analyze", *arguments, "--worst", "3"],
+        [sys.executable, "-c", "from meinst_d2.commands import main; main()", "analyze", *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -404,17 +409,17 @@ def one(**annotation: Any) -> dict[str, Any]:
 MALFORMED: list[tuple[Any, str]] = [
     ("{", "is not readable JSON"),
     ([], "is not a JSON object"),
-    ({"annotations": None}, "'annotations' is a NoneType instead of a list"),
-    ({"images": {}}, "'images' is a dict instead of a list"),
-    ({"images": [3]}, "image number 0 is a int instead of an object"),
+    ({"annotations": None}, "'annotations' is null instead of a list"),
+    ({"images": {}}, "'images' is an object instead of a list"),
+    ({"images": [3]}, "image number 0 is a number instead of an object"),
     ({"images": [{"height": 4, "width": 4}]}, "image number 0 needs an id"),
     ({"images": [IMAGE | {"id": [1]}]}, "image number 0 needs an id"),
     ({"images": [IMAGE | {"height": "tall"}]}, "image number 0 needs an id, a height"),
     ({"categories": [{"name": "a"}]}, "category number 0 needs an id"),
     ({"categories": [CATEGORY | {"id": [1]}]}, "category number 0 needs an id"),
-    ({"categories": ["a"]}, "category number 0 is a str instead of an object"),
+    ({"categories": ["a"]}, "category number 0 is a string instead of an object"),
     ({"categories": [{"id": 1}]}, "category number 0 needs a name"),
-    ({"annotations": [None]}, "annotation number 0 is a NoneType instead"),
+    ({"annotations": [None]}, "annotation number 0 is null instead"),
     ({"annotations": [{"id": 5}]}, NUMBER_0 + "is of an image or a category that is not there"),
     (one(image_id=[1]), NUMBER_0 + "is of an image or a category that is not there"),
     (one(category_id=9), NUMBER_0 + "is of an image or a category that is not there"),

@@ -164,7 +164,7 @@ CASES = [
     train(
         "another number of classes",
         "w.pth has 3 classes, the config asks for MODEL.MEINST.NUM_CLASSES = 6: set MODEL.MEINST.NUM_CLASSES 3, or "
-        "first train on the new classes (the class layer starts anew)",
+        "first train on the new classes (the class layer is then re-initialized)",
         saving(lambda: {"model": state("MODEL.MEINST.NUM_CLASSES", 3)}),
         evaluate=True,
     ),

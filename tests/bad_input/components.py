@@ -131,7 +131,7 @@ CASES = [
     ),
     train(
         "one dictionary, where the config has one per class",
-        "meinst train: c.npz holds 1 dictionaries, MODEL.MEINST.ENCODER ClassPCAEncoder needs 6: run meinst fit "
+        "meinst train: c.npz holds 1 dictionary, MODEL.MEINST.ENCODER ClassPCAEncoder needs 6: run meinst fit "
         "--class-specific, or choose another encoder",
         "MODEL.MEINST.ENCODER",
         "ClassPCAEncoder",

@@ -9,7 +9,6 @@ from detectron2.utils.events import EventStorage
 
 from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
 from meinst_d2.engine import Trainer, settle_seed
-from meinst_d2.engine.optimizer import build_optimizer
 from meinst_d2.engine.step import TrainStep
 from tests.models import assert_same_gradients, image_with, tiny_cfg, tiny_model, write_components
 
@@ -117,9 +116,7 @@ def test_of_two_sets_of_components_the_chosen_one_is_kept(tmp_path: Path, choice
 
 def test_a_seed_is_drawn_once_and_found_again(tmp_path: Path) -> None:
     def settled(seed: int, resume: bool) -> int:
-        cfg = tiny_cfg("SEED", seed, "OUTPUT_DIR", str(tmp_path / "run"))
-        settle_seed(cfg, resume)
-        return cfg.SEED
+        return settle_seed(seed, tmp_path / "run", resume)
 
     assert settled(5, False) == 5 and not (tmp_path / "run").exists()
     np.random.seed(1)
@@ -130,8 +127,8 @@ def test_a_seed_is_drawn_once_and_found_again(tmp_path: Path) -> None:
 
 def test_optimizers_and_their_groups() -> None:
     model = tiny_model()
-    sgd = build_optimizer(tiny_cfg("SOLVER.OPTIMIZER", "SGD"), model)
-    adamw = build_optimizer(tiny_cfg("SOLVER.CLIP_GRADIENTS.ENABLED", True), model)
+    sgd = Trainer.build_optimizer(tiny_cfg("SOLVER.OPTIMIZER", "SGD"), model)
+    adamw = Trainer.build_optimizer(tiny_cfg("SOLVER.CLIP_GRADIENTS.ENABLED", True), model)
     assert isinstance(sgd, torch.optim.SGD) and isinstance(adamw, torch.optim.AdamW)
     assert type(adamw).__name__ == "AdamWWithGradientClip"
     decays = {group["weight_decay"] for group in adamw.param_groups}

@@ -68,7 +68,7 @@ def test_ground_truth_of_every_kind_survives(tmp_path: Path) -> None:
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {}}, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match=r"model\.pth holds no batch whose loss was not finite"):
+    with pytest.raises(ValueError, match=r"model\.pth does not hold a batch whose loss was not finite"):
         FailedBatch.load(tmp_path / "model.pth")
 
 
@@ -84,7 +84,13 @@ def test_the_tool_shows_the_losses_of_every_image(tmp_path: Path) -> None:
         failing_step(poisoned(float("nan")), batch, tmp_path).run_step()
     components = write_components(tmp_path / "c.npz")
     (tmp_path / "config.yaml").write_text(tiny_cfg("MODEL.MEINST.COMPONENTS", str(components)).dump())
-    command = [sys.executable, "meinst replay", str(tmp_path / "nonfinite_iter_0000017_process_0.pth")]
+    command = [
+        sys.executable,
+        "-m",
+        "meinst_d2.commands",
+        "replay",
+        str(tmp_path / "nonfinite_iter_0000017_process_0.pth"),
+    ]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "iteration 17, process 0, images 1, 0" in result.stdout

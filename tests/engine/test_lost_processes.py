@@ -14,8 +14,8 @@ from soaking.run import TrainingRun, kill_all
 
 from meinst_d2.checkpoint.resume import open_last_whole
 from meinst_d2.engine import Trainer
-from meinst_d2.engine.loop import LostWorkerError
-from meinst_d2.engine.preemption import EXIT_CODE, Preempted, Termination
+from meinst_d2.engine.launch import EXIT_CODE, Preempted, Termination
+from meinst_d2.engine.trainer import LostWorkerError
 from tests.engine.test_engine import run_cfg, train
 
 TIMEOUT = 120

@@ -13,14 +13,10 @@ from detectron2.utils.events import EventStorage
 from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
 from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.data.datasets import register_shapes
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from meinst_d2.engine import Trainer
-from meinst_d2.engine.averaging import WeightAverage
-from meinst_d2.engine.pictures import draw_sample
-from meinst_d2.engine.preemption import Termination
-from meinst_d2.engine.validation import Validation
-from meinst_d2.engine.validation_loss import build_validation_loader, validation_losses
+from meinst_d2.engine.hooks import Validation, WeightAverage, draw_sample, validation_losses
+from meinst_d2.engine.launch import Termination
 from meinst_d2.model_zoo.publish import publish_run
 from tests.engine.test_engine import run_cfg, train
 from tests.models import image_with, tiny_model
@@ -214,7 +210,7 @@ def test_images_without_objects_have_validation_losses_too() -> None:
 
 
 def test_the_validation_loader_gives_unchanged_images_with_their_instances(tmp_path: Path) -> None:
-    loader = build_validation_loader(run_cfg(tmp_path), "shapes_val")
+    loader = Trainer.build_validation_loader(run_cfg(tmp_path), "shapes_val")
     samples = [sample for batch in loader for sample in batch]
     assert len(samples) == 3 and all(len(sample["instances"].gt_mask_templates) for sample in samples)
 

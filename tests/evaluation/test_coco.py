@@ -15,8 +15,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
 from meinst_d2.data.instances import from_dataset_dicts, make_templates
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from meinst_d2.evaluation import MEInstCOCOEvaluator, build_evaluator
 from meinst_d2.modeling.inference import postprocess
 from tests.models import tiny_cfg

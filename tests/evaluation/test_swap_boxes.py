@@ -16,8 +16,7 @@ from torch import nn
 from meinst_d2.commands import swap_boxes as swap_boxes_command
 from meinst_d2.config_file import merge_config_file
 from meinst_d2.data.datasets import register_shapes
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from meinst_d2.evaluation.results import DetectedBoxes, boxes_by_image
 from meinst_d2.evaluation.swap_boxes import SwapResult, in_network_pixels, masks_in_boxes, swap_boxes
 
