@@ -233,7 +233,7 @@ class MEInstRetinaNet(RetinaNet):
 
 
 class LossNormalizer:
-    """The running mean of positive anchors that RetinaNet divides its losses by, for checkpoints: it is no buffer."""
+    """The running mean of positive anchors that RetinaNet divides losses by, for checkpoints: it is not a buffer."""
 
     def __init__(self, model: MEInstRetinaNet) -> None:
         self.model = model

@@ -1,4 +1,4 @@
-"""The quality of encodings over a dataset, against definitions written anew."""
+"""The quality of encodings over a dataset, against definitions written again."""
 
 from collections import Counter
 from pathlib import Path
