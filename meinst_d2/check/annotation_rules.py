@@ -13,7 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 
 from meinst_d2.check import DROP, FINE, HURTS, STOPS, Finding, Flags, Report, Rule, add_rule, bits, flag_in_shards
 from meinst_d2.data.annotations import InstanceAnnotation
@@ -21,6 +20,7 @@ from meinst_d2.data.coco import NUMBERS, is_id, kind_of
 from meinst_d2.data.instances import make_templates
 from meinst_d2.masks.rle import FEW_POINTS as TOO_FEW
 from meinst_d2.masks.rle import UnusableInstance, rle_of, runs_of, usable_polygons
+from meinst_d2.masks.rle import areas as mask_areas
 
 if TYPE_CHECKING:
     from meinst_d2.check.coco_file import CocoFile
@@ -177,7 +177,7 @@ def hole(annotation: InstanceAnnotation) -> Rule | None:
 
 
 def filled_area(annotation: InstanceAnnotation) -> float:
-    return float(mask_util.area(rle_of(annotation.segmentation, annotation.image_size)))
+    return float(mask_areas([rle_of(annotation.segmentation, annotation.image_size)])[0])
 
 
 def check_masks(file: CocoFile, workers: int = 1) -> None:

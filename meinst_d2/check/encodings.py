@@ -11,8 +11,8 @@ import numpy.typing as npt
 from meinst_d2.check.annotation_rules import EMPTY
 from meinst_d2.check.coco_file import CocoFile
 from meinst_d2.data.annotations import Selection
-from meinst_d2.encoding import Components, PCABasis
-from meinst_d2.reconstruction.encodings import Encoding, FittedDictionaries, fitted_encodings
+from meinst_d2.encoding import Components
+from meinst_d2.reconstruction.encodings import Encoding, FittedDictionaries, make_encodings
 from meinst_d2.reconstruction.measure import measure_encodings
 from meinst_d2.reconstruction.report import Row, class_table, rows_of
 
@@ -103,7 +103,7 @@ def measure_classes(
             try:
                 if not len(fit_rows):
                     raise ValueError("there are too few masks to fit to some and measure others")
-                encodings += fitted_encodings("pca", size, [dim], [True], [True], dictionaries.bases)
+                encodings += make_encodings("pca", [size], [dim], bases=dictionaries.bases)
             except ValueError as error:
                 left_out.append(f"{size}/{dim}: {error}")
     if not encodings:
@@ -120,8 +120,4 @@ def _of_components(components: Components, pairs: Sequence[tuple[int, int]], num
     family = "pca" if len(bases) == 1 else "class-pca"
     size, longest = bases[0].mask_size, bases[0].dim
     dims = sorted({dim for s, dim in pairs if s == size and dim < longest} | {longest})
-
-    def truncated(_family: str, _size: int, _sigmoid: bool, dim: int) -> list[PCABasis]:
-        return [basis.truncated(dim) for basis in bases]
-
-    yield from fitted_encodings(family, size, dims, [components.sigmoid], [True], truncated)
+    yield from make_encodings(family, [size], dims, [components.sigmoid], bases=bases)

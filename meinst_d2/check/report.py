@@ -61,22 +61,22 @@ def examine(
 
 
 def find(report: Report, num_examples: int = 5) -> list[Finding]:
-    """Everything that was found, the worst first."""
+    """Everything that was found, the worst first, and causes before what follows from them."""
     file, found = report.file, []
 
     def add(rule: Rule, count: int, examples: list[str]) -> None:
         finding = Finding(rule, count, examples, rule.severity, rule.effect, rule.fix)
         found.append(dataclasses.replace(finding, **rule.special(report, finding) if rule.special else {}))
 
-    for rule in DATASET_RULES:
-        if examples := rule.find(report):
-            add(rule, len(examples) if examples[0] else 0, list(filter(None, examples[:num_examples])))
     of_images, of_annotations = (file.image_flags, file.image_text), (file.flags, file.annotation_text)
-    for rule in [*IMAGE_RULES, *ANNOTATION_RULES]:
+    for rule in [*ANNOTATION_RULES, *IMAGE_RULES]:
         flags, text = of_images if rule in IMAGE_RULES else of_annotations
         rows = np.flatnonzero(flags & rule.bit)
         if len(rows):
             add(rule, len(rows), [text(row) for row in rows[:num_examples].tolist()])
+    for rule in DATASET_RULES:
+        if examples := rule.find(report):
+            add(rule, len(examples) if examples[0] else 0, list(filter(None, examples[:num_examples])))
     return sorted(found, key=lambda finding: -finding.severity)
 
 

@@ -81,9 +81,18 @@ def make_parser(name: str, description: str | None, epilog: str) -> argparse.Arg
     )
 
 
+def require_positive(parser: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
+    """End with a usage error where an option that was given, or one of its values, is below 1."""
+    for name in names:
+        value = getattr(args, name)
+        least = min(value) if isinstance(value, Sequence) else value
+        if least is not None and least < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {least}")
+
+
 @contextmanager
 def reporting(name: str, *errors: type[Exception], status: int = 1) -> Iterator[None]:
-    """Within the block, errors that a user can fix end the command with a sentence, and QUIET warnings are not shown.
+    """Errors that a user can fix end the command with a sentence, and QUIET warnings are not shown; also a decorator.
 
     Args:
         name: of the command.

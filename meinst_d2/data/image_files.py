@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import detectron2.data.detection_utils as utils
 import numpy as np
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 from PIL import Image, UnidentifiedImageError
 
@@ -38,7 +39,7 @@ def read_image(path: str, image_format: str) -> np.ndarray:
         OSError: it is not a whole image, or so large that Pillow takes it for an attack.
     """
     try:
-        with open(path, "rb") as file:
+        with PathManager.open(path, "rb") as file:
             opened = Image.open(file)
             if _pages(opened) > 1:
                 _warn(f"{path} has {_pages(opened)} pages, of which the first is read", "pages")

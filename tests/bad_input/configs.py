@@ -143,7 +143,7 @@ CASES = [
     ),
     override(
         "an unknown encoder",
-        "MODEL.MEINST.ENCODER = 'VAE' is none of DCTEncoder, PCAEncoder, ClassPCAEncoder",
+        "MODEL.MEINST.ENCODER = 'VAE' is none of PCAEncoder, ClassPCAEncoder, DCTEncoder",
         "MODEL.MEINST.ENCODER",
         "VAE",
     ),
@@ -155,6 +155,12 @@ CASES = [
     ),
     override(
         "an unknown device", "MODEL.DEVICE = 'gpu' is not a device: choose cpu, cuda or cuda:N", "MODEL.DEVICE", "gpu"
+    ),
+    override(
+        "test-time augmentation",
+        "TEST.AUG.ENABLED = True has no effect: test-time augmentation is not supported",
+        "TEST.AUG.ENABLED",
+        True,
     ),
     override(
         "an unknown dataset",
