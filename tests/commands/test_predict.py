@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,26 @@ def test_the_threshold_counts_in_pictures_and_file(model: Path, tmp_path: Path, 
         predict_command.main([*map(str, arguments), "--device", "cpu", "--confidence-threshold", str(middle)])
     kept = [entry["score"] for entry in json.loads((tmp_path / "found.json").read_text())]
     assert kept == sorted((x for x in scores if x >= middle), reverse=True) and len(kept) < len(scores)
+
+
+def test_of_16_bits_the_upper_8_are_taken_and_that_is_said(
+    model: Path,
+    tmp_path: Path,
+    pixels: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())  # what was said before in this process
+    grey = pixels[:, :, 0]
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    Image.fromarray(grey.astype(np.uint16) * 256 + 7).save(tmp_path / "b.png")
+    found = tmp_path / "found.json"
+    assert run("--weights", model, "--input", tmp_path / "*.png", "--save-json", found) == 0
+    of_each: dict[str, list[tuple[float, Any]]] = {"a.png": [], "b.png": []}
+    for entry in json.loads(found.read_text()):
+        of_each[Path(entry["file_name"]).name].append((entry["score"], entry["bbox"]))
+    assert of_each["a.png"] == of_each["b.png"] != []
+    assert "b.png has more than 8 bits per pixel: the upper 8 of 16 are taken" in caplog.text
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "CMYK", "P", "1"])
