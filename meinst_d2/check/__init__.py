@@ -38,26 +38,16 @@ STOPS, HURTS, FINE = Severity.STOPS, Severity.HURTS, Severity.FINE
 
 @dataclass(frozen=True)
 class Rule:
-    """A kind of problem, and how it is found.
+    """A kind of problem, and how it is found."""
 
-    Attributes:
-        key, title: short name, and what it is, of several.
-        severity: how bad one of them is.
-        effect: what training does with it.
-        fix: empty where nothing needs to be done.
-        find: the function that finds it.
-        special: what is special about the finding in a dataset: other values of :class:`Finding`.
-        bit: in the flags of annotations or images; each list of rules counts its own.
-    """
-
-    key: str
-    severity: Severity
-    title: str
-    effect: str
-    fix: str
-    find: Callable[..., Any]
-    special: Callable[[Report, Finding], dict[str, Any]] | None = None
-    bit: int = 0
+    key: str  # short name, in reports
+    severity: Severity  # of one of them
+    title: str  # what it is, of several
+    effect: str  # what training does with it
+    fix: str  # empty where nothing needs to be done
+    find: Callable[..., Any]  # the function that finds it
+    special: Callable[[Report, Finding], dict[str, Any]] | None = None  # what a Finding has instead, in a dataset
+    bit: int = 0  # in the flags of annotations or images; each list of rules counts its own
 
 
 def add_rule(rules: list[Rule], *values: Any) -> Rule:
@@ -73,42 +63,27 @@ def bits(*rules: Rule | None) -> int:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule found in this dataset.
-
-    Attributes:
-        rule: it.
-        count: of what it found; 0 where that says nothing.
-        examples: the first of them.
-        severity, effect, fix: the rule's, unless something is special here.
-        note: what is special; may be empty.
-    """
+    """What a rule found in this dataset; severity, effect and fix are the rule's, unless something is special here."""
 
     rule: Rule
-    count: int
-    examples: list[str]
+    count: int  # 0 where that says nothing
+    examples: list[str]  # the first
     severity: Severity
     effect: str
     fix: str
-    note: str = ""
+    note: str = ""  # what is special
 
 
 @dataclass
 class Report:
-    """What was found out about a dataset.
-
-    Attributes:
-        file, coverage: what it holds, and how objects spread over the feature levels.
-        encodings: how well masks can be encoded, where that was asked.
-        folder, decoded: of the images, where they were looked at; whether their pixels were read, not only headers.
-        findings: the worst first.
-    """
+    """What was found out about a dataset."""
 
     file: CocoFile
     coverage: Coverage
-    encodings: Encodings | None = None
-    folder: str | os.PathLike[str] | None = None
-    decoded: bool = False
-    findings: list[Finding] = field(default_factory=list)
+    encodings: Encodings | None = None  # where they were asked for
+    folder: str | os.PathLike[str] | None = None  # of the images, where they were looked at
+    decoded: bool = False  # whether their pixels were read, not only their headers
+    findings: list[Finding] = field(default_factory=list)  # the worst first
 
     @property
     def severity(self) -> Severity:

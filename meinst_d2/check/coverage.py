@@ -47,19 +47,12 @@ def settings_of(cfg: CfgNode) -> Settings:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How the objects spread over the feature levels.
+    """How the objects spread over the feature levels."""
 
-    Attributes:
-        settings: that they were assigned with.
-        objects: those assigned.
-        per_level: (L,) objects with a positive location on each level; an object may have some on two.
-        sides: (3,) quantiles 5, 50 and 95 % of the square root of the box area, in input pixels.
-    """
-
-    settings: Settings
-    objects: int
-    per_level: tuple[int, ...]
-    sides: tuple[float, float, float]
+    settings: Settings  # that they were assigned with
+    objects: int  # those assigned
+    per_level: tuple[int, ...]  # (L,) objects with a positive location on each level; an object may have some on two
+    sides: tuple[float, float, float]  # quantiles 5, 50 and 95 % of the root of the box area, in input pixels
 
 
 def measure_coverage(file: CocoFile, settings: Settings, workers: int = 1) -> Coverage:

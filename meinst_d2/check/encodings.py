@@ -26,20 +26,13 @@ FEWEST, POOR_IOU = 5, 0.75
 
 @dataclass(frozen=True)
 class Encodings:
-    """What was measured.
+    """What was measured."""
 
-    Attributes:
-        rows, classes: one per encoding; names.
-        fitted_to: masks that the dictionary was fitted to; 0 where it came from a file.
-        measured: masks that were reconstructed, none of which was fitted to.
-        left_out: why pairs of S and D are missing.
-    """
-
-    rows: list[Row]
+    rows: list[Row]  # one per encoding
     classes: list[str]
-    fitted_to: int
-    measured: int
-    left_out: list[str]
+    fitted_to: int  # masks that the dictionary was fitted to; 0 where it came from a file
+    measured: int  # masks that were reconstructed, none of which was fitted to
+    left_out: list[str]  # why pairs of S and D are missing
 
     def table(self) -> str:
         """Mean IoU of every class at the objects' own resolution, and of all masks."""

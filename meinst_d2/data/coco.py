@@ -126,26 +126,16 @@ def elements(sections: Mapping[str, Any], name: str, path: str | os.PathLike[str
 
 @dataclass(frozen=True)
 class CocoDataset:
-    """An annotation file.
-
-    Attributes:
-        path: of the file.
-        images: ``id``, ``height``, ``width`` and, where the file has it, ``file_name`` of every image.
-        category_ids, class_names: K of each, in the order of Detectron2's class numbers.
-        annotations: M of them; ``category`` is the class number, -1 of none; ``image_size`` is (0, 0) of no image.
-        boxes_xywh: (M, 4) ``bbox`` as the file has it, unrounded; NaN where it is missing or not four numbers.
-        annotation_ids: as the file has them.
-        image_rows: (M,) the number of each annotation's image in ``images``, or -1.
-    """
+    """An annotation file."""
 
     path: str
-    images: list[dict[str, Any]]
-    category_ids: list[Any]
-    class_names: list[str]
-    annotations: AnnotationTable
-    boxes_xywh: npt.NDArray[np.float64]
-    annotation_ids: list[Any]
-    image_rows: npt.NDArray[np.int64]
+    images: list[dict[str, Any]]  # ``id``, ``height``, ``width`` and, where the file has it, ``file_name``
+    category_ids: list[Any]  # (K,) in the order of Detectron2's class numbers
+    class_names: list[str]  # (K,)
+    annotations: AnnotationTable  # (M,) ``category`` is the class number or -1; ``image_size`` is (0, 0) of no image
+    boxes_xywh: npt.NDArray[np.float64]  # (M, 4) as the file has them; NaN where they are missing or not four numbers
+    annotation_ids: list[Any]  # as the file has them
+    image_rows: npt.NDArray[np.int64]  # (M,) the number of each annotation's image in ``images``, or -1
 
     def name_of(self, row: int) -> str:
         """An annotation, for errors: its file, number and id."""

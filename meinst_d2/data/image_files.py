@@ -66,19 +66,12 @@ def _pages(image: Image.Image) -> int:
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of an image file without its pixels.
+    """What is known of an image file without its pixels."""
 
-    Attributes:
-        size: (height, width) after turning.
-        deep: whether it has more than 8 bits per pixel and channel.
-        pages: of the file.
-        turned: whether its EXIF orientation turns it.
-    """
-
-    size: tuple[int, int]
-    deep: bool
+    size: tuple[int, int]  # (height, width) after turning
+    deep: bool  # more than 8 bits per pixel and channel
     pages: int
-    turned: bool
+    turned: bool  # by its EXIF orientation
 
 
 def read_header(path: str) -> Header:

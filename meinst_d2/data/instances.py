@@ -36,16 +36,10 @@ from meinst_d2.masks.rle import (
 
 @dataclass
 class Templates:
-    """Templates of the usable instances, and how many were not, by reason.
+    """Templates of the usable instances, and how many were not, by reason."""
 
-    Attributes:
-        masks: (M, S, S) bool.
-        kept: (M,) positions of the usable instances among those given.
-        skipped: counts by reason.
-    """
-
-    masks: BoolArray
-    kept: npt.NDArray[np.int64]
+    masks: BoolArray  # (M, S, S)
+    kept: npt.NDArray[np.int64]  # (M,) positions of the usable instances among those given
     skipped: Counter[str] = field(default_factory=Counter)
 
 
@@ -106,9 +100,7 @@ def why_unusable(annotation: InstanceAnnotation, *, masks: bool = True) -> str:
 
 
 def require_box(annotation: InstanceAnnotation) -> None:
-    """Raise :class:`~meinst_d2.masks.rle.UnusableInstance` if the annotation is a crowd region, of no image,
-    or has no box to learn.
-    """
+    """Raise an UnusableInstance if the annotation is a crowd region, of no image, or has no box to learn."""
     if annotation.iscrowd:
         raise UnusableInstance(CROWD)
     if annotation.image_size == (0, 0):
@@ -123,12 +115,7 @@ def require_box(annotation: InstanceAnnotation) -> None:
 
 
 def make_templates(annotations: Sequence[InstanceAnnotation], mask_size: int) -> Templates:
-    """Templates of the usable annotations.
-
-    Args:
-        annotations: as the dataset has them.
-        mask_size: S.
-    """
+    """S x S templates of the usable annotations."""
     boxes = np.array([annotation.box for annotation in annotations], np.float32).reshape(-1, 4)
     masks = np.zeros((len(annotations), mask_size, mask_size), bool)
     usable = np.ones(len(annotations), bool)
