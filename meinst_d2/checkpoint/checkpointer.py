@@ -39,9 +39,9 @@ HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
 class MEInstCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, reading safely and writing atomically.
 
-    A checkpoint appears under its name only once it is complete; ``last_checkpoint`` changes after that. Of a run with
-    averaged weights ``model`` holds those, so that whatever loads the file predicts with them, and ``ema`` the others,
-    which training resumes from. Weights whose shapes do not fit the proposal generator are an error.
+    A checkpoint appears under its name only once it is complete; ``last_checkpoint`` changes after that. Averaged
+    weights are its ``model``, so that whatever loads it predicts with them; training resumes from the others, in
+    ``ema``. Weights whose shapes do not fit the proposal generator are an error.
 
     Attributes:
         may_start_anew: layers that are re-initialized where the weights do not fit them.
@@ -57,8 +57,7 @@ class MEInstCheckpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, **kwargs)
         self.may_start_anew: Collection[Layer] = ()
-        self._opened = opened
-        self._resumes_training = False
+        self._opened, self._resumes_training = opened, False
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Like Detectron2's. Averaged weights are loaded, unless training resumes from the others."""
@@ -108,9 +107,7 @@ class MEInstCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(f"{name}.pth")
 
     def save_weights(self, name: str, model: nn.Module, **extra: Any) -> None:
-        """Write the weights of a model, what this run's checkpoints say about themselves, and extra plain values; not
-        a place to resume from.
-        """
+        """Write the weights of a model to predict with, what this run's checkpoints say, and extra plain values."""
         if self.save_dir and self.save_to_disk:
             info = self.checkpointables.get("meinst")
             about = {} if info is None else {"meinst": info.state_dict()}
@@ -150,13 +147,7 @@ class MEInstCheckpointer(DetectionCheckpointer):
 
 
 def fetch(url: str) -> str:
-    """Download a file into Detectron2's cache, unless it is there already.
-
-    Args:
-        url: http://, https://, detectron2:// and whatever else Detectron2's PathManager knows.
-
-    Returns:
-        Its local path.
+    """The local path of a URL that Detectron2's PathManager knows, downloaded into its cache unless it is there.
 
     Raises:
         OSError: it could not be downloaded; nothing is left behind.
@@ -167,8 +158,7 @@ def fetch(url: str) -> str:
     except (OSError, HTTPException, ValueError) as error:
         raise OSError(f"{url} could not be downloaded: {error}") from error
     promised = HASH_IN_NAME.search(urlparse(url).path)
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest() if promised else ""
-    if promised and not digest.startswith(promised[1]):
+    if promised and not (digest := hashlib.sha256(Path(path).read_bytes()).hexdigest()).startswith(promised[1]):
         Path(path).unlink(missing_ok=True)
         raise ValueError(
             f"{url} should have a sha256 that begins with {promised[1]}, but it begins with {digest[:HASH_LENGTH]}; "
@@ -220,8 +210,7 @@ class CheckpointInfo:
         if cfg.DATASETS.TRAIN:
             content["class_names"] = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
         if cfg.MODEL.MASK_ON:
-            meinst = cfg.MODEL.MEINST
-            content |= {"encoder": meinst.ENCODER, "sigmoid": meinst.SIGMOID, "whiten": meinst.WHITEN}
+            content |= {key: cfg.MODEL.MEINST[key.upper()] for key in ("encoder", "sigmoid", "whiten")}
         return cls(content)
 
     def state_dict(self) -> dict[str, Any]:

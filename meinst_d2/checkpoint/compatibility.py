@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, MutableMapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +14,7 @@ FOREIGN = {".pkl": ("blobs", "_momentum", "Caffe2"), ".pyth": ("model_state", "n
 """By suffix: where files of other projects keep weights, how the names end of what are not, and the project."""
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """Tensors that mean something only together.
 
     Attributes:
@@ -48,10 +46,6 @@ CHECKED_PREFIXES = ("proposal_generator.", "head.", "mask_encoder.")
 def weights_by_name(content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a file of weights holds, in one form.
 
-    Args:
-        content: as it was read.
-        path: of the file.
-
     Returns:
         ``model``, tensors by name, and what else the file holds. A bare state dict becomes ``model``. Of a run with
         averaged weights ``model`` is those, and ``ema`` has the others under ``raw``. Weights of Caffe2 and pycls come
@@ -60,14 +54,13 @@ def weights_by_name(content: Any, path: str | os.PathLike[str]) -> dict[str, Any
     Raises:
         ValueError: there are no weights by name.
     """
-    whole = dict(content) if isinstance(content, dict) else {}
+    bare = not isinstance(content, dict) or "model" not in content
+    whole = {"model": content} if bare else dict(content)
     key, other, author = FOREIGN.get(os.path.splitext(path)[1], ("", "", ""))
-    if "model" not in whole:
-        whole = {"model": content}
-        if author and isinstance(content, dict) and (key in content or author == "Caffe2"):
-            weights = tensors_by_name(content.get(key, content), path)
-            weights = {name: value for name, value in weights.items() if not name.endswith(other)}
-            whole = {"model": weights, "__author__": author, "matching_heuristics": True}
+    if bare and isinstance(content, dict) and (key in content or author == "Caffe2"):
+        weights = tensors_by_name(content.get(key, content), path)
+        weights = {name: value for name, value in weights.items() if not name.endswith(other)}
+        whole = {"model": weights, "__author__": author, "matching_heuristics": True}
     whole["model"] = tensors_by_name(whole["model"], path)
     average = whole.get("ema")
     if isinstance(average, dict) and average:
@@ -81,7 +74,7 @@ def weights_by_name(content: Any, path: str | os.PathLike[str]) -> dict[str, Any
 def tensors_by_name(weights: Any, path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """Weights as tensors; raises a ValueError where they are something else."""
     if not isinstance(weights, dict):
-        raise ValueError(f"{path} holds a {type(weights).__name__} instead of weights by name")
+        raise ValueError(f"{path} holds an object of type {type(weights).__name__} instead of weights by name")
     found = {}
     for name, value in weights.items():
         if not isinstance(name, str):
@@ -90,7 +83,9 @@ def tensors_by_name(weights: Any, path: str | os.PathLike[str]) -> dict[str, tor
             with suppress(TypeError):  # strings, or numbers that torch does not have
                 value = torch.as_tensor(np.asarray(value, value.dtype.newbyteorder("=")))
         if not isinstance(value, torch.Tensor):
-            raise ValueError(f"{path} is not a checkpoint: {name} is a {type(value).__name__} instead of a tensor")
+            raise ValueError(
+                f"{path} is not a checkpoint: {name} is of type {type(value).__name__} instead of a tensor"
+            )
         found[name] = value
     return found
 
@@ -102,8 +97,8 @@ def changed_layers(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[La
         saved, ours: of :class:`~meinst_d2.checkpoint.checkpointer.CheckpointInfo`; what one of them lacks is the same.
     """
     changed = {}
-    their_classes, our_classes = saved.get("class_names"), ours.get("class_names")
-    if their_classes is not None and our_classes is not None and list(their_classes) != list(our_classes):
+    classes = [list(about["class_names"]) for about in (saved, ours) if about.get("class_names") is not None]
+    if len(classes) == 2 and classes[0] != classes[1]:
         changed[CLASS_LAYER] = "the weights were trained on other classes"
     for key in ("encoder", "sigmoid", "whiten"):
         if key in saved and key in ours and saved[key] != ours[key]:
@@ -117,16 +112,13 @@ def leave_out(
     may_start_anew: Collection[Layer],
     changed: Mapping[Layer, str],
 ) -> dict[Layer, str]:
-    """Take out of loaded weights the layers that do not fit the model.
+    """Take the layers that do not fit the model out of loaded weights, and say why each was taken out.
 
     Args:
         state: tensors by our names; changed.
         model_state: the model's.
         may_start_anew: the layers that may be taken out.
         changed: of these, what is taken out whatever its shape, and why.
-
-    Returns:
-        The layers that were taken out, and why.
 
     Raises:
         ValueError: a tensor has another shape than the model's, and none of these layers holds it.

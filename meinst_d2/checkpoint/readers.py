@@ -27,9 +27,10 @@ NAMES: dict[str, Any] = {f"torch.{name}": x for name, x in vars(torch).items() i
 NAMES |= {f"torch.{name}": dtype for dtype, name in torch.storage._dtype_to_storage_type_map().items()}
 NAMES |= {"torch.storage.UntypedStorage": torch.uint8, "torch.device": torch.device, "torch.Size": lambda sides: sides}
 NAMES |= {f"torch._utils._rebuild_parameter{suffix}": lambda data, *_: data for suffix in ("", "_with_state")}
-NAMES |= {"collections.OrderedDict": OrderedDict, "collections.Counter": Counter, "builtins.set": set}
-NAMES |= {"builtins.complex": complex, "builtins.bytes": lambda: b"", "_codecs.encode": lambda x, _: x.encode("latin1")}
-NAMES |= {"numpy.ndarray": None, "numpy.dtype": lambda x, *_: np.dtype(x if str.isalnum(x) else "O", False, True)}
+NAMES |= {"collections.OrderedDict": OrderedDict, "collections.Counter": Counter, "builtins.complex": complex}
+NAMES |= {"builtins.set": set, "builtins.bytes": lambda: b"", "numpy.ndarray": None}
+NAMES["_codecs.encode"] = lambda x, _: x.encode("latin1")
+NAMES["numpy.dtype"] = lambda x, *_: np.dtype(x if x[0] in "biufcSU" and int(x[1:]) else "O", False, True)
 NAMES["numpy.core.multiarray._reconstruct"] = lambda *_: np.ndarray(0, np.int8)  # load_build fills it
 NAMES["numpy.core.multiarray.scalar"] = lambda dtype, data: np.frombuffer(data, dtype)[0]
 NAMES["numpy.core.numeric._frombuffer"] = lambda x, t, shape, order: np.frombuffer(x, t).reshape(shape, order=order)
@@ -65,16 +66,15 @@ class _Unpickler(pickle._Unpickler):  # that in C makes room for whatever a pick
 
     def load_build(self) -> None:
         state, made = self.stack.pop(), self.stack[-1]
-        if isinstance(made, np.dtype) and state[1] in ("<", ">", "=", "|"):  # no more than the byte order
+        if isinstance(made, np.dtype) and made.kind != "O" and state[1] in ("<", ">", "=", "|"):  # the byte order only
             made.__setstate__((3, state[1], None, None, None, made.itemsize, made.alignment, 0))
-        elif isinstance(made, np.ndarray):
+        elif isinstance(made, np.ndarray) and made.size == 0:  # and once only: others may look into its memory
             _, shape, dtype, _, data = state
-            plain = _are_lengths(shape) and dtype.itemsize and not dtype.hasobject
-            if not plain or math.prod(shape) * dtype.itemsize != len(data):
+            if dtype.hasobject or not _are_lengths(shape) or math.prod(shape) * dtype.itemsize != len(data):
                 raise ValueError(f"it has an array of {dtype} of shape {shape} in {len(data):,} bytes")
             made.__setstate__(state)
         elif not isinstance(made, OrderedDict):  # whose attributes nothing needs
-            raise ValueError(f"it changes a {type(made).__name__}")
+            raise ValueError(f"it changes {made!r:.40}")
 
     def load_reduce(self) -> None:
         arguments = self.stack.pop()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from meinst_d2.checkpoint.readers import read_checkpoint
 
@@ -14,8 +12,7 @@ TAG = "last_checkpoint"
 NUMBERED = re.compile(r"model_(\d+)\.pth")
 
 
-@dataclass(frozen=True)
-class OpenedCheckpoint:
+class OpenedCheckpoint(NamedTuple):
     """A checkpoint that has been read.
 
     Attributes:
@@ -43,8 +40,12 @@ def open_last_whole(folder: Path) -> OpenedCheckpoint | None:
     tag = folder / TAG
     if not tag.is_file():
         return None
+    tagged = folder / tag.read_text().strip()
+    named = NUMBERED.fullmatch(tagged.name)  # model_final comes after all that have numbers
+    numbers = {int(found[1]): path for path in folder.iterdir() if (found := NUMBERED.fullmatch(path.name))}
+    earlier = [number for number in sorted(numbers, reverse=True) if named is None or number < int(named[1])]
     problems: list[str] = []
-    for path in _latest_first(folder, tag.read_text().strip()):
+    for path in (tagged, *(numbers[number] for number in earlier)):
         try:
             return OpenedCheckpoint(path, read_checkpoint(path), tuple(problems))
         except FileNotFoundError:
@@ -52,13 +53,3 @@ def open_last_whole(folder: Path) -> OpenedCheckpoint | None:
         except ValueError as error:
             problems.append(str(error))
     raise ValueError(f"no checkpoint is whole: {'; '.join(problems)}: delete {tag} to start from the beginning")
-
-
-def _latest_first(folder: Path, tagged: str) -> Iterator[Path]:
-    yield folder / tagged
-    named = NUMBERED.fullmatch(tagged)
-    before = int(named[1]) if named else None  # model_final comes after all that have numbers
-    numbers = {int(found[1]): path for path in folder.iterdir() if (found := NUMBERED.fullmatch(path.name))}
-    for number in sorted(numbers, reverse=True):
-        if before is None or number < before:
-            yield numbers[number]

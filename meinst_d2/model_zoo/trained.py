@@ -30,11 +30,10 @@ from meinst_d2.data.image_files import read_image
 from meinst_d2.model_zoo import zoo
 from meinst_d2.modeling.proposal_generator import settle_names
 
+AnyImage = str | os.PathLike[str] | np.ndarray | Image.Image
 WEIGHT_SUFFIXES = (".pth", ".pyth", ".pkl", ".safetensors")
 FINAL_WEIGHTS = "model_final.pth"
 RUN_CONFIG = "config.yaml"
-ENCODER_KEYS = {"encoder": "ENCODER", "sigmoid": "SIGMOID", "whiten": "WHITEN"}
-"""What a checkpoint says about its encoding, and the keys of MODEL.MEINST that have to agree."""
 
 
 class UnusableImage(ValueError):
@@ -62,13 +61,7 @@ class TrainedModel:
     notes: list[str] = field(default_factory=list)
 
     @torch.no_grad()
-    def __call__(
-        self,
-        image: str | os.PathLike[str] | np.ndarray | Image.Image,
-        *,
-        min_score: float = 0.0,
-        masks: str = "bitmask",
-    ) -> Instances:
+    def __call__(self, image: AnyImage, *, min_score: float = 0.0, masks: str = "bitmask") -> Instances:
         """
         Args:
             image: a path, an (H, W, 3) uint8 RGB array, or an image of Pillow, turned as its EXIF orientation says.
@@ -101,7 +94,7 @@ class TrainedModel:
         return found[found.scores.argsort(descending=True, stable=True)]
 
 
-def _rgb(image: str | os.PathLike[str] | np.ndarray | Image.Image) -> np.ndarray:
+def _rgb(image: AnyImage) -> np.ndarray:
     """(H, W, 3) uint8 RGB."""
     if isinstance(image, (str, os.PathLike)):
         return read_image(os.fspath(image), "RGB")
@@ -261,8 +254,7 @@ def build(cfg: CfgNode | DictConfig, device: str | None = None, notes: list[str]
         if device is not None:
             raise ValueError(f"--device {device}: torch sees no GPU, choose cpu")
         where = "cpu"
-        if notes is not None:
-            notes.append("torch sees no GPU: running on the CPU")
+        (notes if notes is not None else []).append("torch sees no GPU: running on the CPU")
     if isinstance(cfg, DictConfig):
         return instantiate(cfg.model).to(where)
     cfg = cfg.clone()
@@ -327,8 +319,8 @@ def _fit_config(cfg: CfgNode, state: Mapping[str, Tensor], about: Mapping[str, A
     if components is not None:
         meinst.DIM_MASK, meinst.MASK_SIZE = components.shape[-2], round(components.shape[-1] ** 0.5)
         meinst.COMPONENTS = ""  # the weights have them
-        for key, name in ENCODER_KEYS.items():
-            meinst[name] = about.get(key, meinst[name])
+        for name in ("ENCODER", "SIGMOID", "WHITEN"):
+            meinst[name] = about.get(name.lower(), meinst[name])
 
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:

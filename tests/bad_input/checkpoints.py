@@ -135,7 +135,7 @@ CASES = [
         lambda path: path.write_bytes(b"weights"),
         "w.safetensors",
     ),
-    train("a list", "w.pth holds a list instead of weights by name", saving(lambda: [1, 2])),
+    train("a list", "w.pth holds an object of type list instead of weights by name", saving(lambda: [1, 2])),
     train(
         "weights whose names are numbers",
         "w.pth is not a checkpoint: a weight has the name 1, which is not a string",
@@ -143,12 +143,12 @@ CASES = [
     ),
     train(
         "a string where a tensor belongs",
-        f"w.pth is not a checkpoint: {CLASSES} is a str instead of a tensor",
+        f"w.pth is not a checkpoint: {CLASSES} is of type str instead of a tensor",
         saving(lambda: {"model": state(CLASSES="bias")}),
     ),
     train(
         "averaged weights that are not weights",
-        "w.pth holds a NoneType instead of weights by name",
+        "w.pth holds an object of type NoneType instead of weights by name",
         saving(lambda: {"model": state(), "ema": {"decay": 0.9}}),
     ),
     train(

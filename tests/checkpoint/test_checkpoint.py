@@ -10,7 +10,11 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import DefaultPredictor
 
+import meinst_d2
+from meinst_d2 import model_zoo
 from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
+from meinst_d2.checkpoint.readers import read_checkpoint
+from meinst_d2.checkpoint.resume import open_last_whole
 from meinst_d2.model_zoo.adelaidet import save_safetensors
 from meinst_d2.model_zoo.trained import build
 from tests.checkpoint.test_readers import DANGEROUS_NAMES, write_canary
@@ -83,6 +87,86 @@ def test_a_predictor_of_detectron2_takes_a_checkpoint_of_ours(tmp_path: Path) ->
     assert found.image_size == (50, 70)
     assert found.pred_masks.shape == (len(found), 50, 70) and found.pred_masks.dtype == torch.bool
     assert len(found) > 0
+
+
+class State:
+    """Something with a state, for a checkpointer."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["now", "as earlier versions wrote it"])
+def test_averaged_weights_predict_and_training_resumes_from_the_others(tmp_path: Path, earlier: bool) -> None:
+    raw, averaged = tiny_model(seed=1), tiny_model(seed=2)
+    ema, trainer = State({"model": averaged.state_dict(), "updates": 3}), State({"iteration": 7})
+    if earlier:
+        content = {"model": raw.state_dict(), "ema": ema.state, "trainer": trainer.state}
+        torch.save(content, tmp_path / "model_0000007.pth")
+        (tmp_path / "last_checkpoint").write_text("model_0000007.pth")
+    else:
+        MEInstCheckpointer(raw, str(tmp_path), ema=ema, trainer=trainer).save("model_0000007", iteration=7)
+
+    def has_weights_of(model: torch.nn.Module, expected: torch.nn.Module) -> bool:
+        state = expected.state_dict()
+        return all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+    model = tiny_model(seed=3)
+    MEInstCheckpointer(model).load(str(tmp_path / "model_0000007.pth"))
+    assert has_weights_of(model, averaged)
+    if not earlier:
+        weights = ("MODEL.WEIGHTS", str(tmp_path / "model_0000007.pth"))
+        assert has_weights_of(DefaultPredictor(tiny_cfg(*weights)).model, averaged)
+    resumed = State({}), State({})
+    extra = MEInstCheckpointer(model, str(tmp_path), ema=resumed[0], trainer=resumed[1]).resume_or_load("", resume=True)
+    assert has_weights_of(model, raw) and resumed[1].state == trainer.state and extra.get("iteration", 7) == 7
+    assert set(resumed[0].state) == {"model", "updates"} and resumed[0].state["updates"] == 3
+    assert all(torch.equal(value, averaged.state_dict()[name]) for name, value in resumed[0].state["model"].items())
+
+
+@pytest.mark.parametrize("handed_on", [True, False])
+def test_a_resumed_checkpoint_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handed_on: bool) -> None:
+    source = tiny_model(seed=1)
+    checkpointer = MEInstCheckpointer(source, str(tmp_path))
+    for name in ("model_0000001", "model_0000003"):
+        checkpointer.save(name)
+    (tmp_path / "model_0000003.pth").write_bytes((tmp_path / "model_0000003.pth").read_bytes()[:-100])
+    opened: list[Path] = []
+
+    def counted(path: Any) -> Any:
+        opened.append(Path(path))
+        return read_checkpoint(path)
+
+    monkeypatch.setattr("meinst_d2.checkpoint.resume.read_checkpoint", counted)
+    monkeypatch.setattr("meinst_d2.checkpoint.checkpointer.read_checkpoint", counted)
+    last = open_last_whole(tmp_path) if handed_on else None
+    model = tiny_model(seed=2)
+    checkpointer = MEInstCheckpointer(model, str(tmp_path), opened=last)
+    checkpointer.resume_or_load("", resume=True)
+    assert [path.stem for path in opened] == ["model_0000003", "model_0000001"]
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
+    if last is not None:
+        assert last.path.name == "model_0000001.pth" and "model_0000003.pth is refused" in last.passed_over[0]
+        assert checkpointer._opened is None  # its memory is free
+    checkpointer.save("model_0000005")
+    assert Path(checkpointer.get_checkpoint_file()).name == "model_0000005.pth"
+
+
+@pytest.mark.parametrize("name", ["run-20240131.pth", "model-0123abcd.pth"])
+def test_the_name_of_a_local_file_promises_no_hash(tmp_path: Path, name: str) -> None:
+    MEInstCheckpointer(tiny_model(seed=1), str(tmp_path)).save(name.removesuffix(".pth"))
+    (tmp_path / "config.yaml").write_text(tiny_cfg().dump())
+    expected = tiny_model(seed=1).state_dict()
+    model = tiny_model(seed=2)
+    MEInstCheckpointer(model).load(str(tmp_path / name))
+    for loaded in (model, meinst_d2.load(tmp_path / name).model, model_zoo.get(tmp_path / name)):
+        assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
 
 
 def test_components_of_the_checkpoint_win_over_those_of_the_file(tmp_path: Path) -> None:
@@ -163,17 +247,6 @@ def test_pycls_weights_are_matched_by_name(tmp_path: Path) -> None:
     torch.save({"model_state": state | {"stem.num_batches_tracked": torch.zeros(1)}}, tmp_path / "w.pyth")
     MEInstCheckpointer(model).load(str(tmp_path / "w.pyth"))
     assert torch.equal(model.backbone.bottom_up.stem.conv1.weight, source.backbone.bottom_up.stem.conv1.weight)
-
-
-@pytest.mark.parametrize("content", [[1], {"model": [1]}])
-@pytest.mark.parametrize("name", ["w.pth", "w.pyth", "w.pkl"])
-def test_what_is_no_state_dict_is_named(tmp_path: Path, name: str, content: Any) -> None:
-    if name.endswith(".pkl"):
-        (tmp_path / name).write_bytes(pickle.dumps(content))
-    else:
-        torch.save(content, tmp_path / name)
-    with pytest.raises(ValueError, match=f"{name} holds a list instead of weights by name"):
-        MEInstCheckpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("kind", ["zoo", "caffe2", "blobs"])

@@ -5,8 +5,10 @@ import json
 import pickle
 import re
 import sys
+import tracemalloc
 import zipfile
 from collections import Counter, OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,7 +183,8 @@ def test_what_python_2_wrote_is_read(tmp_path: Path) -> None:
     "content",
     [
         np.array([None, {}], object),
-        np.zeros(2, [("a", "O")]),
+        np.zeros(2, [("a", "f4")]),
+        np.zeros(2, "M8[s]"),
         np.ma.array([1]),
         np.zeros((1, 1)).view(np.matrix),
         Path("x"),
@@ -192,7 +195,7 @@ def test_what_python_2_wrote_is_read(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("protocol", [4, 5])
 def test_other_objects_are_refused(tmp_path: Path, content: Any, protocol: int) -> None:
-    with pytest.raises(ValueError, match=f"w.pkl {REFUSED}.*(it asks for|it has an array of|objects|OBJECT)"):
+    with pytest.raises(ValueError, match=f"w.pkl {REFUSED}.*(it asks for|it changes dtype|OBJECT)"):
         read_content(tmp_path / "w.pkl", content, protocol=protocol)
 
 
@@ -224,6 +227,15 @@ SHAPES = [
 ]
 
 
+def test_an_array_is_filled_once(tmp_path: Path) -> None:
+    """Another array may look into its memory, which filling it again would free."""
+    array = array_pickle()[4:-2]  # with neither the dictionary nor the end
+    fill = array[array.index(b"(I1\n") :]
+    read_bytes(tmp_path, b"}U\x01a" + array + b"s.")
+    with pytest.raises(ValueError, match="it changes array"):
+        read_bytes(tmp_path, b"}U\x01a" + array + fill + b"s.")
+
+
 @pytest.mark.parametrize("shape", [*SHAPES, b"NI2\n", b"I01\nI2\n"])
 def test_a_shape_of_other_bytes_is_refused(tmp_path: Path, shape: bytes) -> None:
     with pytest.raises(ValueError, match="it has an array of .* of shape .* in 8 bytes"):
@@ -247,29 +259,25 @@ def test_a_shape_of_other_bytes_is_refused(tmp_path: Path, shape: bytes) -> None
         b"c__builtin__\nbytearray\n(I99999\ntR.",
         b"cnumpy.core.multiarray\nfromfile\n.",
         b"cbuiltins\nset\n"
-        + array_pickle(b"L1000000000000L\nI0\n", data=b"")[5:-2].replace(b"U\x08", b"U\x00")
+        + array_pickle(b"L1000000000000L\nI0\n", data=b"")[4:-2].replace(b"U\x08", b"U\x00")
         + b"R.",
         b"X\xff\xff\xff\x7fshort.",
         b"\x8e\xff\xff\xff\xff\xff\xff\xff\x00short.",
+        b"\x96\x00\x00\x00\x00\x00\x01\x00\x00short.",
         b"\x95\x00\x00\x00\x00\x01\x00\x00\x00N.",
         b"N",
         b"",
     ],
-    ids=range(19),
+    ids=range(20),
 )
 def test_what_is_asked_for_in_another_way_is_refused(tmp_path: Path, data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"w.pkl (is refused|holds a)"):
+    with pytest.raises(ValueError, match=r"w.pkl (is refused|holds an object of type)"):
         read_bytes(tmp_path, data)
 
 
 @pytest.mark.parametrize("data", [b"}r\xff\xff\xff\x7f.", b"}p99999999\n."])
 def test_a_memo_of_any_length_costs_nothing(tmp_path: Path, data: bytes) -> None:
     assert read_bytes(tmp_path, data)["model"] == {}
-
-
-def test_a_byte_array_is_as_long_as_its_bytes(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=REFUSED):
-        read_bytes(tmp_path, b"\x96\x00\x00\x00\x00\x00\x01\x00\x00short.")
 
 
 def archive_of(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
@@ -376,40 +384,22 @@ def test_a_tensor_inside_its_storage_is_read(tmp_path: Path, claim: Claim) -> No
     assert loaded.shape == claim.shape and loaded.stride() == (claim.stride,) * len(claim.shape) and not loaded.any()
 
 
+BEYOND = [Claim((5,)), Claim((10**4,), 10**4), Claim((2,), offset=3), Claim((1,), offset=10**12), Claim((3, 3))]
+BEYOND += [Claim((2,), stride=10**12), Claim((2**32,), stride=2**40), Claim((3,), 16, dtype=b"ctorch\nuint64\n")]
+ABSURD = [Claim(shape, stride=0) for shape in ((2**40,), (2**32, 2**32), (2**62, 4), (10**10,) * 3)]
+NO_LENGTHS = [Claim(shape) for shape in ((-1,), (2, -3), (1.5,), (True,), ("2",))]
+NO_LENGTHS += [Claim((1,), offset=-1), Claim((2,), stride=-1), Claim((2,), stride=1.0)]
+
+
 @pytest.mark.parametrize(
-    "claim",
-    [
-        Claim((5,)),
-        Claim((10**4,), 10**4),
-        Claim((2,), offset=3),
-        Claim((1,), offset=10**12),
-        Claim((2,), stride=10**12),
-        Claim((3, 3)),
-        Claim((3,), 16, dtype=b"ctorch\nuint64\n"),
-        Claim((2**32,), stride=2**40),
-    ],
+    ("claim", "reason"),
+    [(claim, "") for claim in BEYOND]
+    + [(claim, "it claims tensors of .* bytes") for claim in ABSURD]
+    + [(claim, "it makes a tensor in an unknown way") for claim in NO_LENGTHS],
     ids=str,
 )
-def test_a_tensor_beyond_its_storage_is_refused(tmp_path: Path, claim: Claim) -> None:
-    with pytest.raises(ValueError, match=REFUSED):
-        read_checkpoint(claims(tmp_path / "w.pth", claim))
-
-
-@pytest.mark.parametrize("shape", [(2**40,), (2**32, 2**32), (2**62, 4), (10**10,) * 3])
-def test_an_absurd_shape_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="it claims tensors of .* bytes"):
-        read_checkpoint(claims(tmp_path / "w.pth", Claim(shape, stride=0)))
-
-
-@pytest.mark.parametrize("shape", [(-1,), (2, -3), (1.5,), (True,), ("2",)])
-def test_a_side_that_is_not_a_length_is_refused(tmp_path: Path, shape: tuple[Any, ...]) -> None:
-    with pytest.raises(ValueError, match="it makes a tensor in an unknown way"):
-        read_checkpoint(claims(tmp_path / "w.pth", Claim(shape)))
-
-
-@pytest.mark.parametrize("claim", [Claim((1,), offset=-1), Claim((2,), stride=-1), Claim((2,), stride=1.0)])
-def test_a_place_that_is_not_a_length_is_refused(tmp_path: Path, claim: Claim) -> None:
-    with pytest.raises(ValueError, match="it makes a tensor in an unknown way"):
+def test_a_tensor_that_its_storage_does_not_hold_is_refused(tmp_path: Path, claim: Claim, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"{REFUSED}.*{reason}"):
         read_checkpoint(claims(tmp_path / "w.pth", claim))
 
 
@@ -439,17 +429,18 @@ def test_what_could_make_anything_is_not_called(tmp_path: Path, call: bytes) -> 
         read_checkpoint(archive_of(tmp_path / "w.pth", {"data.pkl": b"\x80\x02" + call}))
 
 
-LARGE = pickle_of(Claim((10**9,), stride=0))[:-1]
-"""A tensor of a thousand million elements, of which there is one."""
-
-
 @pytest.mark.parametrize("kind", [b"ccollections\nOrderedDict\n", b"ccollections\nCounter\n", b"cbuiltins\nset\n"])
-def test_a_tensor_is_not_taken_apart(tmp_path: Path, kind: bytes) -> None:
-    """Each of its elements would be a tensor of its own."""
-    call = LARGE[:2] + b"}(U\x05modelU\x01w" + kind + LARGE[LARGE.index(b"c") : LARGE.rindex(b"R") + 1] + b"\x85Ru."
-    for data in (call, call.replace(b"\x85R", b"R")):
-        with pytest.raises(ValueError, match=r"w.pth (is refused|holds a)"):
-            read_checkpoint(archive_of(tmp_path / "w.pth", {"data.pkl": data, "data/0": bytes(16)}))
+@pytest.mark.parametrize("arguments", [b"\x85", b""])
+def test_a_large_tensor_is_not_taken_apart(tmp_path: Path, kind: bytes, arguments: bytes) -> None:
+    """It says it repeats one number 10**8 times; each would be a tensor of its own."""
+    tensor = pickle_of(Claim((10**8,), stride=0))
+    tensor = tensor[tensor.index(b"c") : tensor.rindex(b"R") + 1]
+    data = b"\x80\x02}U\x05model" + kind + tensor + arguments + b"Rs."
+    tracemalloc.start()
+    with suppress(ValueError):
+        assert read_checkpoint(archive_of(tmp_path / "w.pth", {"data.pkl": data, "data/0": bytes(16)}))["model"] == {}
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
@@ -474,14 +465,6 @@ def test_a_legacy_file_that_claims_more_than_it_is_long_is_refused(tmp_path: Pat
         read_bytes(tmp_path, content, "w.pth")
 
 
-@pytest.mark.parametrize("place", range(5))
-def test_no_pickle_of_a_legacy_file_claims_a_string_longer_than_the_file(tmp_path: Path, place: int) -> None:
-    parts = [LEGACY_HEADERS[:15], *(pickle.dumps(part, 2) for part in (2, 3, {}, []))]
-    parts[place] = b"\x80\x02X\xff\xff\xff\x7fshort."
-    with pytest.raises(ValueError, match=REFUSED):
-        read_bytes(tmp_path, b"".join(parts), "w.pth")
-
-
 @pytest.mark.parametrize("name", ["w.pth", "legacy.pth", "w.pkl"])
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path, name: str) -> None:
     content: Any = {"model": {"a": torch.arange(20.0), "b": torch.arange(3)}}
@@ -504,7 +487,7 @@ def test_garbage_is_refused_whatever_it_is(tmp_path: Path, name: str) -> None:
         for content in (rng.bytes(length), good[:length], good[: length // 2] + rng.bytes(length)):
             if content == good:
                 continue
-            with pytest.raises(ValueError, match=f"{name} (is refused|holds a)"):
+            with pytest.raises(ValueError, match=f"{name} (is refused|holds an object of type)"):
                 read_bytes(tmp_path, content, name)
 
 
@@ -550,12 +533,12 @@ def test_a_bare_state_dict_is_the_model(tmp_path: Path, wrapped: bool, zipped: b
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1], "holds a list instead of weights by name"),
-        ({"model": [1]}, "holds a list instead of weights by name"),
-        (torch.zeros(1), "holds a Tensor instead of weights by name"),
+        ([1], "holds an object of type list instead of weights by name"),
+        ({"model": [1]}, "holds an object of type list instead of weights by name"),
+        (torch.zeros(1), "holds an object of type Tensor instead of weights by name"),
         ({1: np.zeros(1)}, "is not a checkpoint: a weight has the name 1, which is not a string"),
-        ({"a": "text"}, "is not a checkpoint: a is a str instead of a tensor"),
-        ({"model": {"a": np.array("text")}}, "is not a checkpoint: a is a ndarray instead of a tensor"),
+        ({"a": "text"}, "is not a checkpoint: a is of type str instead of a tensor"),
+        ({"model": {"a": np.array("text")}}, "is not a checkpoint: a is of type ndarray instead of a tensor"),
     ],
 )
 @pytest.mark.parametrize("name", ["w.pth", "w.pyth", "w.pkl"])
@@ -563,7 +546,7 @@ def test_what_is_not_a_state_dict_is_named(tmp_path: Path, name: str, content: A
     if name == "w.pkl" and isinstance(content, torch.Tensor):
         pytest.skip("pickles hold no tensors")
     (tmp_path / name).write_bytes(pickle.dumps(content)) if name == "w.pkl" else torch.save(content, tmp_path / name)
-    with pytest.raises(ValueError, match=re.escape(f"{name} {message}").replace("a\\ text", ".*")):
+    with pytest.raises(ValueError, match=re.escape(f"{name} {message}")):
         read_checkpoint(tmp_path / name)
 
 

@@ -229,7 +229,7 @@ def test_broken_files_are_named(files: Path, tmp_path: Path) -> None:
     with pytest.raises(PreflightError, match="w.pth is refused"):
         check(files, *components(files), *weights(tmp_path, "w.pth"))
     torch.save([1], tmp_path / "list.pth")
-    with pytest.raises(PreflightError, match="holds a list instead of weights by name"):
+    with pytest.raises(PreflightError, match="holds an object of type list instead of weights by name"):
         check(files, *components(files), *weights(tmp_path, "list.pth"))
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from meinst_d2.checkpoint.checkpointer import CheckpointInfo, MEInstCheckpointer
+from meinst_d2.commands.publish import main
 from meinst_d2.model_zoo.publish import metrics_of, publish_run
 from tests.models import tiny_cfg, tiny_model
 
@@ -57,6 +58,29 @@ def test_the_file_holds_all_that_is_needed_and_no_more(tmp_path: Path, checkpoin
     assert row == f"| tiny | shapes_train | 2 | 10.0 | 20.1 | `{path.name}`, {size:.1f} MB |"
     weights = sum(value.numel() * value.element_size() for value in trained.values())
     assert path.stat().st_size < weights * 1.1
+
+
+def test_the_best_weights_are_published_unless_others_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path)
+    best = tiny_model(seed=5)
+    MEInstCheckpointer(best, str(run)).save_weights("model_best", best, iteration=0, best=2.0)
+    for flags, weights, columns in (
+        ((), "model_best", "1 | 1.0 | 2.0"),
+        (("--weights", "model_final.pth"), "model_final", "2 | 10.0 | 20.1"),
+    ):
+        main([str(run), "--output", str(tmp_path / "out"), "--name", "tiny", *flags])
+        (path,) = (tmp_path / "out").glob("*.pth")
+        wrote, row = capsys.readouterr().out.splitlines()
+        assert wrote == f"wrote {path} with the weights of {run}/{weights}.pth"
+        assert row.startswith(f"| tiny | shapes_train | {columns} | ")
+        content = torch.load(path, weights_only=True)
+        expected = torch.load(run / f"{weights}.pth", weights_only=True)["model"]
+        assert all(torch.equal(value, expected[name]) for name, value in content["model"].items())
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="no file of weights .*run/absent.pth"):
+        publish_run(run, tmp_path / "out", "tiny", "absent.pth")
 
 
 def test_the_same_run_gives_the_same_file(tmp_path: Path) -> None:

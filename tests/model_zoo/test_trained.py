@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
+import pycocotools.mask as mask_utils
 import pytest
 import torch
 from detectron2.modeling import build_model
+from PIL import Image
 
 from meinst_d2 import model_zoo
-from meinst_d2.model_zoo import load_trained
+from meinst_d2.model_zoo import UnusableImage, load_trained
 from meinst_d2.model_zoo.publish import publish_run
 from tests.conftest import ROOT
 from tests.model_zoo.test_publish import write_run
@@ -34,6 +38,66 @@ def test_a_run_by_its_checkpoint_or_by_its_config(tmp_path: Path) -> None:
     ):
         assert is_tiny_model(trained) and trained.class_names == CLASSES and not trained.model.training
         assert trained.image_format == "BGR" and trained.weights == str(run / "model_final.pth")
+
+
+def test_five_lines(tmp_path: Path) -> None:
+    """A path, an array and an image of Pillow give the same; a photograph is turned as its EXIF orientation says."""
+    from meinst_d2 import load
+
+    run = write_run(tmp_path, "MODEL.MEINST.SCORE_THRESH_TEST", 0.0)
+    model = load(publish_run(run, tmp_path, "tiny")[0])
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 72, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    turned = np.ascontiguousarray(pixels.transpose(1, 0, 2)[:, ::-1])
+    found = [
+        model(image) for image in (tmp_path / "a.png", str(tmp_path / "a.png"), turned, Image.open(tmp_path / "a.png"))
+    ]
+    first = found[0]
+    assert len(first) > 1 and first.image_size == (72, 40) and first.pred_masks.shape == (len(first), 72, 40)
+    assert first.scores.tolist() == sorted(first.scores.tolist(), reverse=True)
+    for other in found[1:]:
+        assert torch.equal(other.pred_boxes.tensor, first.pred_boxes.tensor)
+        assert all(torch.equal(other.get(name), first.get(name)) for name in ("scores", "pred_classes", "pred_masks"))
+    least = first.scores[1].item()
+    some = model(turned, min_score=least, masks="rle")
+    assert len(some) == (first.scores >= least).sum() and not some.has("pred_masks")
+    decoded = mask_utils.decode(list(some.pred_masks_rle)).transpose(2, 0, 1)
+    np.testing.assert_array_equal(decoded, first.pred_masks[: len(some)].numpy())
+
+
+def test_images_that_are_something_else(tmp_path: Path) -> None:
+    model = load_trained(weights=str(write_run(tmp_path) / "model_final.pth"))
+    for image, message in (
+        (np.zeros((9, 9, 3)), "must be (H, W, 3) uint8 RGB, not float64 of shape (9, 9, 3)"),
+        (np.zeros((9, 9), np.uint8), "must be (H, W, 3) uint8 RGB, not uint8 of shape (9, 9)"),
+        (torch.zeros(3, 9, 9), "must be (H, W, 3) uint8 RGB, not torch.float32 of shape"),
+        (Image.fromarray(np.zeros((9, 9), np.uint16)), "mode I;16 has more than 8 bits: convert it to RGB"),
+        (np.zeros((1, 5000, 3), np.uint8), "5000 x 1 pixels cannot be brought to the network's size"),
+    ):
+        with pytest.raises(UnusableImage, match=re.escape(message)):
+            model(image)
+    with pytest.raises(ValueError, match="masks = 'polygons' must be 'bitmask' or 'rle'"):
+        model(np.zeros((9, 9, 3), np.uint8), masks="polygons")
+    with pytest.raises(FileNotFoundError, match="there is no image absent.jpg"):
+        model("absent.jpg")
+
+
+def test_a_model_is_found_by_its_run_its_config_or_its_name(tmp_path: Path) -> None:
+    from meinst_d2 import load
+
+    run = write_run(tmp_path)
+    for source, options in (
+        (run / "model_final.pth", {}),
+        (run / "config.yaml", {}),
+        ("quick/tiny", {"weights": str(run / "model_final.pth"), "device": "cpu"}),
+        (run / "model_final.pth", {"config_file": "quick/tiny", "overrides": ["INPUT.FORMAT", "RGB"]}),
+    ):
+        model = load(source, **options)
+        assert is_tiny_model(model) and model.image_format == ("RGB" if "overrides" in options else "BGR")
+    with pytest.raises(ValueError, match="has to be downloaded by hand"):
+        load("MEInst_R_50_3x")
 
 
 def test_a_published_file_alone(tmp_path: Path) -> None:
