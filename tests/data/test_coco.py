@@ -17,7 +17,7 @@ from meinst_d2.data.coco import (
     read_sections,
 )
 from meinst_d2.data.instances import make_templates
-from meinst_d2.masks import segmentation as I
+from meinst_d2.masks import rle as I
 
 SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from meinst_d2.data.loader import seeded
 from meinst_d2.data.mapper import MEInstDatasetMapper
-from meinst_d2.masks import segmentation as I
+from meinst_d2.masks import rle as I
 from tests.models import tiny_cfg
 
 TRIANGLE = [20.0, 10, 60, 10, 20, 50]
