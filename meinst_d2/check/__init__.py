@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -38,26 +38,16 @@ STOPS, HURTS, FINE = Severity.STOPS, Severity.HURTS, Severity.FINE
 
 @dataclass(frozen=True)
 class Rule:
-    """A kind of problem, and how it is found.
-
-    Attributes:
-        key, title: short name, and what it is, of several.
-        severity: how bad one of them is.
-        effect: what training does with it.
-        fix: empty where nothing needs to be done.
-        find: the function that finds it.
-        special: what is special about the finding in a dataset: other values of :class:`Finding`.
-        bit: in the flags of annotations or images; each list of rules counts its own.
-    """
+    """A kind of problem, and how it is found."""
 
     key: str
-    severity: Severity
-    title: str
-    effect: str
-    fix: str
-    find: Callable[..., Any]
-    special: Callable[[Report, Finding], dict[str, Any]] | None = None
-    bit: int = 0
+    severity: Severity  # of one of them
+    title: str  # what it is, of several
+    effect: str  # what training does with it
+    fix: str  # empty where nothing needs to be done
+    find: Callable[..., Any]  # the function that finds it
+    special: Callable[[Report, Finding], dict[str, Any]] | None = None  # other values of the finding in a dataset
+    bit: int = 0  # in the flags of annotations or images; each list of rules counts its own
 
 
 def add_rule(rules: list[Rule], *values: Any) -> Rule:
@@ -73,42 +63,27 @@ def bits(*rules: Rule | None) -> int:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule found in this dataset.
-
-    Attributes:
-        rule: it.
-        count: of what it found; 0 where that says nothing.
-        examples: the first of them.
-        severity, effect, fix: the rule's, unless something is special here.
-        note: what is special; may be empty.
-    """
+    """What a rule found in this dataset."""
 
     rule: Rule
-    count: int
-    examples: list[str]
-    severity: Severity
+    count: int  # 0 where that says nothing
+    examples: list[str]  # the first of them
+    severity: Severity  # this and the next two are the rule's, unless something is special here
     effect: str
     fix: str
-    note: str = ""
+    note: str = ""  # what is special
 
 
 @dataclass
 class Report:
-    """What was found out about a dataset.
+    """What was found out about a dataset."""
 
-    Attributes:
-        file, coverage: what it holds, and how objects spread over the feature levels.
-        encodings: how well masks can be encoded, where that was asked.
-        folder, decoded: of the images, where they were looked at; whether their pixels were read, not only headers.
-        findings: the worst first.
-    """
-
-    file: CocoFile
-    coverage: Coverage
-    encodings: Encodings | None = None
-    folder: str | os.PathLike[str] | None = None
-    decoded: bool = False
-    findings: list[Finding] = field(default_factory=list)
+    file: CocoFile  # what it holds
+    coverage: Coverage  # how objects spread over the feature levels
+    encodings: Encodings | None = None  # how well masks can be encoded, where that was asked
+    folder: str | os.PathLike[str] | None = None  # of the images, where they were looked at
+    decoded: bool = False  # whether their pixels were read, not only headers
+    findings: list[Finding] = field(default_factory=list)  # the worst first
 
     @property
     def severity(self) -> Severity:
@@ -116,14 +91,13 @@ class Report:
         return max((finding.severity for finding in self.findings), default=FINE)
 
 
-def flag_in_shards(
-    flags: Flags, find: Callable[..., Flags], *args: Any, workers: int, title: str, unit: str, chunk: int
-) -> None:
-    """Add what ``find(rows, *args)`` finds in every chunk of rows to their flags."""
-    shards = run_shards(_find_in_shard, range(len(flags)), workers, title, find, *args, chunk=chunk, unit=unit)
-    for start, found in (part for shard in shards for part in shard):
-        flags[start : start + len(found)] |= found
+def in_chunks(
+    find: Callable[..., Any], count: int, *args: Any, workers: int, title: str, unit: str, chunk: int
+) -> list[tuple[range, Any]]:
+    """Every chunk of that many rows with what ``find(rows, *args)`` finds in it, in so many processes."""
+    shards = run_shards(_in_shard, range(count), workers, title, find, *args, chunk=chunk, unit=unit)
+    return [found for shard in shards for found in shard]
 
 
-def _find_in_shard(chunks: Iterator[Sequence[int]], find: Callable[..., Flags], *args: Any) -> list[tuple[int, Flags]]:
-    return [(rows[0] if rows else 0, find(rows, *args)) for rows in chunks]
+def _in_shard(chunks: Iterator[range], find: Callable[..., Any], *args: Any) -> list[tuple[range, Any]]:
+    return [(rows, find(rows, *args)) for rows in chunks]
