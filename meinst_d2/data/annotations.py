@@ -19,23 +19,14 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class InstanceAnnotation:
-    """One annotation as the dataset has it, not yet checked.
+    """One annotation as the dataset has it, not yet checked."""
 
-    Attributes:
-        segmentation: polygons, an RLE dict or an (H, W) bit mask.
-        box: ``xyxy`` in pixels.
-        image_size: (height, width).
-        category: the contiguous number of its class, or -1.
-        iscrowd: whether it marks a crowd.
-        area: of the object in pixels, where the dataset says it.
-    """
-
-    segmentation: Any
-    box: tuple[float, float, float, float]
-    image_size: tuple[int, int]
-    category: int
-    iscrowd: bool
-    area: float | None = None
+    segmentation: Any  # polygons, an RLE dict or an (H, W) bit mask
+    box: tuple[float, float, float, float]  # xyxy in pixels
+    image_size: tuple[int, int]  # (height, width)
+    category: int  # the contiguous number of its class, or -1
+    iscrowd: bool  # whether it marks a crowd
+    area: float | None = None  # of the object in pixels, where the dataset says it
 
 
 class AnnotationTable(Sequence[InstanceAnnotation]):

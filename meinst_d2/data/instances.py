@@ -36,16 +36,10 @@ from meinst_d2.masks.rle import (
 
 @dataclass
 class Templates:
-    """Templates of the usable instances, and how many were not, by reason.
+    """Templates of the usable instances, and how many were not, by reason."""
 
-    Attributes:
-        masks: (M, S, S) bool.
-        kept: (M,) positions of the usable instances among those given.
-        skipped: counts by reason.
-    """
-
-    masks: BoolArray
-    kept: npt.NDArray[np.int64]
+    masks: BoolArray  # (M, S, S) bool
+    kept: npt.NDArray[np.int64]  # (M,) positions of the usable instances among those given
     skipped: Counter[str] = field(default_factory=Counter)
 
 
@@ -81,8 +75,7 @@ def count_learnable(dataset_dicts: Iterable[Mapping[str, Any]], *, masks: bool =
         for record in dataset_dicts
         for annotation in record.get("annotations", ())
     )
-    learnable = reasons.pop("", 0)
-    return learnable, reasons
+    return reasons.pop("", 0), reasons
 
 
 def why_unusable(annotation: InstanceAnnotation, *, masks: bool = True) -> str:
@@ -123,12 +116,7 @@ def require_box(annotation: InstanceAnnotation) -> None:
 
 
 def make_templates(annotations: Sequence[InstanceAnnotation], mask_size: int) -> Templates:
-    """Templates of the usable annotations.
-
-    Args:
-        annotations: as the dataset has them.
-        mask_size: S.
-    """
+    """Templates, S x S with S = ``mask_size``, of the usable ones of annotations as the dataset has them."""
     boxes = np.array([annotation.box for annotation in annotations], np.float32).reshape(-1, 4)
     masks = np.zeros((len(annotations), mask_size, mask_size), bool)
     usable = np.ones(len(annotations), bool)
@@ -145,15 +133,11 @@ def make_templates(annotations: Sequence[InstanceAnnotation], mask_size: int) ->
                 masks[i] = crop_rle(segmentation, *annotation.image_size, boxes[i], mask_size)
             else:
                 masks[i] = crop_bitmask(bitmask_of(segmentation, annotation.image_size), boxes[i], mask_size)
-        except UnusableInstance as error:
-            skipped[error.reason] += 1
-            usable[i] = False
-        except (ValueError, TypeError):
-            skipped[BAD_RLE] += 1
+        except (ValueError, TypeError) as error:
+            skipped[error.reason if isinstance(error, UnusableInstance) else BAD_RLE] += 1
             usable[i] = False
     masks[polygon_at] = rasterize_polygons(polygons, boxes[polygon_at], mask_size)
     empty = usable & ~masks.any(axis=(1, 2))
-    if empty.any():
-        skipped[EMPTY] += int(empty.sum())
+    skipped += Counter({EMPTY: int(empty.sum())})  # counts of zero are left out
     kept = (usable & ~empty).nonzero()[0]
     return Templates(masks[kept], kept, skipped)
