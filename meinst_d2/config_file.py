@@ -13,15 +13,12 @@ import yaml
 from detectron2.config import CfgNode, downgrade_config, upgrade_config
 from detectron2.utils.file_io import PathManager
 from fvcore.common.config import BASE_KEY
+from yaml import YAMLError
 
 MOST_ALIASES = 16
 """In one file. Twenty lines of aliases to aliases stand for more values than fit into any memory."""
-LONGEST_FILE = 2**20
-"""Characters."""
-MALFORMED = (
-    *(yaml.YAMLError, AssertionError, AttributeError, KeyError, TypeError, ValueError),
-    *(MemoryError, RecursionError),
-)
+LONGEST_FILE = 2**20  # characters
+MALFORMED = (AssertionError, AttributeError, KeyError, MemoryError, RecursionError, TypeError, ValueError, YAMLError)
 """What yaml, yacs and Detectron2 raise on files that are not configs."""
 MISMATCH = re.compile(r"Type mismatch \(<class '(.*?)'> vs\. <class '(.*?)'>\).* for config key: (\S+)$", re.DOTALL)
 UNKNOWN = re.compile(r"Non-existent (?:config )?key: (\S+?)'?$")
@@ -34,13 +31,8 @@ class ConfigError(ValueError):
 def merge_config_file(cfg: CfgNode, path: str | os.PathLike[str]) -> None:
     """Like Detectron2's ``merge_from_file``, for files that nobody has looked at: they cannot run code.
 
-    Args:
-        cfg: the defaults.
-        path: of a YAML file; its ``_BASE_`` is read the same way.
-
     Raises:
-        FileNotFoundError: the file or its base is not there.
-        ConfigError: a file holds more than plain values, is not YAML, or does not fit ``cfg``.
+        FileNotFoundError, ConfigError: see :func:`read_plain_yaml`, or the content does not fit ``cfg``, the defaults.
     """
     content = read_plain_yaml(path)
     version = content.get("VERSION", cfg.VERSION)
@@ -57,11 +49,7 @@ def merge_config_file(cfg: CfgNode, path: str | os.PathLike[str]) -> None:
 
 
 def merge_overrides(cfg: CfgNode, overrides: Sequence[Any]) -> None:
-    """Like Detectron2's ``merge_from_list``.
-
-    Raises:
-        ConfigError: an odd number, a key that ``cfg`` does not have, or a value of another type.
-    """
+    """Like Detectron2's ``merge_from_list``; raises a ConfigError for half a pair, an unknown key or another type."""
     if len(overrides) % 2:
         raise ConfigError(f"the overrides {' '.join(map(str, overrides))} are not pairs: give KEY VALUE KEY VALUE ...")
     known = set(_keys(cfg))
@@ -77,9 +65,7 @@ def merge_overrides(cfg: CfgNode, overrides: Sequence[Any]) -> None:
 def read_plain_yaml(path: str | os.PathLike[str], *, read_from: tuple[str, ...] = ()) -> dict[str, Any]:
     """The content of a config file, over that of the files that its ``_BASE_`` names.
 
-    Args:
-        path: of the file.
-        read_from: the files that it is the base of, each the base of the one before.
+    It is the base of the last file of ``read_from``, each of which is the base of the one before.
 
     Raises:
         FileNotFoundError: the file or its base is not there.
@@ -105,8 +91,7 @@ def read_plain_yaml(path: str | os.PathLike[str], *, read_from: tuple[str, ...] 
         reason = error if isinstance(error, ConfigError) else "it is not text in UTF-8"
         raise ConfigError(f"the config {path} is refused: {reason}") from error
     merged: dict[str, Any] = {}
-    for base in bases:
-        base = os.path.expanduser(base)
+    for base in map(os.path.expanduser, bases):
         if not base.startswith(("/", "https://", "http://")):
             base = os.path.join(os.path.dirname(path), base)
         _merge(read_plain_yaml(base, read_from=(*read_from, path)), merged, base)
@@ -126,11 +111,7 @@ def _merge(content: Mapping[str, Any], into: dict[str, Any], path: str) -> None:
 
 
 def plain_yaml(text: Any) -> Any:
-    """What a YAML text holds.
-
-    Raises:
-        ConfigError: more than plain values, or not YAML.
-    """
+    """What a YAML text holds; raises a ConfigError if that is more than plain values, or not YAML."""
     if not isinstance(text, str):
         raise ConfigError(f"it is a {type(text).__name__} instead of a string")
     if len(text) > LONGEST_FILE:
@@ -144,10 +125,8 @@ def plain_yaml(text: Any) -> Any:
             raise
         tag = re.search(r"for the tag '(?:tag:yaml.org,2002:)?(.*)'", str(getattr(error, "problem", "")))
         if tag is not None:
-            raise ConfigError(
-                f"it holds Python objects ({tag[1]}), which can run code: write plain values, and lists for tuples, or "
-                "use a LazyConfig (.py) whose author you trust"
-            ) from error
+            fix = "write plain values, and lists for tuples, or use a LazyConfig (.py) whose author you trust"
+            raise ConfigError(f"it holds Python objects ({tag[1]}), which can run code: {fix}") from error
         at = getattr(error, "problem_mark", None)
         where = f"in line {at.line + 1}: {error.problem}" if at else _first_line(error)  # type: ignore[union-attr]
         raise ConfigError(f"it is not YAML ({where})") from error

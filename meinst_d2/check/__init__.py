@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -91,14 +91,13 @@ class Report:
         return max((finding.severity for finding in self.findings), default=FINE)
 
 
-def flag_in_shards(
-    flags: Flags, find: Callable[..., Flags], *args: Any, workers: int, title: str, unit: str, chunk: int
-) -> None:
-    """Add what ``find(rows, *args)`` finds in every chunk of rows to their flags."""
-    shards = run_shards(_find_in_shard, range(len(flags)), workers, title, find, *args, chunk=chunk, unit=unit)
-    for start, found in (part for shard in shards for part in shard):
-        flags[start : start + len(found)] |= found
+def in_chunks(
+    find: Callable[..., Any], count: int, *args: Any, workers: int, title: str, unit: str, chunk: int
+) -> list[tuple[range, Any]]:
+    """Every chunk of that many rows with what ``find(rows, *args)`` finds in it, in so many processes."""
+    shards = run_shards(_in_shard, range(count), workers, title, find, *args, chunk=chunk, unit=unit)
+    return [found for shard in shards for found in shard]
 
 
-def _find_in_shard(chunks: Iterator[Sequence[int]], find: Callable[..., Flags], *args: Any) -> list[tuple[int, Flags]]:
-    return [(rows[0] if rows else 0, find(rows, *args)) for rows in chunks]
+def _in_shard(chunks: Iterator[range], find: Callable[..., Any], *args: Any) -> list[tuple[range, Any]]:
+    return [(rows, find(rows, *args)) for rows in chunks]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from meinst_d2.check import DROP, FINE, HURTS, STOPS, Finding, Flags, Report, Rule, add_rule, bits, flag_in_shards
+from meinst_d2.check import DROP, FINE, HURTS, STOPS, Finding, Flags, Report, Rule, add_rule, bits, in_chunks
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.coco import NUMBERS, is_id, kind_of
 from meinst_d2.data.instances import make_templates
@@ -182,7 +182,9 @@ def filled_area(annotation: InstanceAnnotation) -> float:
 
 def check_masks(file: CocoFile, workers: int = 1) -> None:
     """Flag annotations of a scanned file whose box or mask cannot be used, or not well."""
-    flag_in_shards(file.flags, _mask_flags, file, workers=workers, title="checking", unit=" annotations", chunk=2048)
+    given = {"workers": workers, "title": "checking", "unit": " annotations", "chunk": 2048}
+    for rows, flags in in_chunks(_mask_flags, len(file.flags), file, **given):
+        file.flags[rows] |= flags
 
 
 def _mask_flags(rows: Sequence[int], file: CocoFile) -> Flags:

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,33 +26,22 @@ from meinst_d2.files import atomic_path
 class CocoFile:
     """What a COCO file holds. A row is the number of an element in its list.
 
-    Attributes:
-        path: of the file.
-        annotations: a row per element, whatever it is; those without an image have the size (0, 0).
-        annotation_ids: by row; None where they are not ids.
-        flags: (M,) uint32, bits of ``ANNOTATION_RULES``.
-        image_rows: (M,) the row of each annotation's image, -1 where there is none.
-        image_ids, names: by image row; None and "" where they are not there.
-        sizes: (N, 2) height and width, 0 where they are not a size.
-        image_flags: (N,) uint32, bits of ``IMAGE_RULES``.
-        categories: as the file has them.
-        category_ids, classes: the ids and the names of those that have both, in the order that training numbers them.
-        unknown_ids: the first ids that stand for nothing, by the key of the rule.
+    ``category_ids`` and ``classes`` are of the categories that have both, in the order that training numbers them.
     """
 
     path: str | os.PathLike[str]
-    annotations: AnnotationTable = field(default_factory=AnnotationTable)
-    annotation_ids: list[Any] = field(default_factory=list)
-    flags: Flags = field(default_factory=lambda: np.zeros(0, np.uint32))
-    image_rows: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    image_ids: list[Any] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    sizes: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
-    image_flags: Flags = field(default_factory=lambda: np.zeros(0, np.uint32))
-    categories: list[Any] = field(default_factory=list)
-    category_ids: list[Any] = field(default_factory=list)
-    classes: list[str] = field(default_factory=list)
-    unknown_ids: dict[str, list[Any]] = field(default_factory=dict)
+    annotations: AnnotationTable  # a row per element, whatever it is; those without an image have the size (0, 0)
+    annotation_ids: list[Any]  # by row; None where they are not ids
+    flags: Flags  # (M,) uint32, bits of ANNOTATION_RULES
+    image_rows: npt.NDArray[np.int64]  # (M,) the row of each annotation's image, -1 where there is none
+    image_ids: list[Any]  # by image row; None where it is not there
+    names: list[str]  # by image row; "" where it is not there
+    sizes: npt.NDArray[np.int64]  # (N, 2) height and width, 0 where they are not a size
+    image_flags: Flags  # (N,) uint32, bits of IMAGE_RULES
+    categories: list[Any]  # as the file has them
+    category_ids: list[Any]
+    classes: list[str]
+    unknown_ids: dict[str, list[Any]]  # the first ids that stand for nothing, by the key of the rule
 
     def having(self, *rules: Rule) -> npt.NDArray[np.bool_]:
         """(M,) whether annotations break any of the rules."""
@@ -64,9 +53,10 @@ class CocoFile:
         return (self.flags & ar.LEFT_OUT) == 0
 
     @property
-    def class_counts(self) -> npt.NDArray[np.int64]:
-        """(K,) objects to learn of every class."""
-        return np.bincount(self.annotations.categories[self.learned], minlength=len(self.classes))
+    def class_counts(self) -> list[tuple[str, int]]:
+        """Every class, and how many of its objects there are to learn."""
+        counts = np.bincount(self.annotations.categories[self.learned], minlength=len(self.classes))
+        return list(zip(self.classes, counts.tolist(), strict=True))
 
     def image_text(self, row: int) -> str:
         """An image for a reader."""
@@ -81,27 +71,26 @@ class CocoFile:
 
 def scan(path: str | os.PathLike[str]) -> CocoFile:
     """Read a COCO file and look at every element and its ids; raises what ``read_sections`` raises."""
-    file, sections = CocoFile(path), read_sections(path)
+    sections = read_sections(path)
     if not sections.keys() & set(LISTS):
         raise ValueError(f"{path} has neither images nor annotations: it is not in COCO's instances format")
-    image_flags, sizes = array("I"), []
+    image_flags, image_ids, names, sizes = array("I"), list[Any](), list[str](), []
     for value in elements(sections, "images", path):
         image = value if isinstance(value, dict) else {}
         image_flags.append(bits(bad_entry(value)))
-        file.image_ids.append(image["id"] if is_id(image.get("id")) else None)
-        file.names.append(image["file_name"] if isinstance(image.get("file_name"), str) else "")
+        image_ids.append(image["id"] if is_id(image.get("id")) else None)
+        names.append(image["file_name"] if isinstance(image.get("file_name"), str) else "")
         sides = image.get("height"), image.get("width")
         sizes.append(tuple(map(int, sides)) if all(map(is_side, sides)) else (0, 0))
-    file.image_flags, file.sizes = np.array(image_flags, np.uint32), np.array(sizes, np.int64).reshape(-1, 2)
-    flag_repeats(file)
-    file.categories = list(elements(sections, "categories", path))
-    named = [c for c in file.categories if isinstance(c, dict) and is_id(c.get("id")) and "name" in c]
+    categories = list(elements(sections, "categories", path))
+    named = [c for c in categories if isinstance(c, dict) and is_id(c.get("id")) and "name" in c]
     named.sort(key=lambda category: (isinstance(category["id"], str), category["id"]))
-    file.category_ids, file.classes = [c["id"] for c in named], [str(c["name"]) for c in named]
+    category_ids, classes = [c["id"] for c in named], [str(c["name"]) for c in named]
 
-    rows = {id_: row for row, id_ in enumerate(file.image_ids) if id_ is not None}
-    numbers = {id_: number for number, id_ in enumerate(file.category_ids)}
-    flags, image_rows, seen = array("I"), array("q"), set()
+    rows = {id_: row for row, id_ in enumerate(image_ids) if id_ is not None}
+    numbers = {id_: number for number, id_ in enumerate(category_ids)}
+    annotations, ids, flags, image_rows, seen = AnnotationTable(), list[Any](), array("I"), array("q"), set()
+    unknown_ids = dict[str, list[Any]]()
     bar = {"total": len(sections.get("annotations", ())), "unit": " annotations", "unit_scale": True}
     for value in tqdm(elements(sections, "annotations", path), desc="reading", dynamic_ncols=True, **bar):
         annotation = value if isinstance(value, dict) else {}
@@ -111,13 +100,16 @@ def scan(path: str | os.PathLike[str]) -> CocoFile:
         if row >= 0 and not found & ar.NO_KEYS.bit:
             seen.add(id_)
         for rule, key in ((ar.UNKNOWN_IMAGE, "image_id"), (ar.UNKNOWN_CATEGORY, "category_id")):
-            if found & rule.bit and len(ids := file.unknown_ids.setdefault(rule.key, [])) < ar.LOOKED_AT:
-                ids.append(annotation[key])
-        file.annotations.append(from_coco(annotation, sizes[row] if row >= 0 else (0, 0), category))
-        file.annotation_ids.append(id_)
+            if found & rule.bit and len(unknown := unknown_ids.setdefault(rule.key, [])) < ar.LOOKED_AT:
+                unknown.append(annotation[key])
+        annotations.append(from_coco(annotation, sizes[row] if row >= 0 else (0, 0), category))
+        ids.append(id_)
         image_rows.append(row)
         flags.append(found)
-    file.flags, file.image_rows = np.array(flags, np.uint32), np.array(image_rows, np.int64)
+    of_annotations = (annotations, ids, np.array(flags, np.uint32), np.array(image_rows, np.int64))
+    of_images = (image_ids, names, np.array(sizes, np.int64).reshape(-1, 2), np.array(image_flags, np.uint32))
+    file = CocoFile(path, *of_annotations, *of_images, categories, category_ids, classes, unknown_ids)
+    flag_repeats(file)
     return file
 
 
@@ -140,9 +132,8 @@ def require_other_file(path: str | os.PathLike[str], other: str | os.PathLike[st
 def write_without_bad(file: CocoFile, path: str | os.PathLike[str]) -> tuple[Path, list[Line]]:
     """Copy a checked COCO file, leaving out unusable annotations, unusable images and the annotations of those.
 
-    Everything else is kept as it is written, in order, sections that COCO does not know included; only spaces between
-    elements are not. Annotations whose id another has had before get new ids. A copy is replaced only once it is
-    complete; it cannot be the file itself (ValueError).
+    Everything else but spaces between elements is kept as it is written, in order, unknown sections included. Repeated
+    ids of annotations are replaced. The copy is put in place once complete, never over the file itself (ValueError).
 
     Returns:
         The CSV file (``path`` with the suffix .dropped.csv) of what was left out or renumbered, and why, and its lines.

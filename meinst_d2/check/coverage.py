@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,11 +12,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 
-from meinst_d2.check import FINE, HURTS, Finding, Report, add_rule
+from meinst_d2.check import FINE, HURTS, Finding, Report, add_rule, in_chunks
 from meinst_d2.check.annotation_rules import ANNOTATION_RULES, RELATIVE
 from meinst_d2.check.coco_file import CocoFile
 from meinst_d2.check.image_rules import FEW
-from meinst_d2.data.parallel import run_shards
 from meinst_d2.fcos.assign import AssignmentRule, assign_batch
 
 USUAL_LOSS = 0.02
@@ -66,19 +64,15 @@ def measure_coverage(file: CocoFile, settings: Settings, workers: int = 1) -> Co
     wide, scales = (np.tile(of_images[:, ::-1], 2).repeat(counts, axis=0) for of_images in (sizes, resized / sizes))
     boxes = (file.annotations.boxes[rows].clip(0, wide) * scales).astype(np.float32)
     given = (boxes, np.append(0, counts.cumsum()), resized, settings.rule)
-    shards = run_shards(_assign_shard, range(len(images)), workers, "assigning", *given, chunk=64, unit=" images")
+    how = {"workers": workers, "title": "assigning", "unit": " images", "chunk": 64}
     per_level = np.zeros(len(settings.rule.strides), np.int64)
-    for too_small, outdone, of_levels in (part for shard in shards for part in shard):
+    for _, (too_small, outdone, of_levels) in in_chunks(_assign, len(images), *given, **how):
         file.flags[rows[too_small]] |= NO_CELL.bit
         file.flags[rows[outdone]] |= OUTDONE.bit
         per_level += of_levels
     sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
     quantiles = np.quantile(sides, (0.05, 0.5, 0.95)).tolist() if len(sides) else [float("nan")] * 3
     return Coverage(settings, len(rows), tuple(per_level.tolist()), tuple(quantiles))  # type: ignore[arg-type]
-
-
-def _assign_shard(chunks: Iterator[range], *given: Any) -> list[tuple[npt.NDArray[np.int64], ...]]:
-    return [_assign(images, *given) for images in chunks]
 
 
 def _assign(
@@ -107,13 +101,13 @@ def _assign(
 
 def loss(report: Report, finding: Finding) -> dict[str, Any]:
     """What share of the objects it is; a small one is usual."""
-    file, counts = report.file, report.file.class_counts
+    file = report.file
     lost = file.having(finding.rule) & file.learned
     share = lost.sum() / max(1, report.coverage.objects)
-    per_class = np.bincount(file.annotations.categories[lost], minlength=len(counts))
+    per_class = np.bincount(file.annotations.categories[lost], minlength=len(file.classes)).tolist()
     much = [
         f"{100 * part / count:.0f} % of {name}"
-        for name, part, count in zip(file.classes, per_class.tolist(), counts.tolist(), strict=True)
+        for part, (name, count) in zip(per_class, file.class_counts, strict=True)
         if count >= FEW and part > USUAL_LOSS_OF_CLASS * count
     ]
     note = f"{100 * share:.1f} % of the objects" + (f"; {', '.join(much)}" if much else "")

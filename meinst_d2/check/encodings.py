@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,9 +35,7 @@ class Encodings:
     left_out: list[str]  # why pairs of S and D are missing
 
     def table(self) -> str:
-        """Mean IoU of every class at the objects' own resolution, and of all masks."""
-        if not self.rows:
-            return ""
+        """Mean IoU of every class at the objects' own resolution, and of all masks; there must be ``rows``."""
         width = max(len(name) for name, q in zip(self.classes, self.rows[0].by_class, strict=True) if q.count)
         values = " ".join(f"{row.total.iou:>{max(6, len(row.title))}.4f}" for row in self.rows)
         return f"{class_table(self.rows, self.classes)}\n{'all':{width}} {self.measured:>6,} {values}"
@@ -75,10 +73,9 @@ def measure_classes(
     """Reconstruct masks of every class with several encodings.
 
     Args:
-        file: scanned and checked.
+        file, workers: scanned and checked; processes.
         pairs: (S, D) to fit, to masks that are not measured.
         components: measured instead; all its components and, of one dictionary, the D of ``pairs`` that it has.
-        workers: processes.
 
     Raises:
         ValueError: the components are for another number of classes.
@@ -88,7 +85,7 @@ def measure_classes(
         return Encodings([], file.classes, 0, 0, ["there is no usable mask"])
     encodings, left_out = [], list[str]()
     if components is not None:
-        fit_rows, encodings = fit_rows[:0], list(_of_components(components, pairs, len(file.classes)))
+        fit_rows, encodings = fit_rows[:0], _of_components(components, pairs, len(file.classes))
     else:
         fitted_to, dims = Selection(file.annotations, fit_rows), [dim for _, dim in pairs]
         dictionaries = FittedDictionaries(fitted_to, len(file.classes), dims, per_class=False, workers=workers)
@@ -106,11 +103,10 @@ def measure_classes(
     return Encodings(found, file.classes, len(fit_rows), found[0].total.count, left_out)
 
 
-def _of_components(components: Components, pairs: Sequence[tuple[int, int]], num_classes: int) -> Iterator[Encoding]:
+def _of_components(components: Components, pairs: Sequence[tuple[int, int]], num_classes: int) -> list[Encoding]:
     bases = components.bases
     if len(bases) not in (1, num_classes):
         raise ValueError(f"the components are for {len(bases)} classes, the annotations have {num_classes}")
-    family = "pca" if len(bases) == 1 else "class-pca"
-    size, longest = bases[0].mask_size, bases[0].dim
+    family, size, longest = "pca" if len(bases) == 1 else "class-pca", bases[0].mask_size, bases[0].dim
     dims = sorted({dim for s, dim in pairs if s == size and dim < longest} | {longest})
-    yield from make_encodings(family, [size], dims, [components.sigmoid], bases=bases)
+    return list(make_encodings(family, [size], dims, [components.sigmoid], bases=bases))

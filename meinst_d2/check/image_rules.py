@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import numpy as np
 import numpy.typing as npt
 
-from meinst_d2.check import DROP, FINE, HURTS, STOPS, Finding, Flags, Report, Rule, add_rule, bits, flag_in_shards
+from meinst_d2.check import DROP, FINE, HURTS, STOPS, Finding, Flags, Report, Rule, add_rule, bits, in_chunks
 from meinst_d2.check.annotation_rules import CROWD, LOOKED_AT, NEGATIVE, NO_NUMBERS, NOT_FINITE
 from meinst_d2.data.coco import category_fault, is_id, is_side
 from meinst_d2.data.image_files import read_header, read_image
@@ -61,8 +61,9 @@ def check_images(file: CocoFile, folder: str | os.PathLike[str], *, decode: bool
     """
     if not os.path.isdir(folder):
         raise NotADirectoryError(f"there is no folder of images {folder}: name the folder that holds them")
-    given = (_file_flags, file, folder, decode)
-    flag_in_shards(file.image_flags, *given, workers=workers, title="images", unit=" images", chunk=32)
+    given = {"workers": workers, "title": "images", "unit": " images", "chunk": 32}
+    for rows, flags in in_chunks(_file_flags, len(file.image_flags), file, folder, decode, **given):
+        file.image_flags[rows] |= flags
 
 
 def _file_flags(rows: Sequence[int], file: CocoFile, folder: str | os.PathLike[str], decode: bool) -> Flags:
@@ -182,8 +183,8 @@ def repeated_ids(report: Report) -> list[str]:
 
 
 def by_class(report: Report, low: int, high: int) -> list[str]:
-    named = zip(report.file.classes, report.file.class_counts.tolist(), strict=True)
-    return [f"{name} ({count})" if count else name for name, count in named if low <= count < high]
+    counts = report.file.class_counts
+    return [f"{name} ({count})" if count else name for name, count in counts if low <= count < high]
 
 
 # What each is called, and what training does.

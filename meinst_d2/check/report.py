@@ -41,8 +41,7 @@ def examine(
         settings: of the config that will be trained with.
         decode: read the pixels of the images, not only their headers.
         pairs, components: see :func:`~meinst_d2.check.encodings.measure_classes`; with neither, none is measured.
-        num_examples: the most of each kind of problem.
-        workers: processes.
+        num_examples, workers: the most of each kind of problem; processes.
 
     Raises:
         OSError: the file or the folder cannot be read.
@@ -89,16 +88,14 @@ def as_text(report: Report) -> str:
     """The report for a reader."""
     file = report.file
     images = "files not looked at" if report.folder is None else "decoded" if report.decoded else "headers read"
-    blocks = [
-        f"{os.path.basename(file.path)}: {len(file.image_flags):,} images ({images}), {len(file.flags):,} annotations, "
-        f"{int(file.learned.sum()):,} objects to learn, {len(file.classes):,} classes"
-    ]
+    held = f"{len(file.image_flags):,} images ({images}), {len(file.flags):,} annotations"
+    learned = f"{int(file.learned.sum()):,} objects to learn, {len(file.classes):,} classes"
+    blocks = [f"{os.path.basename(file.path)}: {held}, {learned}"]
     for severity, heading in HEADINGS.items():
         found = [_finding(finding) for finding in report.findings if finding.severity == severity]
         blocks += [heading + "\n" + "\n".join(found)] if found else []
     width = max(map(len, file.classes), default=0)
-    counts = zip(file.classes, file.class_counts.tolist(), strict=True)
-    classes = ["objects to learn", *(f"  {name:{width}} {count:>7,}" for name, count in counts)]
+    classes = ["objects to learn", *(f"  {name:{width}} {count:>7,}" for name, count in file.class_counts)]
     blocks += [_levels(report.coverage), _encodings(report.encodings) if report.encodings else "\n".join(classes)]
     return "\n\n".join([*blocks, f"{VERDICTS[report.severity]} (exit status {int(report.severity)})"])
 
@@ -118,13 +115,11 @@ def _finding(finding: Finding) -> str:
 def _levels(coverage: Coverage) -> str:
     settings = coverage.settings
     bounds = [0, *settings.rule.size_bounds]
-    lines = [
-        f"feature levels, with images resized to a short side of {settings.min_size} (long side at most "
-        f"{settings.max_size})",
-        f"  {coverage.objects:,} objects; 5, 50 and 95 % are up to {' / '.join(f'{v:.0f}' for v in coverage.sides)} "
-        "pixels large (root of the box's area)",
-        "  stride  farthest side   objects with a location",
-    ]
+    sizes = f"a short side of {settings.min_size} (long side at most {settings.max_size})"
+    sides = f"up to {' / '.join(f'{side:.0f}' for side in coverage.sides)} pixels large (root of the box's area)"
+    lines = [f"feature levels, with images resized to {sizes}"]
+    lines += [f"  {coverage.objects:,} objects; 5, 50 and 95 % are {sides}"]
+    lines += ["  stride  farthest side   objects with a location"]
     for k, (stride, count) in enumerate(zip(settings.rule.strides, coverage.per_level, strict=True)):
         reach = f"{bounds[k]:g} to {bounds[k + 1]:g}" if k + 1 < len(bounds) else f"from {bounds[k]:g}"
         share = 100 * count / max(1, coverage.objects)
@@ -135,9 +130,8 @@ def _levels(coverage: Coverage) -> str:
 def _encodings(encodings: Encodings) -> str:
     lines = ["encodings S x S, D: mean IoU of masks and what is left of them, at the objects' own resolution"]
     if encodings.rows:
-        lines[0] += (
-            f", fitted to {encodings.fitted_to:,} other masks" if encodings.fitted_to else ", of the given components"
-        )
+        fitted_to = f"fitted to {encodings.fitted_to:,} other masks"
+        lines[0] += f", {fitted_to if encodings.fitted_to else 'of the given components'}"
         lines += [f"  {line}" for line in encodings.table().splitlines()]
     return "\n".join([*lines, *(f"  not measured: {reason}" for reason in encodings.left_out)])
 
@@ -145,6 +139,7 @@ def _encodings(encodings: Encodings) -> str:
 def as_content(report: Report) -> dict[str, Any]:
     """The report for a JSON file."""
     file, coverage, encodings = report.file, report.coverage, report.encodings
+    per_stride = dict(zip(map(str, coverage.settings.rule.strides), coverage.per_level, strict=True))
     return {
         "file": os.path.basename(file.path),
         "exit_status": int(report.severity),
@@ -152,34 +147,16 @@ def as_content(report: Report) -> dict[str, Any]:
         "images_checked": "no" if report.folder is None else "pixels" if report.decoded else "headers",
         "annotations": len(file.flags),
         "objects": int(file.learned.sum()),
-        "classes": [
-            {"name": name, "objects": count}
-            for name, count in zip(file.classes, file.class_counts.tolist(), strict=True)
-        ],
+        "classes": [{"name": name, "objects": count} for name, count in file.class_counts],
         "findings": [
-            {
-                "problem": finding.rule.key,
-                "severity": finding.severity.name.lower(),
-                "what": finding.rule.title,
-                "count": finding.count,
-                "training": finding.effect,
-                "fix": finding.fix,
-                "note": finding.note,
-                "examples": finding.examples,
-            }
-            for finding in report.findings
+            {"problem": found.rule.key, "severity": found.severity.name.lower(), "what": found.rule.title}
+            | {"count": found.count, "training": found.effect, "fix": found.fix, "note": found.note}
+            | {"examples": found.examples}
+            for found in report.findings
         ],
-        "feature_levels": {
-            "min_size": coverage.settings.min_size,
-            "max_size": coverage.settings.max_size,
-            "objects": coverage.objects,
-            "objects_per_stride": dict(zip(map(str, coverage.settings.rule.strides), coverage.per_level, strict=True)),
-        },
+        "feature_levels": {"min_size": coverage.settings.min_size, "max_size": coverage.settings.max_size}
+        | {"objects": coverage.objects, "objects_per_stride": per_stride},
         "encodings": encodings
-        and {
-            "fitted_to": encodings.fitted_to,
-            "measured": encodings.measured,
-            "left_out": encodings.left_out,
-            "rows": as_json(encodings.rows, encodings.classes),
-        },
+        and {"fitted_to": encodings.fitted_to, "measured": encodings.measured, "left_out": encodings.left_out}
+        | {"rows": as_json(encodings.rows, encodings.classes)},
     }

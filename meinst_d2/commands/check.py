@@ -39,9 +39,9 @@ def encoding(text: str) -> tuple[int, int]:
 
 
 def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return int(text)
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -62,8 +62,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     drop = "write a copy without unusable annotations and images; OUT.dropped.csv lists them"
     add("--drop-bad", metavar="OUT.json", help=drop)
     add("--examples", type=positive, default=5, metavar="N", help="of every problem (default 5)")
-    workers = os.cpu_count() or 1
-    add("--workers", type=positive, default=workers, metavar="N", help="processes (default: one per core)")
+    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: one per core)")
     args = parser.parse_args(argv)
     if args.no_encodings and (args.encodings or args.components):
         parser.error("--no-encodings leaves nothing for --encodings and --components to do")
@@ -102,16 +101,11 @@ def check(args: argparse.Namespace) -> int:
         require_other_file(args.annotations, args.drop_bad)
     cfg = load_config(args.config_file)
     own = (cfg.MODEL.MEINST.MASK_SIZE, cfg.MODEL.MEINST.DIM_MASK)
-    report = examine(
-        args.annotations,
-        args.images,
-        settings_of(cfg),
-        decode=args.decode,
-        pairs=[] if args.no_encodings else list(dict.fromkeys(args.encodings or [own, *map(encoding, PAIRS)])),
-        components=load_components(args.components) if args.components else None,
-        num_examples=args.examples,
-        workers=args.workers,
-    )
+    pairs = [] if args.no_encodings else list(dict.fromkeys(args.encodings or [own, *map(encoding, PAIRS)]))
+    components = load_components(args.components) if args.components else None
+    options = {"decode": args.decode, "num_examples": args.examples, "workers": args.workers}
+    files = args.annotations, args.images
+    report = examine(*files, settings_of(cfg), pairs=pairs, components=components, **options)
     print(as_text(report), flush=True)
     if args.json:
         with atomic_path(args.json) as temporary:
@@ -127,10 +121,9 @@ def check(args: argparse.Namespace) -> int:
         if len(lines) > LISTED:
             print(f"... and {len(lines) - LISTED:,} more")
         gone = [line.section for line in lines if line.done == "left out"]
-        print(
-            f"wrote {args.drop_bad}; annotations left out: {gone.count('annotations'):,}, images left out: "
-            f"{gone.count('images'):,}, annotations with new ids: {len(lines) - len(gone):,}; {list_path} lists them"
-        )
+        left_out = [f"{name} left out: {gone.count(name):,}" for name in ("annotations", "images")]
+        new = f"annotations with new ids: {len(lines) - len(gone):,}"
+        print(f"wrote {args.drop_bad}; {', '.join([*left_out, new])}; {list_path} lists them")
     return int(report.severity)
 
 
@@ -138,8 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         with reporting("check", status=2):
-            status = check(args)
+            sys.exit(check(args))
     except Exception:  # its status would be 1, which says something else
         traceback.print_exc()
-        status = 2
-    sys.exit(status)
+        sys.exit(2)

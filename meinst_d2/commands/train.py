@@ -80,11 +80,7 @@ def check(args: argparse.Namespace) -> OpenedCheckpoint | None:
 
 
 def train(args: argparse.Namespace, opened: OpenedCheckpoint | None = None) -> Any:
-    """What every process does.
-
-    Args:
-        args: of the command.
-        opened: the checkpoint to start from, where it has been read already.
+    """What every process does; ``opened`` is the checkpoint to start from, where it has been read already.
 
     Returns:
         The results of the last evaluation.
@@ -125,8 +121,7 @@ def train_on_files(
 
     Args:
         train_json, val_json: what to learn from and what to evaluate on.
-        images: the folder of their images, or one for each.
-        output: the folder of the run.
+        images, output: the folder of their images, or one for each; the folder of the run.
         config: a YAML file, or a name below ``configs/``.
         weights: what to start from; by default those of the config. For weights of a backbone alone, mask components
             are fitted to ``output/components.npz``.
@@ -169,11 +164,7 @@ def train_on_files(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Check what can be checked, then start the processes.
-
-    Args:
-        argv: the command line, by default this process's. A script that registers datasets of its own calls this.
-    """
+    """Check what can be checked, then start the processes. A script that registers datasets of its own calls this."""
     args = parse_args(argv)
     with reporting("train"):
         opened = check(args)

@@ -33,7 +33,6 @@ NOT_NUMBERS = array("d", [math.nan] * 4)
 NUMBERS = frozenset((int, float))
 """The types of JSON numbers; a boolean is not one."""
 LISTS = ("images", "annotations", "categories")
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PYTHON_ONLY = re.compile(rb"(?<=[\s,:\[])(?:NaN|-?Infinity)(?=[\s,\]}])|\\u[dD][0-9a-fA-F]{3}")
 """What Python's json reads and the JSON standard does not know: these words, and halves of characters."""
 KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
@@ -61,7 +60,7 @@ def read_sections(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is empty: it is not in COCO's instances format")
     with open(path, "rb") as file:
         content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # stays while texts are in use
-    if content[:3] == BYTE_ORDER_MARK:
+    if content[:3].tobytes() == b"\xef\xbb\xbf":  # the byte order mark
         content = content[3:]
     try:
         try:
@@ -175,7 +174,7 @@ def read_category_names(path: str | os.PathLike[str]) -> list[str]:
     """
     sections = read_sections(path)
     _require(sections, ("categories",), path)
-    return _categories(sections, path, named=True)[1]
+    return _categories(sections, path, True)[1]
 
 
 def _read(path: str | os.PathLike[str], table: AnnotationTable, *, named: bool) -> CocoDataset:
@@ -183,14 +182,13 @@ def _read(path: str | os.PathLike[str], table: AnnotationTable, *, named: bool) 
     _require(sections, ("images", "annotations"), path)
     images, rows, sizes = [], {}, [(0, 0)]  # the first of no image
     for number, image in enumerate(elements(sections, "images", path)):
-        fault = image_fault(image)
-        if fault:
+        if fault := image_fault(image):
             raise ValueError(f"{path}: image number {number} {fault}")
         rows[image["id"]] = number
         sizes.append((int(image["height"]), int(image["width"])))
         name = {"file_name": image["file_name"]} if isinstance(image.get("file_name"), str) else {}
         images.append({"id": image["id"], "height": sizes[-1][0], "width": sizes[-1][1], **name})
-    category_ids, names = _categories(sections, path, named=named)
+    category_ids, names = _categories(sections, path, named)
     numbers = category_numbers(category_ids)
     image_rows, boxes, ids = array("q"), array("d"), []
     for number, annotation in enumerate(elements(sections, "annotations", path)):
@@ -206,19 +204,15 @@ def _read(path: str | os.PathLike[str], table: AnnotationTable, *, named: bool) 
 
 
 def _require(sections: Mapping[str, Any], names: Sequence[str], path: str | os.PathLike[str]) -> None:
-    missing = [repr(name) for name in names if name not in sections]
-    if missing:
+    if missing := [repr(name) for name in names if name not in sections]:
         raise ValueError(f"{path} is not in COCO's instances format: it has no {' and no '.join(missing)}")
 
 
-def _categories(
-    sections: Mapping[str, Any], path: str | os.PathLike[str], *, named: bool
-) -> tuple[list[Any], list[str]]:
+def _categories(sections: Mapping[str, Any], path: str | os.PathLike[str], named: bool) -> tuple[list[Any], list[str]]:
     """The ids and the names, by class number; with ``named`` every category must have a name."""
     every = []
     for number, category in enumerate(elements(sections, "categories", path)):
-        fault = category_fault(category, named=named)
-        if fault:
+        if fault := category_fault(category, named=named):
             raise ValueError(f"{path}: category number {number} {fault}")
         every.append((category["id"], str(category.get("name"))))
     try:
@@ -238,9 +232,8 @@ def category_numbers(ids: Iterable[Any]) -> dict[Any, int]:
     try:
         return {id_: number for number, id_ in enumerate(sorted(ids))}
     except TypeError as error:
-        raise ValueError(
-            f"the category ids are of types that cannot be sorted ({error}): use numbers, or strings, for all"
-        ) from error
+        why = f"types that cannot be sorted ({error})"
+        raise ValueError(f"the category ids are of {why}: use numbers, or strings, for all") from error
 
 
 def lookup(rows: Mapping[Any, int], key: Any) -> int:

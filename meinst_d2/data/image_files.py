@@ -10,15 +10,12 @@ import detectron2.data.detection_utils as utils
 import numpy as np
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 """What Pillow raises on files that are damaged, or no images at all."""
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 """Of Pillow, for grey images of more than 8 bits; of colours it gives the upper 8 bits of 16 itself."""
-ORIENTATION = 0x0112
-TURNED = (5, 6, 7, 8)
-"""EXIF orientations that swap width and height."""
 
 
 def read_image(path: str, image_format: str) -> np.ndarray:
@@ -41,8 +38,8 @@ def read_image(path: str, image_format: str) -> np.ndarray:
     try:
         with PathManager.open(path, "rb") as file:
             opened = Image.open(file)
-            if _pages(opened) > 1:
-                _warn(f"{path} has {_pages(opened)} pages, of which the first is read", "pages")
+            if (pages := _pages(opened)) > 1:
+                _warn(f"{path} has {pages} pages, of which the first is read", "pages")
             image = utils._apply_exif_orientation(opened)
             if image.mode in DEEP_MODES:
                 how = "floats are clipped to 0 ... 255" if image.mode == "F" else "the upper 8 of 16 are taken"
@@ -80,10 +77,10 @@ def read_header(path: str) -> Header:
         orientation = None
         if image.format != "PNG" or "exif" in image.info:  # asking a PNG without would decode the whole image
             try:
-                orientation = image.getexif().get(ORIENTATION)
+                orientation = image.getexif().get(ExifTags.Base.Orientation)
             except Exception:  # Detectron2 goes on without
                 orientation = None
-        size = image.size if orientation in TURNED else image.size[::-1]
+        size = image.size if orientation in (5, 6, 7, 8) else image.size[::-1]  # those swap the sides
         return Header(size, image.mode in DEEP_MODES, _pages(image), orientation in range(2, 9))
 
 

@@ -75,8 +75,7 @@ def count_learnable(dataset_dicts: Iterable[Mapping[str, Any]], *, masks: bool =
         for record in dataset_dicts
         for annotation in record.get("annotations", ())
     )
-    learnable = reasons.pop("", 0)
-    return learnable, reasons
+    return reasons.pop("", 0), reasons
 
 
 def why_unusable(annotation: InstanceAnnotation, *, masks: bool = True) -> str:
@@ -132,15 +131,11 @@ def make_templates(annotations: Sequence[InstanceAnnotation], mask_size: int) ->
                 masks[i] = crop_rle(segmentation, *annotation.image_size, boxes[i], mask_size)
             else:
                 masks[i] = crop_bitmask(bitmask_of(segmentation, annotation.image_size), boxes[i], mask_size)
-        except UnusableInstance as error:
-            skipped[error.reason] += 1
-            usable[i] = False
-        except (ValueError, TypeError):
-            skipped[BAD_RLE] += 1
+        except (ValueError, TypeError) as error:
+            skipped[error.reason if isinstance(error, UnusableInstance) else BAD_RLE] += 1
             usable[i] = False
     masks[polygon_at] = rasterize_polygons(polygons, boxes[polygon_at], mask_size)
     empty = usable & ~masks.any(axis=(1, 2))
-    if empty.any():
-        skipped[EMPTY] += int(empty.sum())
+    skipped += Counter({EMPTY: int(empty.sum())})  # counts of zero are left out
     kept = (usable & ~empty).nonzero()[0]
     return Templates(masks[kept], kept, skipped)

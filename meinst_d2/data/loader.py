@@ -97,9 +97,8 @@ class TrainingBatches:
             ValueError: the processes cannot share a batch equally, or there are no images.
         """
         if batch_size % world_size:
-            raise ValueError(
-                f"SOLVER.IMS_PER_BATCH = {batch_size} cannot be shared by {world_size} processes: choose a multiple"
-            )
+            shared = f"SOLVER.IMS_PER_BATCH = {batch_size} cannot be shared by {world_size} processes"
+            raise ValueError(f"{shared}: choose a multiple")
         if len(groups) == 0:
             raise ValueError("the training set has no images")
         self.groups, self.batch_size, self.seed = groups, batch_size, seed
@@ -192,10 +191,8 @@ def make_train_loader(
     """The loader of this process.
 
     Args:
-        records: of the images, in Detectron2's dataset format.
-        mapper: record -> sample.
-        batch_size: over all processes.
-        seed: not negative.
+        records, mapper: of the images, in Detectron2's dataset format; record -> sample.
+        batch_size, seed: over all processes; not negative.
         num_workers: processes that load; 0 loads in this one.
         aspect_ratio_grouping: whether wide and tall images stay in batches of their own.
         repeat_factors: see :class:`TrainingBatches`.
@@ -223,9 +220,8 @@ def _require_learnable(records: Sequence[dict[str, Any]], *, masks: bool) -> Non
     learnable, unusable = count_learnable(records, masks=masks)
     count = unusable.total()
     why = ", ".join(f"{number:,} {reason}" for reason, number in unusable.most_common())
-    said = (
-        f"of {count + learnable:,} annotations in {len(records):,} images {count:,} cannot be learned ({why or 'none'})"
-    )
+    every = f"{count + learnable:,} annotations in {len(records):,} images"
+    said = f"of {every} {count:,} cannot be learned ({why or 'none'})"
     if not learnable:
         raise DatasetError(f"there is nothing to learn: {said}; run meinst check on the annotation files")
     if count > learnable:
@@ -235,9 +231,8 @@ def _require_learnable(records: Sequence[dict[str, Any]], *, masks: bool) -> Non
 def build_train_loader(cfg: CfgNode, mapper: Callable[[Any], dict[str, Any]] | None = None) -> TrainLoader:
     """The loader of ``DATASETS.TRAIN``; ``SEED`` must not be negative.
 
-    Args:
-        cfg: read: DATASETS, DATALOADER, SOLVER.IMS_PER_BATCH, SEED, and what the mapper reads.
-        mapper: record -> sample; by default :class:`~meinst_d2.data.mapper.MEInstDatasetMapper`.
+    Reads DATASETS, DATALOADER, SOLVER.IMS_PER_BATCH, SEED, and what :class:`~meinst_d2.data.mapper.MEInstDatasetMapper`
+    reads, which is the ``mapper`` (record -> sample) by default.
     """
     records = training_records(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     check_choices(cfg)

@@ -48,9 +48,7 @@ class MEInstDatasetMapper:
             recompute_boxes: fit boxes to the masks after augmentation, for crops that cut objects.
         """
         self.augmentations = T.AugmentationList(list(augmentations))
-        self.image_format = image_format
-        self.mask_size = mask_size
-        self.recompute_boxes = recompute_boxes
+        self.image_format, self.mask_size, self.recompute_boxes = image_format, mask_size, recompute_boxes
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -83,10 +81,8 @@ class MEInstDatasetMapper:
         try:
             sample["instances"] = self._instances(record, transforms, image.shape[:2])
         except (LookupError, OverflowError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"the annotations of {record['file_name']} cannot be used ({type(error).__name__} {error}): "
-                "meinst check says what is wrong with them"
-            ) from error
+            reason = f"({type(error).__name__} {error}): meinst check says what is wrong with them"
+            raise ValueError(f"the annotations of {record['file_name']} cannot be used {reason}") from error
         return sample
 
     def _instances(

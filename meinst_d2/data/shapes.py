@@ -65,11 +65,9 @@ def generate(
     """Write images to ``root/SPLIT/`` and annotations to ``root/annotations/instances_SPLIT.json``.
 
     Args:
-        root: the folder.
+        root, config: the folder, and what the images look like.
         num_images: by split, "train" and "val".
-        config: what the images look like.
-        seed: not negative; the same seed gives the same pixels, for any number of workers.
-        workers: processes.
+        seed, workers: not negative, the same one gives the same pixels for any number of workers, which are processes.
     """
     size = {"height": config.height, "width": config.width}
     for split, count in num_images.items():
@@ -85,19 +83,14 @@ def generate(
                 images.append({"id": image_id, "file_name": name, **size})
                 for annotation in of_image:
                     annotations.append({**annotation, "id": len(annotations) + 1, "image_id": image_id})
-        content = {
-            "info": {"description": "meinst_d2 generated shapes"},
-            "images": images,
-            "annotations": annotations,
-            "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CATEGORIES)],
-        }
+        categories = [{"id": i + 1, "name": name} for i, name in enumerate(CATEGORIES)]
+        content = {"info": {"description": "meinst_d2 generated shapes"}, "images": images, "annotations": annotations}
+        content["categories"] = categories
         with atomic_path(Path(root) / "annotations" / f"instances_{split}.json") as temporary:
             temporary.write_text(json.dumps(content))
 
 
-def _write_image(
-    folder: Path, config: ShapesConfig, seed: tuple[int, int], number: int
-) -> tuple[str, list[dict[str, Any]]]:
+def _write_image(folder: Path, config: ShapesConfig, seed: tuple[int, int], number: int) -> tuple[str, list[Any]]:
     image, annotations = draw_image(config, (*seed, number))
     name = f"{number:06d}.png"
     Image.fromarray(image).save(folder / name, compress_level=1)
@@ -105,15 +98,7 @@ def _write_image(
 
 
 def draw_image(config: ShapesConfig, seed: tuple[int, ...]) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]]:
-    """One image and its annotations.
-
-    Args:
-        config: what it looks like.
-        seed: what it depends on.
-
-    Returns:
-        (H, W, 3) RGB, and COCO annotations without ids.
-    """
+    """One image that depends on ``seed``, (H, W, 3) RGB, and its COCO annotations without ids."""
     rng = np.random.default_rng(seed)
     size = (config.height, config.width)
     background = rng.uniform(30, 225, 3).astype(np.float32)
@@ -337,13 +322,8 @@ def _blob_outlines(rng: Random, side: float) -> list[Outline]:
     return [_rotated(rng, _circle() * np.maximum(radius, 0.25)[:, None])]
 
 
-OUTLINES: dict[str, Callable[[Random, float], list[Outline]]] = {
-    "ring": _ring_outlines,
-    "star": _star_outlines,
-    "crescent": _crescent_outlines,
-    "bar": _bar_outlines,
-    "cut": _cut_outlines,
-    "blob": _blob_outlines,
-}
+OUTLINES: dict[str, Callable[[Random, float], list[Outline]]]
+OUTLINES = {"ring": _ring_outlines, "star": _star_outlines, "crescent": _crescent_outlines}
+OUTLINES |= {"bar": _bar_outlines, "cut": _cut_outlines, "blob": _blob_outlines}
 """By category: (generator, extent in pixels) -> outlines. A ring has its hole second, a cut disc its strip third."""
 CATEGORIES = tuple(OUTLINES)

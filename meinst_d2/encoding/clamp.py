@@ -16,22 +16,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class SigmoidClamp:
-    """Bounds of the random clamp.
+    """Bounds of the random clamp."""
 
-    Attributes:
-        low: smallest value, in (0, 0.5).
-        high: largest value, in [low, 0.5).
-    """
-
-    low: float = 0.01
-    high: float = 0.05
+    low: float = 0.01  # in (0, 0.5)
+    high: float = 0.05  # in [low, 0.5)
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high < 0.5:
-            raise ValueError(
-                f"the clamp ({self.low}, {self.high}) must satisfy 0 < low <= high < 0.5: its logit must be finite and "
-                "separate the mask from the background"
-            )
+            why = "its logit must be finite and separate the mask from the background"
+            raise ValueError(f"the clamp ({self.low}, {self.high}) must satisfy 0 < low <= high < 0.5: {why}")
 
     @property
     def is_random(self) -> bool:

@@ -37,10 +37,7 @@ class DCTEncoder(LinearEncoder):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        """
-        Args:
-            kwargs: of :class:`~meinst_d2.encoding.linear.LinearEncoder`.
-        """
+        """Takes what :class:`~meinst_d2.encoding.linear.LinearEncoder` takes."""
         super().__init__(**kwargs)
         # On average a logit is 0 and its magnitude that of the clamp; a pixel is one half, give or take one half.
         magnitude, mean = (self.clamp.logit_moments()[0], 0.0) if self.sigmoid else (0.5, 0.5)

@@ -13,17 +13,11 @@ from meinst_d2.precision import without_autocast
 
 
 class Dictionary(NamedTuple):
-    """What coefficients mean, for all masks alike or with a leading axis of M masks.
+    """What coefficients mean, for all masks alike or with a leading axis of M masks."""
 
-    Attributes:
-        components: (..., D, S*S), orthonormal rows.
-        deviations: (..., D), std of the coefficients along each row.
-        means: (..., S*S).
-    """
-
-    components: Tensor
-    deviations: Tensor
-    means: Tensor
+    components: Tensor  # (..., D, S*S), orthonormal rows
+    deviations: Tensor  # (..., D), std of the coefficients along each row
+    means: Tensor  # (..., S*S)
 
 
 class LinearEncoder(MaskEncoder):

@@ -23,19 +23,12 @@ from meinst_d2.encoding.moments import PixelMoments
 
 @dataclass(frozen=True)
 class PCABasis:
-    """A fitted dictionary.
+    """A fitted dictionary."""
 
-    Attributes:
-        components: (D, S*S), orthonormal rows in order of falling variance.
-        mean: (S*S,).
-        explained_variance: (D,), the variance of the masks along each component.
-        explained_variance_ratio: (D,), its share of the total variance.
-    """
-
-    components: npt.NDArray[np.floating]
-    mean: npt.NDArray[np.floating]
-    explained_variance: npt.NDArray[np.floating]
-    explained_variance_ratio: npt.NDArray[np.floating]
+    components: npt.NDArray[np.floating]  # (D, S*S), orthonormal rows in order of falling variance
+    mean: npt.NDArray[np.floating]  # (S*S,)
+    explained_variance: npt.NDArray[np.floating]  # (D,), the variance of the masks along each component
+    explained_variance_ratio: npt.NDArray[np.floating]  # (D,), its share of the total variance
 
     @property
     def dim(self) -> int:
@@ -177,11 +170,7 @@ class ClassPCAEncoder(FittedEncoder):
     class_specific = True
 
     def __init__(self, *, num_classes: int, **kwargs: Any) -> None:
-        """
-        Args:
-            num_classes: K.
-            kwargs: of :class:`~meinst_d2.encoding.linear.LinearEncoder`.
-        """
+        """``num_classes`` is K; the others are those of :class:`~meinst_d2.encoding.linear.LinearEncoder`."""
         super().__init__(num_classes=num_classes, **kwargs)
 
     def dictionary(self, classes: Tensor | None) -> Dictionary:

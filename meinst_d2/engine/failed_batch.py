@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.files import atomic_path
 
-FIELD_TYPES = {"Boxes": Boxes, "BitMasks": BitMasks, "PolygonMasks": PolygonMasks}
-
 
 @dataclass(frozen=True)
 class FailedBatch:
@@ -67,17 +65,11 @@ class FailedBatch:
             raise ValueError(f"{path} does not hold a batch whose loss was not finite") from error
 
     def replay(self, model: nn.Module, inputs: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Tensor]:
-        """The losses once more, by name, with gradients.
-
-        Args:
-            model: as in the run; gets the weights.
-            inputs: some of the batch's; by default all.
-        """
+        """The losses of all inputs, or of some, once more, by name, with gradients; the model gets the weights."""
         model.load_state_dict(dict(self.model))
         torch.manual_seed(self.random_seed)
         with EventStorage(self.iteration):
-            losses: dict[str, Tensor] = model.train()(self.inputs if inputs is None else inputs)
-        return losses
+            return model.train()(self.inputs if inputs is None else inputs)
 
 
 def _as_plain(value: Any) -> Any:
@@ -102,4 +94,4 @@ def _from_plain(value: Any) -> Any:
         return Instances(**{key: _from_plain(field) for key, field in content.items()})
     if name == "PolygonMasks":
         content = [[polygon.numpy() for polygon in instance] for instance in content]
-    return FIELD_TYPES[name](content)
+    return {"Boxes": Boxes, "BitMasks": BitMasks, "PolygonMasks": PolygonMasks}[name](content)

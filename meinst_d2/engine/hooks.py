@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,24 +22,15 @@ from meinst_d2.masks import paste_masks
 from meinst_d2.modeling.build import mask_templates
 from meinst_d2.visualization.drawing import MaskVisualizer, masks_of
 
-PER_POSITIVE = ("loss_cls", "loss_centerness")
-"""Losses that are divided by the number of positives; the others by the sum of their centerness."""
-MOST_DETECTIONS = 20
-
 
 class WeightAverage(HookBase):
     """The exponential moving average of the weights, after every iteration decay * average + (1 - decay) * weights.
 
-    The first iteration sets it to the weights. Buffers, the mask components among them, are copied. It is torch's
-    ``AveragedModel``, made a hook and a part of checkpoints.
+    It is torch's ``AveragedModel``, made a hook and a part of checkpoints, and looks back 1 / (1 - decay) iterations.
+    The first iteration sets it to the weights; buffers, mask components among them, are copied.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """
-        Args:
-            model: not wrapped for distributed training.
-            decay: below 1; the average looks back about 1 / (1 - decay) iterations.
-        """
         if not 0 < decay < 1:
             raise ValueError(f"SOLVER.EMA_DECAY = {decay} must be below 1, such as 0.9998, or 0 for no average")
         self.model = model
@@ -64,11 +56,9 @@ class WeightAverage(HookBase):
 
 
 class Validation(HookBase):
-    """Evaluates every ``period`` iterations and at the end, keeps the best weights, and ends training that no longer
-    improves.
+    """Evaluates during and after training, keeps the best weights, and ends training that no longer improves.
 
-    Its state is part of checkpoints. A checkpoint is written before the evaluation of its iteration, so a run that
-    resumes from there evaluates first.
+    Its state is part of checkpoints, each written before the evaluation of its iteration: resuming evaluates first.
     """
 
     def __init__(
@@ -91,8 +81,7 @@ class Validation(HookBase):
         self.evaluate, self.period = evaluate, period
         self.metric, self.patience, self.keep_best = metric, patience, keep_best
         self.best: float | None = None
-        self.since_best, self.last_iteration = 0, -1
-        self.logger = logging.getLogger(__name__)
+        self.since_best, self.last_iteration, self.logger = 0, -1, logging.getLogger(__name__)
 
     def before_train(self) -> None:
         done = self.trainer.start_iter
@@ -108,8 +97,7 @@ class Validation(HookBase):
             self._validate(self.trainer.iter)
 
     def after_train(self) -> None:
-        finished = self.trainer.iter >= self.trainer.max_iter
-        if finished and self.last_iteration != self.trainer.max_iter - 1:
+        if self.trainer.iter >= self.trainer.max_iter != self.last_iteration + 1:
             self._validate(self.trainer.max_iter - 1)
 
     def _is_due(self, done: int) -> bool:
@@ -136,18 +124,15 @@ class Validation(HookBase):
 
     def _end_if_patience_is_over(self, iteration: int) -> None:
         if 0 < self.patience <= self.since_best and iteration + 1 < self.trainer.max_iter:
-            self.trainer.finish(
-                iteration,
-                f"{self.metric} has not risen above {self.best:.2f} in {self.since_best} evaluations "
-                f"(TEST.PATIENCE {self.patience})",
-            )
+            waited = f"{self.since_best} evaluations (TEST.PATIENCE {self.patience})"
+            self.trainer.finish(iteration, f"{self.metric} has not risen above {self.best:.2f} in {waited}")
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "since_best": self.since_best, "last_iteration": self.last_iteration}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.best, self.since_best = state["best"], state["since_best"]
-        self.last_iteration = state["last_iteration"]
+        for name in ("best", "since_best", "last_iteration"):
+            setattr(self, name, state[name])
 
 
 @torch.no_grad()
@@ -161,8 +146,7 @@ def validation_losses(model: nn.Module, loader: Iterable[Sequence[Mapping[str, A
         loader: lists of inputs with ``instances``; this process's share of the dataset.
     """
     generator, trains = model.proposal_generator, model.training
-    totals: dict[str, float] = {}
-    counts = torch.zeros(2)
+    totals, counts = Counter[str](), torch.zeros(2)
     model.eval()
     model.training = generator.training = True  # these two give losses, their layers behave as in evaluation
     try:
@@ -171,17 +155,17 @@ def validation_losses(model: nn.Module, loader: Iterable[Sequence[Mapping[str, A
                 sizes = [tuple(x["image"].shape[-2:]) for x in batch]
                 counts += generator.count_positives(sizes, [x["instances"] for x in batch])
                 for name, loss in model(batch).items():
-                    totals[name] = totals.get(name, 0.0) + loss.item()
+                    totals[name] += loss.item()
     finally:
         model.train(trains)
     gathered = comm.all_gather((totals, counts))
     positives, centerness = torch.stack([counts for _, counts in gathered]).sum(0).tolist()
-    losses: dict[str, float] = {}
+    losses = Counter[str]()
     for mine, _ in gathered:
         for name, total in mine.items():
-            divisor = max(positives, 1.0) if name in PER_POSITIVE else max(centerness, 1e-6)
-            losses[name] = losses.get(name, 0.0) + total / divisor
-    return losses | {"total_loss": sum(losses.values())}
+            per_positive = name in ("loss_cls", "loss_centerness")  # the others are divided by the sum of centerness
+            losses[name] += total / (max(positives, 1) if per_positive else max(centerness, 1e-6))
+    return {**losses, "total_loss": losses.total()}
 
 
 class Visualization(HookBase):
@@ -222,14 +206,14 @@ def draw_sample(model: nn.Module, sample: Mapping[str, Any], image_format: str) 
             templates = [masks.float(), encoder.decode(encoder.encode(masks.to(device), classes), classes).cpu()]
     finally:
         model.train(trains)
-    panels = []
-    for i in range(2):
-        masks = paste_masks(templates[i], truth.gt_boxes.tensor, *truth.image_size).numpy() if templates else None
-        panels.append(MaskVisualizer(image).overlay_instances(boxes=truth.gt_boxes.tensor, masks=masks))
-    found = found[found.scores.argsort(descending=True)[:MOST_DETECTIONS]]
+    boxes, size = truth.gt_boxes.tensor, truth.image_size
+    given: list[Any] = [paste_masks(masks, boxes, *size).numpy() for masks in templates] or [None, None]
+    panels = [{"boxes": boxes, "masks": masks} for masks in given]
+    found = found[found.scores.argsort(descending=True)[:20]]
     masks = masks_of(found)
     if found.has("pred_mask_templates"):
         masks = paste_masks(found.pred_mask_templates, found.pred_mask_boxes.tensor, *found.image_size).numpy()
     labels = [f"{score:.0%}" for score in found.scores.tolist()]
-    panels.append(MaskVisualizer(image).overlay_instances(boxes=found.pred_boxes.tensor, masks=masks, labels=labels))
-    return np.concatenate([panel.get_image() for panel in panels], axis=1).transpose(2, 0, 1)
+    panels.append({"boxes": found.pred_boxes.tensor, "masks": masks, "labels": labels})
+    pictures = [MaskVisualizer(image).overlay_instances(**panel).get_image() for panel in panels]
+    return np.concatenate(pictures, axis=1).transpose(2, 0, 1)

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from meinst_d2.files import atomic_path
 
 EXIT_CODE = 128 + signal.SIGTERM
 """What a process that SIGTERM ends returns: not 0, so that a scheduler starts the job again."""
-SEED_FILE = "seed.txt"
 
 
 class Preempted(SystemExit):
@@ -82,9 +81,7 @@ class Termination:
 def _pass_on(*_: Any) -> None:
     """SIGTERM to the processes that this one has started."""
     for child in multiprocessing.active_children():
-        if child.pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(child.pid, signal.SIGTERM)
+        child.terminate()
 
 
 def launch(
@@ -92,9 +89,8 @@ def launch(
 ) -> None:
     """Like Detectron2's, but how it ends.
 
-    SIGTERM to this process goes to all that it started, and when they have saved and ended, this one ends with the same
-    exit code. A process that is killed ends the others, and the job, with a sentence; so does a dataset that cannot be
-    used in the only process.
+    SIGTERM to this process goes to all that it started; when they have saved and ended, it ends with their exit code. A
+    process that is killed ends all others and the job with a sentence, as does an unusable dataset in the only process.
     """
     try:
         with _on_sigterm(_pass_on) if num_gpus > 1 else nullcontext():
@@ -104,17 +100,13 @@ def launch(
     except ProcessExitedException as error:
         if error.exit_code == EXIT_CODE:
             sys.exit(EXIT_CODE)
-        why = error.signal_name or f"exit code {error.exit_code}"
-        sys.exit(
-            f"meinst train: process {error.error_index} of {num_gpus} ended ({why}) and the others with it; the last "
-            "checkpoint is whole: resume with --resume"
-        )
+        ended = f"{error.error_index} of {num_gpus} ended ({error.signal_name or f'exit code {error.exit_code}'})"
+        fix = "the last checkpoint is whole: resume with --resume"
+        sys.exit(f"meinst train: process {ended} and the others with it; {fix}")
 
 
 def _forking(main: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """Run in every process. Loaders are forked, as in a process that nothing has launched: one that is spawned imports
-    everything again, which takes seconds and half a gigabyte per loader.
-    """
+    """Run in every process. Loaders are forked: a spawned one imports everything again, in seconds and half a GB."""
     if sys.platform == "linux":
         multiprocessing.set_start_method("fork", force=True)
     main(*args)
@@ -130,12 +122,11 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
 def settle_seed(seed: int, output_dir: str | os.PathLike[str], resume: bool) -> int:
     """The seed of a run, the same on every process, which all call this.
 
-    A negative one is replaced by one that is drawn once and kept in ``output_dir/seed.txt``, where a resumed run finds
-    it.
+    A negative one is replaced by one drawn once and kept in ``output_dir/seed.txt``, where a resumed run finds it.
     """
     if seed >= 0:
         return seed
-    path, seed = Path(output_dir) / SEED_FILE, comm.shared_random_seed() % 2**31
+    path, seed = Path(output_dir) / "seed.txt", comm.shared_random_seed() % 2**31
     if comm.is_main_process():
         if resume and path.exists():
             seed = int(path.read_text())

@@ -61,12 +61,11 @@ def as_yaml(lazy: DictConfig) -> CfgNode:
 
     An encoder may stand alone or in ``with_components``.
     """
-    cfg = get_cfg()
+    cfg, found = get_cfg(), dict[str, Any]()
     add_meinst_config(cfg)
-    found = {key: OmegaConf.select(lazy, name) for key, name in LAZY_KEYS.items()}
-    found |= {
-        key: OmegaConf.select(lazy, LAZY_KEYS[key].replace(".encoder.", ".")) for key in found if found[key] is None
-    }
+    for key, name in LAZY_KEYS.items():
+        value = OmegaConf.select(lazy, name)
+        found[key] = OmegaConf.select(lazy, name.replace(".encoder.", ".")) if value is None else value
     for key in ("DATASETS.TRAIN", "DATASETS.TEST"):
         found[key] = (found[key],) if isinstance(found[key], str) else tuple(found[key] or ())
     encoder = OmegaConf.select(lazy, ENCODER) or OmegaConf.select(lazy, ENCODER.removesuffix(".encoder"))
@@ -84,8 +83,7 @@ def as_yaml(lazy: DictConfig) -> CfgNode:
 def _registered_name(part: DictConfig, registry: Any) -> str | None:
     """The first registered name of the class that a part is made of, or of those that it is derived from."""
     made_of = locate(part._target_) if isinstance(part._target_, str) else part._target_
-    names = (ancestor.__name__ for ancestor in getattr(made_of, "__mro__", ()))
-    return next((name for name in names if name in registry), None)
+    return next((cls.__name__ for cls in getattr(made_of, "__mro__", ()) if cls.__name__ in registry), None)
 
 
 def in_lazy_words(sentences: str) -> str:

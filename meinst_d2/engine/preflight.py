@@ -28,14 +28,8 @@ from meinst_d2.modeling.proposal_generator import GENERATOR_PREFIX, settle_names
 
 NEEDED = ("MODEL.DEVICE", "MODEL.WEIGHTS", "OUTPUT_DIR", "INPUT.FORMAT")
 """Keys that cannot be null; those of ``MODEL.MEINST`` cannot either."""
-LEAST = {
-    "MODEL.MEINST.NUM_CLASSES": 1,
-    "MODEL.MEINST.DIM_MASK": 1,
-    "MODEL.MEINST.MASK_SIZE": 2,
-    "SOLVER.IMS_PER_BATCH": 1,
-    "SOLVER.MAX_ITER": 0,
-    "TEST.DETECTIONS_PER_IMAGE": 0,
-}
+LEAST = {"MODEL.MEINST.NUM_CLASSES": 1, "MODEL.MEINST.DIM_MASK": 1, "MODEL.MEINST.MASK_SIZE": 2}
+LEAST |= {"SOLVER.IMS_PER_BATCH": 1, "SOLVER.MAX_ITER": 0, "TEST.DETECTIONS_PER_IMAGE": 0}
 """The least values of keys that count something."""
 WITHOUT_EFFECT = {
     "TEST.AUG.ENABLED": "test-time augmentation is not supported",
@@ -60,13 +54,8 @@ def check_before_start(
 ) -> OpenedCheckpoint | None:
     """Look at config, datasets, weights, components, device and output folder.
 
-    Reads the starting weights, the categories of training sets and the annotations of test sets, but no images.
-
-    Args:
-        cfg: the run's.
-        eval_only: nothing will be trained.
-        resume: the last checkpoint of ``OUTPUT_DIR``, if there is one, counts instead of ``MODEL.WEIGHTS``.
-        num_processes: over all machines.
+    Reads the starting weights, the categories of training sets and the annotations of test sets, but no images. With
+    ``resume`` the last checkpoint of ``OUTPUT_DIR``, if there is one, counts instead of ``MODEL.WEIGHTS``.
 
     Returns:
         The starting weights, for the trainer of the same process; None for random ones and for URLs.
@@ -121,10 +110,8 @@ def _wrong_values(cfg: CfgNode) -> Iterator[str]:
         if key not in needed and _value(cfg, key) < least:
             yield f"{key} = {_value(cfg, key)} must be at least {least}"
     if not needed and meinst.DIM_MASK > meinst.MASK_SIZE**2:
-        yield (
-            f"MODEL.MEINST.DIM_MASK = {meinst.DIM_MASK} is more than the {meinst.MASK_SIZE**2} pixels of a template of "
-            f"MODEL.MEINST.MASK_SIZE = {meinst.MASK_SIZE}: choose fewer"
-        )
+        pixels = f"{meinst.MASK_SIZE**2} pixels of a template of MODEL.MEINST.MASK_SIZE = {meinst.MASK_SIZE}"
+        yield f"MODEL.MEINST.DIM_MASK = {meinst.DIM_MASK} is more than the {pixels}: choose fewer"
 
 
 def _wrong_keys(cfg: CfgNode) -> Iterator[str]:
@@ -142,10 +129,10 @@ def check_device(cfg: CfgNode) -> None:
     """Raise a ValueError unless torch has the device."""
     device = cfg.MODEL.DEVICE
     try:
-        torch.device(device)
+        kind = torch.device(device).type
     except RuntimeError as error:
         raise ValueError(f"MODEL.DEVICE = {device!r} is not a device: choose cpu, cuda or cuda:N") from error
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"MODEL.DEVICE is {device}, but torch sees no GPU: add MODEL.DEVICE cpu to the command")
 
 
@@ -159,27 +146,21 @@ def _wrong_settings(cfg: CfgNode, num_processes: int) -> Iterator[str]:
     if solver.REFERENCE_WORLD_SIZE == 0 and batch % num_processes:
         yield f"SOLVER.IMS_PER_BATCH = {batch} cannot be shared by {num_processes} processes: choose a multiple"
     elif parts < 1 or share % parts:
-        yield (
-            f"SOLVER.GRADIENT_ACCUMULATION = {parts} cannot divide the {share} images that a process has in a batch "
-            f"of SOLVER.IMS_PER_BATCH = {batch}: choose a divisor"
-        )
+        images = f"{share} images that a process has in a batch of SOLVER.IMS_PER_BATCH = {batch}"
+        yield f"SOLVER.GRADIENT_ACCUMULATION = {parts} cannot divide the {images}: choose a divisor"
     can = [name for name, model in META_ARCH_REGISTRY if hasattr(model, "as_parts_of")]
     for key, is_set in (("SOLVER.GRADIENT_ACCUMULATION", parts > 1), ("TEST.VALIDATION_LOSS", test.VALIDATION_LOSS)):
         if is_set and architecture not in can:
-            yield (
-                f"{key} = {_value(cfg, key)} needs MODEL.META_ARCHITECTURE MEInstDetector, {architecture} normalises "
-                "its losses otherwise: leave it out"
-            )
+            why = f"needs MODEL.META_ARCHITECTURE MEInstDetector, {architecture} normalises its losses otherwise"
+            yield f"{key} = {_value(cfg, key)} {why}: leave it out"
     if not 0 <= solver.EMA_DECAY < 1:
         yield f"SOLVER.EMA_DECAY = {solver.EMA_DECAY} must be below 1, such as 0.9998, or 0 for no average"
     if test.BEST_METRIC and test.BEST_METRIC.split("/")[0] not in ("segm", "bbox"):
         yield f"TEST.BEST_METRIC = {test.BEST_METRIC!r} is not a metric: set it to segm/AP, bbox/AP50 or the like"
     evaluates = test.EVAL_PERIOD > 0 and test.BEST_METRIC and cfg.DATASETS.TEST
     if test.PATIENCE < 0 or (test.PATIENCE > 0 and not evaluates):
-        yield (
-            f"TEST.PATIENCE = {test.PATIENCE} counts evaluations during training: set TEST.EVAL_PERIOD, "
-            "TEST.BEST_METRIC and DATASETS.TEST, or TEST.PATIENCE 0"
-        )
+        fix = "set TEST.EVAL_PERIOD, TEST.BEST_METRIC and DATASETS.TEST, or TEST.PATIENCE 0"
+        yield f"TEST.PATIENCE = {test.PATIENCE} counts evaluations during training: {fix}"
 
 
 def _open_start(cfg: CfgNode, resume: bool) -> tuple[OpenedCheckpoint | None, bool]:
@@ -207,21 +188,17 @@ def _classes_of(name: str) -> list[str] | None:
     require_dataset(name)
     images = MetadataCatalog.get(name).get("image_root")
     if images is not None and not os.path.isdir(images):
-        raise FileNotFoundError(
-            f"the dataset {name!r} has no folder of images {images}: name the folder that holds them"
-        )
+        fix = "name the folder that holds them"
+        raise FileNotFoundError(f"the dataset {name!r} has no folder of images {images}: {fix}")
     return class_names(name)
 
 
 def _wrong_classes(
     cfg: CfgNode, classes: Mapping[str, Sequence[str] | None], trained: OpenedCheckpoint | None
 ) -> Iterator[str]:
-    """Datasets whose classes, by name, are not those of the model; a dataset that is only evaluated on may lack some.
+    """Datasets whose ``classes`` are not, by name, those of the model; one that is only evaluated on may lack some.
 
-    Args:
-        cfg: of the run.
-        classes: by dataset.
-        trained: the weights, where they have learned the classes.
+    ``trained`` are the weights, where they have learned the classes.
     """
     num_classes, first = cfg.MODEL.MEINST.NUM_CLASSES, next(iter(cfg.DATASETS.TRAIN), "")
     source, wanted = f"the dataset {first!r}", classes.get(first)
@@ -250,10 +227,8 @@ def _wrong_classes(
             yield f"{dataset} {' and '.join(differences)}: give its categories the names that {source} has"
         elif moved:
             mine, theirs = (", ".join(names) for names in zip(*moved, strict=True))
-            yield (
-                f"{dataset} has the classes {mine} in the place of {theirs} of {source}: give its categories ids that "
-                f"rise in the order of {source}"
-            )
+            fix = f"give its categories ids that rise in the order of {source}"
+            yield f"{dataset} has the classes {mine} in the place of {theirs} of {source}: {fix}"
 
 
 def _check_annotations(cfg: CfgNode, name: str, trained: OpenedCheckpoint | None) -> None:
@@ -273,28 +248,23 @@ def _check_weights(cfg: CfgNode, opened: OpenedCheckpoint | None, trains: bool, 
         raise ValueError(f"{path} does not hold a trained detector (it has no class layer): give the weights of one")
     bias = state.get(GENERATOR_PREFIX + "head.cls_logits.bias")
     if not trains and bias is not None and bias.numel() != meinst.NUM_CLASSES:
-        raise ValueError(
-            f"{path} has {bias.numel()} classes, the config asks for MODEL.MEINST.NUM_CLASSES = {meinst.NUM_CLASSES}: "
-            f"set MODEL.MEINST.NUM_CLASSES {bias.numel()}, or first train on the new classes (the class layer is then "
-            "re-initialized)"
-        )
+        key, count = "MODEL.MEINST.NUM_CLASSES", bias.numel()
+        fix = f"set {key} {count}, or first train on the new classes (the class layer is then re-initialized)"
+        raise ValueError(f"{path} has {count} classes, the config asks for {key} = {meinst.NUM_CLASSES}: {fix}")
     if not cfg.MODEL.MASK_ON:
         return
     conflict = meinst.COMPONENTS_CONFLICT if trains else "weights"
-    encodes = meinst.MASK_REPRESENTATION != "none" and meinst.ENCODER in MASK_ENCODER_REGISTRY
-    if encodes and MASK_ENCODER_REGISTRY.get(meinst.ENCODER).needs_components:
+    encodes = meinst.MASK_REPRESENTATION != "none"
+    encoder = dict(MASK_ENCODER_REGISTRY).get(meinst.ENCODER)
+    if encodes and encoder is not None and encoder.needs_components:
         _check_components(cfg, opened, conflict)
         return
-    key, wanted = "DIM_MASK", meinst.DIM_MASK
-    if meinst.MASK_REPRESENTATION == "none":
-        key, wanted = "MASK_SIZE", meinst.MASK_SIZE**2
+    key, wanted = ("DIM_MASK", meinst.DIM_MASK) if encodes else ("MASK_SIZE", meinst.MASK_SIZE**2)
     names = [GENERATOR_PREFIX + f"head.mask_pred.{name}" for name in ("bias", "conv_l1.conv.bias")]
     predicted = next((state[name].numel() for name in names if name in state), wanted)
     if predicted != wanted and conflict != "file":
-        raise ValueError(
-            f"{path} predicts {predicted} values per mask, the config asks for {wanted}: change MODEL.MEINST.{key} or "
-            f"MODEL.MEINST.MASK_REPRESENTATION, or {REINITIALIZE}"
-        )
+        fix = f"change MODEL.MEINST.{key} or MODEL.MEINST.MASK_REPRESENTATION, or {REINITIALIZE}"
+        raise ValueError(f"{path} predicts {predicted} values per mask, the config asks for {wanted}: {fix}")
 
 
 def _check_components(cfg: CfgNode, opened: OpenedCheckpoint | None, conflict: str) -> None:
@@ -325,13 +295,9 @@ def _check_components(cfg: CfgNode, opened: OpenedCheckpoint | None, conflict: s
 
 
 def _require_fit(source: str, meinst: CfgNode, rows: torch.Tensor, about: Mapping[str, Any]) -> None:
-    """Raise a ValueError if components, (D, S*S) or those of every dictionary, do not fit the config.
+    """Raise a ValueError if components, (D, S*S) or those of every dictionary, do not fit ``MODEL.MEINST``.
 
-    Args:
-        source: what has them.
-        meinst: ``MODEL.MEINST``.
-        rows: the components.
-        about: ``encoder``, ``sigmoid`` and ``whiten``, as far as it is recorded how they were made.
+    ``about`` has ``encoder``, ``sigmoid`` and ``whiten``, as far as it is recorded how they were made.
     """
     class_specific = MASK_ENCODER_REGISTRY.get(meinst.ENCODER).class_specific
     per_class = "--class-specific" if class_specific else "without --class-specific"
@@ -343,14 +309,11 @@ def _require_fit(source: str, meinst: CfgNode, rows: torch.Tensor, about: Mappin
         ("whiten", about.get("whiten"), "WHITEN", "without --no-whiten" if meinst.WHITEN else "--no-whiten"),
     ):
         if found is not None and found != meinst[key]:
-            raise ValueError(
-                f"the components in {source} have {name} = {found}, the config asks for MODEL.MEINST.{key} = "
-                f"{meinst[key]}: run meinst fit {option}, or set MODEL.MEINST.{key} {found}"
-            )
-    dictionaries, wanted = len(rows) if rows.ndim == 3 else 1, meinst.NUM_CLASSES if class_specific else 1
-    if dictionaries != wanted:
-        raise ValueError(
-            f"{source} holds {dictionaries} {'dictionary' if dictionaries == 1 else 'dictionaries'}, "
-            f"MODEL.MEINST.ENCODER {meinst.ENCODER} needs {wanted}: run meinst fit {per_class}, or choose another "
-            "encoder"
-        )
+            asks = f"the config asks for MODEL.MEINST.{key} = {meinst[key]}"
+            fix = f"run meinst fit {option}, or set MODEL.MEINST.{key} {found}"
+            raise ValueError(f"the components in {source} have {name} = {found}, {asks}: {fix}")
+    count, wanted = len(rows) if rows.ndim == 3 else 1, meinst.NUM_CLASSES if class_specific else 1
+    if count != wanted:
+        holds, fix = f"{count} {'dictionary' if count == 1 else 'dictionaries'}", f"run meinst fit {per_class}"
+        needs = f"MODEL.MEINST.ENCODER {meinst.ENCODER} needs {wanted}"
+        raise ValueError(f"{source} holds {holds}, {needs}: {fix}, or choose another encoder")

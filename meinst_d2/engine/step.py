@@ -23,9 +23,8 @@ from meinst_d2.engine.launch import Termination
 class TrainStep(SimpleTrainer):
     """Detectron2's SimpleTrainer with four differences.
 
-    - The loss of every process is looked at on every process, before the weights are touched: a loss that is not finite
-      stops all of them, and so does SIGTERM to one, after the update. The same exchange and the same read from the
-      device serve the logged metrics.
+    - Every process sees all losses before the weights are touched: one that is not finite stops all of them, and so
+      does SIGTERM to one, after the update. The same exchange and read from the device serve the logged metrics.
     - The random numbers of an iteration follow from (seed, iteration, rank), so training can resume at any iteration.
     - A batch may be learned in parts, with the gradients of the whole.
     - The loss is scaled where the model computes in float16, on CPU and GPU.
@@ -49,9 +48,7 @@ class TrainStep(SimpleTrainer):
     ) -> None:
         """
         Args:
-            model: inputs -> losses by name.
-            data_loader: iterable over lists of inputs.
-            optimizer: of the model.
+            model, data_loader, optimizer: inputs -> losses by name; iterable over lists of inputs; of the model.
             seed: not negative.
             scale_loss: for models that compute in float16.
             accumulation: parts that a batch is learned in.
@@ -106,10 +103,8 @@ class TrainStep(SimpleTrainer):
         self.all_stop = any(row[-1] for row in table)
         if comm.is_main_process():
             means = dict(zip(losses, np.mean([row[:-2] for row in table], axis=0).tolist(), strict=True))
-            storage = get_event_storage()
-            storage.put_scalar("data_time", max(row[-2] for row in table))
-            storage.put_scalar("total_loss", sum(means.values()))
-            storage.put_scalars(**means)
+            data_time = max(row[-2] for row in table)
+            get_event_storage().put_scalars(data_time=data_time, total_loss=sum(means.values()), **means)
 
     def _stop(self, failed: Mapping[int, Mapping[str, float]]) -> None:
         """Raise on every process once each of those that failed, given with their losses, has kept its batch."""

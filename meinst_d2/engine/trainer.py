@@ -49,20 +49,12 @@ class LostWorkerError(RuntimeError):
 class Trainer(DefaultTrainer):
     """Used like Detectron2's: parts come from the ``build_`` methods, which can be overridden, and are assembled here.
 
-    The loop differs in that a hook may call :meth:`finish`, and that SIGTERM saves a checkpoint and ends it. A negative
-    ``SEED`` is drawn once, and found again when the run is resumed.
-
-    Attributes:
-        termination: whether SIGTERM has come to this process.
-        weight_average: of the weights, or None.
+    The loop differs in that a hook may call :meth:`finish`, and that SIGTERM (``termination``) saves a checkpoint and
+    ends it. A negative ``SEED`` is drawn once, and found again when the run is resumed.
     """
 
     def __init__(self, cfg: CfgNode, *, opened: OpenedCheckpoint | None = None) -> None:
-        """
-        Args:
-            cfg: not modified.
-            opened: what :func:`~meinst_d2.engine.preflight.check_before_start` has read.
-        """
+        """From a config, which is not modified, and what ``check_before_start`` has opened already."""
         TrainerBase.__init__(self)
         cfg = cfg.clone()
         cfg.defrost()
@@ -104,15 +96,12 @@ class Trainer(DefaultTrainer):
             metric = metric.replace("segm", "bbox", 1)
         if metric and len(cfg.DATASETS.TEST) > 1:
             metric = f"{cfg.DATASETS.TEST[0]}/{metric}"
-        validation = Validation(
-            self._evaluate,
-            period=cfg.TEST.EVAL_PERIOD,
-            metric=metric,
-            patience=cfg.TEST.PATIENCE,
-            keep_best=lambda best, iteration: self.checkpointer.save_weights(
-                "model_best", self.evaluated_model, iteration=iteration, best=best
-            ),
-        )
+
+        def keep_best(best: float, iteration: int) -> None:
+            self.checkpointer.save_weights("model_best", self.evaluated_model, iteration=iteration, best=best)
+
+        rules = {"period": cfg.TEST.EVAL_PERIOD, "patience": cfg.TEST.PATIENCE}
+        validation = Validation(self._evaluate, **rules, metric=metric, keep_best=keep_best)
         for hook in super().build_hooks():
             built.append(validation if isinstance(hook, hooks.EvalHook) else hook)
             if built[-1] is validation and cfg.VIS_PERIOD > 0 and comm.is_main_process():
@@ -158,18 +147,14 @@ class Trainer(DefaultTrainer):
             logger.info("Kept the components of MODEL.WEIGHTS instead of those of MODEL.MEINST.COMPONENTS.")
 
     def train(self) -> Mapping[str, Any]:
-        """Run the iterations up to ``max_iter``.
-
-        Returns:
-            The results of the last evaluation.
+        """Run the iterations up to ``max_iter``; returns the results of the last evaluation.
 
         Raises:
             Preempted: SIGTERM came; what was learned is saved.
             LostWorkerError: a process of the loader was killed.
         """
-        logger = logging.getLogger(__name__)
+        logger, self.iter = logging.getLogger(__name__), self.start_iter
         logger.info(f"Starting training from iteration {self.start_iter}")
-        self.iter = self.start_iter
         with EventStorage(self.start_iter) as self.storage, self.termination.handled():
             learned = self.start_iter - 1
             try:
@@ -213,13 +198,8 @@ class Trainer(DefaultTrainer):
         solver = cfg.SOLVER
         if solver.OPTIMIZER == "SGD":
             return build_sgd(cfg, model)
-        params = get_default_optimizer_params(
-            model,
-            base_lr=solver.BASE_LR,
-            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-            bias_lr_factor=solver.BIAS_LR_FACTOR,
-            weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        )
+        keys = ("BASE_LR", "WEIGHT_DECAY_NORM", "BIAS_LR_FACTOR", "WEIGHT_DECAY_BIAS")
+        params = get_default_optimizer_params(model, **{key.lower(): solver[key] for key in keys})
         adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
         return adamw(params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
 
