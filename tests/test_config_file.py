@@ -60,10 +60,7 @@ def test_a_config_of_version_1_keeps_the_number_of_classes(tmp_path: Path) -> No
 
 
 def test_the_nearest_key_is_named_where_one_is_near() -> None:
-    for key, meant in (
-        ("MODEL.MEINST.NUM_CLASS", "MODEL.MEINST.NUM_CLASSES"),
-        ("SOLVER.MAX_ITERS", "SOLVER.MAX_ITER"),
-    ):
+    for key, meant in (("MODEL.MEINST.NUM_CLASS", "MODEL.MEINST.NUM_CLASSES"), ("SOLVER.MAX_ITERS", "SOLVER.MAX_ITER")):
         with pytest.raises(ConfigError, match=rf"there is no key {key} \(did you mean {meant}"):
             merge_overrides(defaults(), [key, 1])
     with pytest.raises(ConfigError, match="there is no key XYZ$"):

@@ -207,11 +207,7 @@ CASES = [
         "JSONDecodeError Expecting property name enclosed in double quotes: line 1 column 201 (char 200)",
     ),
     load("no categories", without("categories"), "KeyError 'categories'"),
-    load(
-        "an annotation id twice",
-        all_annotations(id=1),
-        "AssertionError Annotation ids in 'a.json' are not unique!",
-    ),
+    load("an annotation id twice", all_annotations(id=1), "AssertionError Annotation ids in 'a.json' are not unique!"),
     load(
         "annotations of a category that is not listed",
         all_annotations(category_id=7),
@@ -235,11 +231,7 @@ CASES = [
         "a.json: category number 0 needs a name that is a string, it has None",
     ),
     before("empty", "", "a.json is empty: it is not in COCO's instances format"),
-    before(
-        "no categories",
-        without("categories"),
-        "a.json is not in COCO's instances format: it has no 'categories'",
-    ),
+    before("no categories", without("categories"), "a.json is not in COCO's instances format: it has no 'categories'"),
     before(
         "one class where the config has six",
         coco_content(),

@@ -106,11 +106,7 @@ CASES = [
         "start from the beginning",
         resume,
     ),
-    train(
-        "cut off",
-        f"{REFUSED}(File is not a zip file)",
-        saving(lambda: {"model": state()}, cut=5000),
-    ),
+    train("cut off", f"{REFUSED}(File is not a zip file)", saving(lambda: {"model": state()}, cut=5000)),
     train("empty", f"{REFUSED}(it ends too early, or is something else)", Path.touch),
     train(
         "a web page under the name of weights",

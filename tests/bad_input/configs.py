@@ -135,12 +135,7 @@ CASES = [
         "MODEL.MEINST.DIM_MASK",
         1000,
     ),
-    override(
-        "a choice that is none",
-        "MODEL.MEINST.NORM = 'BN' is none of GN, none",
-        "MODEL.MEINST.NORM",
-        "BN",
-    ),
+    override("a choice that is none", "MODEL.MEINST.NORM = 'BN' is none of GN, none", "MODEL.MEINST.NORM", "BN"),
     override(
         "an unknown encoder",
         "MODEL.MEINST.ENCODER = 'VAE' is none of DCTEncoder, PCAEncoder, ClassPCAEncoder",

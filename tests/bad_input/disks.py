@@ -97,13 +97,7 @@ def train_to(output: str) -> Callable[[Path], Call]:
 
 CASES = [
     full("meinst fit", "the disk is full", f"meinst fit: cannot write components.npz: {TOO_LARGE}", fit),
-    full(
-        "a checkpoint during training",
-        "the disk is full",
-        f"cannot write model_final.pth: {WAY_OUT}",
-        save,
-        OSError,
-    ),
+    full("a checkpoint during training", "the disk is full", f"cannot write model_final.pth: {WAY_OUT}", save, OSError),
     full("meinst publish", "the disk is full", f"cannot write out/tiny-SHA256.pth: {TOO_LARGE}", publish, OSError),
     Case(
         "meinst fit --output",

@@ -184,13 +184,7 @@ CASES = [
         "read in the palette's colours",
         lambda: np.asarray(Image.fromarray(colours()).quantize(256, method=Image.Quantize.FASTOCTREE).convert("RGB")),
     ),
-    works(
-        "one pixel",
-        "a.png",
-        lambda: Image.fromarray(colours()[:1, :1]),
-        "read",
-        lambda: colours()[:1, :1],
-    ),
+    works("one pixel", "a.png", lambda: Image.fromarray(colours()[:1, :1]), "read", lambda: colours()[:1, :1]),
     works(
         "turned by its EXIF orientation",
         "a.png",

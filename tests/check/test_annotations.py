@@ -57,11 +57,7 @@ def rle(height: int, width: int, total: int | None = None) -> dict[str, Any]:
 
 
 STOPPED = {
-    "an element that is no object": (
-        lambda content: content["annotations"].append(7),
-        p.NO_OBJECT,
-        TypeError,
-    ),
+    "an element that is no object": (lambda content: content["annotations"].append(7), p.NO_OBJECT, TypeError),
     "no id": (change(id=None), p.NO_KEYS, KeyError),
     "no image": (change(image_id=None), p.NO_KEYS, KeyError),
     "no category": (change(category_id=None), p.NO_KEYS, KeyError),

@@ -187,16 +187,10 @@ def test_a_dataset_of_which_little_can_be_learned(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (
-            ("TEST.AUG.ENABLED", True),
-            "TEST.AUG.ENABLED = True has no effect: test-time augmentation is not",
-        ),
+        (("TEST.AUG.ENABLED", True), "TEST.AUG.ENABLED = True has no effect: test-time augmentation is not"),
         (("MODEL.KEYPOINT_ON", True), "keypoints are not supported"),
         (("MODEL.LOAD_PROPOSALS", True), "proposals from files are not supported"),
-        (
-            ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3),
-            "= 0.3 has no effect: set MODEL.MEINST.SCORE_THRESH_TEST",
-        ),
+        (("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3), "= 0.3 has no effect: set MODEL.MEINST.SCORE_THRESH_TEST"),
     ],
 )
 def test_keys_that_would_do_nothing(files: Path, tmp_path: Path, override: tuple[Any, ...], message: str) -> None:

@@ -19,10 +19,7 @@ pytestmark = pytest.mark.usefixtures("shapes")
 
 @pytest.mark.parametrize(
     ("processes", "moments"),
-    [
-        (1, ("best@3", "gradients@4", "checkpoint@5", "tag@7", "evaluation@7")),
-        (2, ("checkpoint@3",)),
-    ],
+    [(1, ("best@3", "gradients@4", "checkpoint@5", "tag@7", "evaluation@7")), (2, ("checkpoint@3",))],
 )
 def test_a_killed_run_ends_as_one_that_was_not(
     data: Path, tmp_path: Path, processes: int, moments: tuple[str, ...]

@@ -105,10 +105,7 @@ def test_a_short_file_stands_on_their_defaults(tmp_path: Path) -> None:
             {"NUM_CLS_CONVS": 1, "NUM_BOX_CONVS": 2, "NUM_MASK_CONVS": 3, "NUM_SHARE_CONVS": 5},
             {"NUM_CLS_CONVS": 1, "NUM_BOX_CONVS": 2, "NUM_MASK_CONVS": 3, "NUM_SHARE_CONVS": 5},
         ),
-        (
-            {"CENTER_SAMPLE": False, "POS_RADIUS": 2.5},
-            {"CENTER_SAMPLING": False, "CENTER_SAMPLING_RADIUS": 2.5},
-        ),
+        ({"CENTER_SAMPLE": False, "POS_RADIUS": 2.5}, {"CENTER_SAMPLING": False, "CENTER_SAMPLING_RADIUS": 2.5}),
         ({"LOC_LOSS_TYPE": "iou"}, {"BOX_LOSS_TYPE": "iou"}),
         ({"LOC_LOSS_TYPE": "linear_iou"}, {"BOX_LOSS_TYPE": "linear_iou"}),
         ({"WHITEN": False, "SIGMOID": False}, {"WHITEN": False, "SIGMOID": False}),
@@ -247,14 +244,7 @@ def test_a_file_that_stands_alone_is_taken_for_an_meinst(tmp_path: Path) -> None
 def test_reading_runs_no_code_and_needs_the_base(tmp_path: Path) -> None:
     path = tmp_path / "theirs.yaml"
     marker = tmp_path / "marker"
-    for text in (
-        f"A: !!python/object/apply:os.mkdir [{marker}]",
-        "A: !!python/tuple [1]",
-        "A: [",
-        "- 1",
-        "7",
-        "",
-    ):
+    for text in (f"A: !!python/object/apply:os.mkdir [{marker}]", "A: !!python/tuple [1]", "A: [", "- 1", "7", ""):
         path.write_text(text)
         with pytest.raises(ValueError, match="theirs.yaml is refused: it (holds|is no YAML)"):
             read_plain_yaml(path)

@@ -137,10 +137,7 @@ def test_a_damaged_file_is_refused(web: Path, tmp_path: Path) -> None:
             "carries no config, and there is no config.yaml beside it: give --config-file, or publish",
         ),
         ({"model": {}, "meinst": {"config": "A: ["}}, "the config in .* does not fit this version"),
-        (
-            {"model": {}, "meinst": {"config": "MODEL: {NEW: 1}"}},
-            "the config in .* does not fit .*: .*NEW",
-        ),
+        ({"model": {}, "meinst": {"config": "MODEL: {NEW: 1}"}}, "the config in .* does not fit .*: .*NEW"),
         (
             {"model": {}, "meinst": {"config": "VERSION: !!python/object/apply:os.getcwd []"}},
             "the config in .* does not",

@@ -26,11 +26,7 @@ NAMES = {
 }
 """What an MEInst of theirs is made of, and the same here."""
 
-MUST_BE = {
-    "MODEL.BACKBONE.ANTI_ALIAS": False,
-    "MODEL.RESNETS.DEFORM_INTERVAL": 1,
-    "VERSION": 2,
-}
+MUST_BE = {"MODEL.BACKBONE.ANTI_ALIAS": False, "MODEL.RESNETS.DEFORM_INTERVAL": 1, "VERSION": 2}
 """Keys for which there is one value here."""
 
 TRANSLATED = {*NAMES, "MODEL.MASK_ON", "MODEL.FCOS.TOP_LEVELS", "INPUT.HFLIP_TRAIN", "VERSION"}
@@ -45,10 +41,7 @@ DROPPED = {
 }
 """Keys that MEInst would seem to read, and why they are not kept."""
 
-BASE = {
-    "MODEL.RESNETS.OUT_FEATURES": ["res3", "res4", "res5"],
-    "MODEL.FPN.IN_FEATURES": ["res3", "res4", "res5"],
-}
+BASE = {"MODEL.RESNETS.OUT_FEATURES": ["res3", "res4", "res5"], "MODEL.FPN.IN_FEATURES": ["res3", "res4", "res5"]}
 """What their base config says, for a file that stands without it."""
 
 
