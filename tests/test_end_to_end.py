@@ -17,12 +17,14 @@ CONFIG = ("--config-file", str(ROOT / "configs/quick/tiny.yaml"))
 OVERRIDES = ("MODEL.MEINST.COMPONENTS", "components.npz", "MODEL.MEINST.PRIOR_PROB", "0.3")
 
 
-def run(folder: Path, script: str, *arguments: str, fails: bool = False) -> str:
+def run(folder: Path, *arguments: str) -> str:
+    """What meinst prints, or a script."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"DETECTRON2_DATASETS": "data", "PYTHONPATH": path}
-    command = [sys.executable, str(ROOT / script), *arguments]
+    module = () if arguments[0].endswith(".py") else ("-m", "meinst_d2.commands")
+    command = [sys.executable, *module, *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert (done.returncode != 0) == fails, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
 
@@ -30,32 +32,21 @@ def run(folder: Path, script: str, *arguments: str, fails: bool = False) -> str:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     size = ("--size", "96", "96", "--max-side", "60")
-    run(folder, "-m", "meinst_d2.commands", "shapes", "--output", "data/shapes", "--train", "24", "--val", "6", *size)
-    run(
-        folder,
-        "-m",
-        "meinst_d2.commands",
-        "fit",
-        "--dataset",
-        "shapes_train",
-        "--dim",
-        "8",
-        "--output",
-        "components.npz",
-    )
+    run(folder, "shapes", "--output", "data/shapes", "--train", "24", "--val", "6", *size)
+    run(folder, "fit", "--dataset", "shapes_train", "--dim", "8", "--output", "components.npz")
     return folder
 
 
 @pytest.fixture(scope="module")
 def trained(workspace: Path) -> str:
-    return run(workspace, "-m", "meinst_d2.commands", "train", *CONFIG, *OVERRIDES, "OUTPUT_DIR", "run")
+    return run(workspace, "train", *CONFIG, *OVERRIDES, "OUTPUT_DIR", "run")
 
 
 def metrics_table(printed: str) -> list[str]:
     return [line.split("copypaste: ")[1] for line in printed.splitlines() if "copypaste" in line]
 
 
-def test_training_ends_with_box_and_mask_ap(workspace: Path, trained: str) -> None:
+def test_training_ends_with_ap_that_evaluating_gives_again(workspace: Path, trained: str) -> None:
     table = metrics_table(trained)
     assert table[0] == "Task: bbox" and table[3] == "Task: segm" and "nan" not in table[5].split(",")[0]
     results = json.loads((workspace / "run/inference/coco_instances_results.json").read_text())
@@ -63,20 +54,13 @@ def test_training_ends_with_box_and_mask_ap(workspace: Path, trained: str) -> No
     rows = [json.loads(line) for line in (workspace / "run/metrics.json").read_text().splitlines()]
     assert {"loss_cls", "loss_box", "loss_centerness", "loss_mask", "segm/AP"} <= set().union(*rows)
     assert "SEED: 0" in (workspace / "run/config.yaml").read_text()
-
-
-def test_evaluating_the_checkpoint_gives_the_same_table(workspace: Path, trained: str) -> None:
     weights = ("MODEL.WEIGHTS", "run/model_final.pth", "MODEL.MEINST.COMPONENTS", "")
-    again = run(
-        workspace, "-m", "meinst_d2.commands", "train", *CONFIG, "--eval-only", "OUTPUT_DIR", "evaluated", *weights
-    )
+    again = run(workspace, "train", *CONFIG, "--eval-only", "OUTPUT_DIR", "evaluated", *weights)
     assert metrics_table(again) == metrics_table(trained)
 
 
 def test_a_published_file_predicts_the_same_in_another_process(workspace: Path, trained: str) -> None:
-    printed = run(
-        workspace, "-m", "meinst_d2.commands", "publish", "run", "--name", "tiny", "--output", "published"
-    ).splitlines()
+    printed = run(workspace, "publish", "run", "--name", "tiny", "--output", "published").splitlines()
     (file,) = (workspace / "published").iterdir()
     assert printed[-2] == f"wrote published/{file.name}"
     assert printed[-1].startswith("| tiny | shapes_train | 20 | ") and file.name in printed[-1]
@@ -104,21 +88,11 @@ def test_a_dataset_of_ones_own_needs_no_code(workspace: Path) -> None:
     datasets = [x for split in ("train", "val") for x in ("--coco-dataset", f"mine_{split}={shapes.format(split)}")]
     names = ("DATASETS.TRAIN", "('mine_train',)", "DATASETS.TEST", "('mine_val',)")
     short = ("SOLVER.MAX_ITER", "2", "OUTPUT_DIR", "mine", "TEST.VALIDATION_LOSS", "True", "VIS_PERIOD", "1")
-    run(workspace, "-m", "meinst_d2.commands", "train", *CONFIG, *datasets, *OVERRIDES, *names, *short)
+    run(workspace, "train", *CONFIG, *datasets, *OVERRIDES, *names, *short)
     rows = [json.loads(line) for line in (workspace / "mine/metrics.json").read_text().splitlines()]
     assert rows[-1]["validation/loss_mask"] > 0
     about = torch.load(workspace / "mine/model_final.pth", weights_only=True)["meinst"]
     assert about["class_names"] == ["ring", "star", "crescent", "bar", "cut", "blob"]
-
-
-def test_two_processes_train_without_a_gpu(workspace: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("Detectron2 starts processes on GPUs where there are any")
-    overrides = ("SOLVER.MAX_ITER", "4", "OUTPUT_DIR", "two", "DATASETS.TEST", "()")
-    run(workspace, "-m", "meinst_d2.commands", "train", *CONFIG, "--num-gpus", "2", *OVERRIDES, *overrides)
-    rows = [json.loads(line) for line in (workspace / "two/metrics.json").read_text().splitlines()]
-    assert rows[-1]["iteration"] == 3
-    assert (workspace / "two/model_final.pth").is_file()
 
 
 def test_a_split_without_annotations_gives_its_result_file(workspace: Path, trained: str) -> None:
@@ -127,31 +101,7 @@ def test_a_split_without_annotations_gives_its_result_file(workspace: Path, trai
     try:
         file.write_text(json.dumps({k: v for k, v in content.items() if k != "annotations"}))
         weights = ("MODEL.WEIGHTS", "run/model_final.pth")
-        run(
-            workspace,
-            "-m",
-            "meinst_d2.commands",
-            "train",
-            *CONFIG,
-            "--eval-only",
-            "OUTPUT_DIR",
-            "testdev",
-            *OVERRIDES,
-            *weights,
-        )
+        run(workspace, "train", *CONFIG, "--eval-only", "OUTPUT_DIR", "testdev", *OVERRIDES, *weights)
     finally:
         file.write_text(json.dumps(content))
     assert json.loads((workspace / "testdev/inference/coco_instances_results.json").read_text())
-
-
-def test_what_is_wrong_is_one_sentence_and_nothing_is_written(workspace: Path) -> None:
-    wrong = ("MODEL.MEINST.DIM_MASK", "9", "OUTPUT_DIR", "wrong")
-    printed = run(workspace, "-m", "meinst_d2.commands", "train", *CONFIG, *OVERRIDES, *wrong, fails=True)
-    assert (
-        printed.strip()
-        .splitlines()[-1]
-        .startswith(
-            "meinst train: the components in components.npz have D = 8, the config asks for MODEL.MEINST.DIM_MASK = 9"
-        )
-    )
-    assert "Traceback" not in printed and not (workspace / "wrong").exists()

@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,7 @@ from torch import Tensor, nn
 
 from meinst_d2 import __version__, require_detectron2
 from meinst_d2.checkpoint.compatibility import Layer, changed_layers, leave_out
-from meinst_d2.checkpoint.readers import read_checkpoint
-from meinst_d2.checkpoint.resume import TAG, OpenedCheckpoint, open_last_whole
+from meinst_d2.checkpoint.readers import TAG, OpenedCheckpoint, open_last_whole, read_checkpoint
 from meinst_d2.files import atomic_path
 
 require_detectron2()
@@ -203,15 +203,11 @@ def carried_components(state: Mapping[str, Any], path: object) -> Tensor | None:
     return found.float()
 
 
+@dataclass
 class CheckpointInfo:
-    """What a checkpoint says about itself besides its weights; stored under "meinst"."""
+    """What a checkpoint says about itself besides its weights, plain values by name; stored under "meinst"."""
 
-    def __init__(self, content: dict[str, Any]) -> None:
-        """
-        Args:
-            content: plain values by name.
-        """
-        self.content = content
+    content: dict[str, Any]
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> CheckpointInfo:

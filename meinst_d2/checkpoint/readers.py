@@ -11,8 +11,11 @@ import json
 import math
 import os
 import pickle
+import re
 import zipfile
 from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,8 @@ import torch
 
 from meinst_d2.checkpoint.compatibility import weights_by_name
 
+TAG = "last_checkpoint"
+NUMBERED = re.compile(r"model_(\d+)\.pth")
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # the first pickle of a file of torch before 1.6, whose storages follow the last
 MOST_COPIES, SLACK = 4, 2**30
 """Tensors may repeat what is in their storages: altogether so many times the file's bytes, and so many more."""
@@ -148,3 +153,41 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
                 f"{path} is refused: weights must be tensors, arrays and plain containers in a whole file ({reason})"
             ) from error
     return weights_by_name(content, path)
+
+
+@dataclass(frozen=True)
+class OpenedCheckpoint:
+    """A checkpoint that has been read."""
+
+    path: Path  # of the file
+    content: dict[str, Any]  # what read_checkpoint gave
+    passed_over: tuple[str, ...] = ()  # what is wrong with each later one, a sentence each
+
+
+def open_last_whole(folder: Path) -> OpenedCheckpoint | None:
+    """Read the checkpoint that ``last_checkpoint`` names or, where that is not whole, the latest before it that is.
+
+    Every byte of the file is compared with the checksums that it holds.
+
+    Returns:
+        None where there is no ``last_checkpoint``: nothing has been saved.
+
+    Raises:
+        ValueError: none of them is whole.
+    """
+    tag = folder / TAG
+    if not tag.is_file():
+        return None
+    problems: list[str] = []
+    tagged = tag.read_text().strip()
+    named = NUMBERED.fullmatch(tagged)  # model_final comes after all that have numbers
+    numbers = {int(found[1]): path for path in folder.iterdir() if (found := NUMBERED.fullmatch(path.name))}
+    before = [numbers[n] for n in sorted(numbers, reverse=True) if named is None or n < int(named[1])]
+    for path in (folder / tagged, *before):
+        try:
+            return OpenedCheckpoint(path, read_checkpoint(path), tuple(problems))
+        except FileNotFoundError:
+            problems.append(f"{path} does not exist")
+        except ValueError as error:
+            problems.append(str(error))
+    raise ValueError(f"no checkpoint is whole: {'; '.join(problems)}: delete {tag} to start from the beginning")

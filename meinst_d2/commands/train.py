@@ -17,7 +17,7 @@ from detectron2.utils import comm
 import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2 import add_meinst_config
 from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer, info_of
-from meinst_d2.checkpoint.resume import OpenedCheckpoint
+from meinst_d2.checkpoint.readers import OpenedCheckpoint
 from meinst_d2.commands import fit as fit_command
 from meinst_d2.commands import reporting
 from meinst_d2.config_file import merge_config_file, merge_overrides

@@ -16,8 +16,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from meinst_d2.checkpoint.checkpointer import carried_components, info_of
 from meinst_d2.checkpoint.compatibility import CLASS_LAYER
-from meinst_d2.checkpoint.readers import read_checkpoint
-from meinst_d2.checkpoint.resume import OpenedCheckpoint, open_last_whole
+from meinst_d2.checkpoint.readers import OpenedCheckpoint, open_last_whole, read_checkpoint
 from meinst_d2.config import check_choices
 from meinst_d2.data.datasets import class_names, loading, require_dataset
 from meinst_d2.encoding import MASK_ENCODER_REGISTRY, SigmoidClamp, load_components

@@ -22,7 +22,7 @@ from torch import nn
 
 from meinst_d2.checkpoint.checkpointer import CheckpointInfo, MEInstCheckpointer
 from meinst_d2.checkpoint.compatibility import CLASS_LAYER, MASK_LAYER
-from meinst_d2.checkpoint.resume import OpenedCheckpoint
+from meinst_d2.checkpoint.readers import OpenedCheckpoint
 from meinst_d2.config import check_choices, precision_of
 from meinst_d2.data.datasets import loading
 from meinst_d2.data.loader import TrainLoader, build_train_loader
