@@ -54,7 +54,7 @@ def report(trainer: Any, output: Path, start: float) -> None:
     from runs import draw_losses, encoding_ceiling, predict_dataset
 
     from meinst_d2.data.datasets import dataset_dicts
-    from meinst_d2.visualization.sheets import draw_sheet
+    from meinst_d2.visualization.drawing import draw_sheet
 
     draw_losses(output / "losses.png", output / "metrics.json")
     model = trainer.model.eval()

@@ -54,7 +54,7 @@ def main() -> None:
     from detectron2.data.datasets import register_coco_instances
 
     from meinst_d2.data.datasets import dataset_dicts, require_dataset
-    from meinst_d2.visualization.sheets import draw_sheet
+    from meinst_d2.visualization.drawing import draw_sheet
 
     require_dataset(args.dataset)
     source = MetadataCatalog.get(args.dataset)

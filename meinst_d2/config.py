@@ -32,7 +32,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 def check_choices(cfg: CN) -> None:
     """Raise a ValueError if a key has a value that is not among its :data:`CHOICES`, or names no encoder."""
-    for key, choices in {**CHOICES, "MODEL.MEINST.ENCODER": tuple(name for name, _ in MASK_ENCODER_REGISTRY)}.items():
+    for key, choices in {
+        **CHOICES,
+        "MODEL.MEINST.ENCODER": tuple(sorted(name for name, _ in MASK_ENCODER_REGISTRY)),
+    }.items():
         value = functools.reduce(getattr, key.split("."), cfg)
         if value not in choices:
             raise ValueError(f"{key} = {value!r} is none of {', '.join(choices)}")

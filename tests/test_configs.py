@@ -1,6 +1,8 @@
 """The shipped configs hold the published values, and every one of them builds."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -59,9 +61,7 @@ THREE_X = ((180000, 240000, 270000), ("linear", 0.001, 1000))
         ("MEInst_R_50_3x_512", "last", (384, 416, 448, 480, 512, 544), 512, THREE_X),
     ],
 )
-def test_what_each_published_config_has_of_its_own(
-    name: str, deform: str, train_sizes: tuple, test_size: int, schedule: tuple
-) -> None:
+def test_each_published_config(name: str, deform: str, train_sizes: tuple, test_size: int, schedule: tuple) -> None:
     cfg = load_cfg(f"{name}.yaml")
     solver = cfg.SOLVER
     assert deform == cfg.MODEL.MEINST.DEFORM_CONV
@@ -107,17 +107,11 @@ def test_the_choices_are_those_of_the_code() -> None:
 
 
 def test_importing_the_package_imports_neither_torch_nor_detectron2() -> None:
-    import subprocess
-    import sys
-
     code = "import sys, meinst_d2; sys.exit(bool({'torch', 'detectron2'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_without_detectron2_the_glue_says_how_to_install_it() -> None:
-    import subprocess
-    import sys
-
     code = (
         "import importlib.util, sys; find = importlib.util.find_spec; "
         "importlib.util.find_spec = lambda name, *a: None if name == 'detectron2' else find(name, *a); "

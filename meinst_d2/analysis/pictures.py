@@ -18,7 +18,7 @@ from meinst_d2.analysis.inputs import Detections, Truth
 from meinst_d2.analysis.report import MOST_CLASSES
 from meinst_d2.files import atomic_path
 from meinst_d2.masks.rle import decode_rle
-from meinst_d2.visualization.sheets import draw_sheet
+from meinst_d2.visualization.drawing import draw_sheet
 
 matplotlib.use("Agg")
 

@@ -25,21 +25,13 @@ OUTPUTS_WITHOUT_MASKS = ("boxes", "scores", "classes", "image_index")
 
 
 class Candidates(NamedTuple):
-    """What suppression chooses from.
+    """What suppression chooses from."""
 
-    Attributes:
-        boxes: (C, 4) ``xyxy``, not clipped.
-        scores: (C,).
-        classes: (C,) int64.
-        images: (C,) int64, which image of the batch.
-        coeffs: (C, D), or None without a mask branch.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    classes: Tensor
-    images: Tensor
-    coeffs: Tensor | None
+    boxes: Tensor  # (C, 4) xyxy, not clipped
+    scores: Tensor  # (C,)
+    classes: Tensor  # (C,) int64
+    images: Tensor  # (C,) int64, which image of the batch
+    coeffs: Tensor | None  # (C, D); None without a mask branch
 
     def at(self, index: Tensor) -> Candidates:
         """Some of them."""

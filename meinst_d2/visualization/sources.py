@@ -30,17 +30,11 @@ DEFAULT_FRAMES_PER_SECOND = 25.0
 
 @dataclass(frozen=True)
 class Source:
-    """Something to look at.
+    """Something to look at."""
 
-    Attributes:
-        path: of the file, as it was found; of a camera, what its drawing is called.
-        is_video: or else an image.
-        camera: its number, for a camera.
-    """
-
-    path: Path
-    is_video: bool
-    camera: int | None = None
+    path: Path  # of the file, as it was found; of a camera, what its drawing is called
+    is_video: bool  # or else an image
+    camera: int | None = None  # its number, for a camera
 
 
 def find_sources(inputs: Sequence[str]) -> list[Source]:

@@ -1,7 +1,5 @@
 """A malformed input, and what reading it has to say."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re
@@ -37,18 +35,18 @@ class Case:
     Attributes:
         reader: what the user calls.
         wrong: with the input.
-        gets: every sentence that the user gets, in order, with the folder of the files taken out. Where ``error`` is
-            None, what happens instead.
-        make: writes the files into a folder; what it returns calls the reader, and asserts what ``gets`` says where
+        make: writes the files into a folder; what it returns calls the reader, and asserts what ``instead`` says where
             nothing is raised.
         error: what is raised; SystemExit by commands.
+        instead: what happens where ``error`` is None. Elsewhere the user gets the sentences that docs/bad-input.md has,
+            with the folder of the files taken out.
     """
 
     reader: str
     wrong: str
-    gets: str
     make: Callable[[Path], Call]
     error: type[BaseException] | None = SystemExit
+    instead: str = ""
 
     def __str__(self) -> str:
         return f"{self.reader}: {self.wrong}"

@@ -1,7 +1,5 @@
 """A small correct dataset to spoil, and training on it as far as its data is concerned."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import json

@@ -57,11 +57,7 @@ def rle(height: int, width: int, total: int | None = None) -> dict[str, Any]:
 
 
 STOPPED = {
-    "an element that is no object": (
-        lambda content: content["annotations"].append(7),
-        p.NO_OBJECT,
-        TypeError,
-    ),
+    "an element that is no object": (lambda content: content["annotations"].append(7), p.NO_OBJECT, TypeError),
     "no id": (change(id=None), p.NO_KEYS, KeyError),
     "no image": (change(image_id=None), p.NO_KEYS, KeyError),
     "no category": (change(category_id=None), p.NO_KEYS, KeyError),
@@ -132,25 +128,34 @@ def test_what_training_leaves_out(tmp_path: Path, what: str) -> None:
     assert len(train(path)[1]) == PER_IMAGE - 1
 
 
-def test_all_is_well(tmp_path: Path) -> None:
+def test_annotations_that_are_well(tmp_path: Path) -> None:
     path = write(tmp_path, good_content())
     report = check(path)
     few = [finding for finding in report.findings if finding.severity > 0]
     assert not few and report.severity == 0 and report.file.classes == ["box", "cross"]
     assert [len(instances) for instances in train(path).values()] == [PER_IMAGE] * IMAGES
-
-
-def test_an_rle_that_fits(tmp_path: Path) -> None:
     path = spoiled(tmp_path, change(segmentation=rle(HEIGHT, WIDTH)))
     assert check(path).severity == 0
     assert train(path)[1].gt_mask_templates[1].all()
+    outline = [[50.0, 4.0, 64.9, 4.0, 64.9, 18.0, 50.0, 18.0]]
+    path = spoiled(tmp_path, change(bbox=[50.0, 4.0, 14.9, 14.0], segmentation=outline))
+    assert check(path).severity == 0
+    path = spoiled(tmp_path, change(area=10**400))
+    assert check(path).severity == 0 and len(train(path)[1]) == PER_IMAGE
+    path = spoiled(tmp_path, change(image_id=99, id=12, category_id=5, ignore=1, bbox=[], segmentation=3))
+    report = check(path)
+    assert [f.rule for f in report.findings if f.severity > 0] == [p.UNKNOWN_IMAGE]
+    assert len(train(path)[1]) == PER_IMAGE - 1
 
 
-def test_a_part_with_two_points_goes_and_the_other_stays(tmp_path: Path) -> None:
+def test_parts_of_masks_that_are_missing(tmp_path: Path) -> None:
     whole = good_content()["annotations"][1]["segmentation"][0]
     path = spoiled(tmp_path, change(segmentation=[[40.0, 4.0, 50.0, 9.0], whole]))
     assert finding(check(path), p.SOME_FEW_POINTS.key).severity == HURTS
     assert len(train(path)[1]) == PER_IMAGE
+    path = spoiled(tmp_path, change(segmentation={"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}))
+    assert finding(check(path), p.EMPTY.key).count == 1
+    assert not train(path)[1].gt_mask_templates[1].any()
 
 
 OUTLINE_AT_THE_EDGE = [[50.0, 4.0, 78.0, 4.0, 78.0, 18.0, 50.0, 18.0]]
@@ -185,37 +190,17 @@ def test_boxes_that_are_learned_otherwise(
             assert template.all() if rule is p.CROSSES else not template.any()
 
 
-def test_a_box_may_leave_by_a_pixel(tmp_path: Path) -> None:
-    outline = [[50.0, 4.0, 64.9, 4.0, 64.9, 18.0, 50.0, 18.0]]
-    path = spoiled(tmp_path, change(bbox=[50.0, 4.0, 14.9, 14.0], segmentation=outline))
-    assert check(path).severity == 0
-
-
-def test_an_rle_without_a_pixel(tmp_path: Path) -> None:
-    path = spoiled(tmp_path, change(segmentation={"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}))
-    assert finding(check(path), p.EMPTY.key).count == 1
-    assert not train(path)[1].gt_mask_templates[1].any()
-
-
-def test_boxes_given_by_their_corners(tmp_path: Path) -> None:
+def test_the_likely_mistake_is_named(tmp_path: Path) -> None:
     def spoil(content: Content) -> None:
         for annotation in content["annotations"]:
             x, y, width, height = annotation["bbox"]
             annotation["bbox"] = [x, y, x + width, y + height]
 
     assert "[x0, y0, x1, y1]" in finding(check(spoiled(tmp_path, spoil)), p.MISMATCH.key).note
-
-
-def test_rles_turned_round_are_recognised(tmp_path: Path) -> None:
     path = spoiled(tmp_path, change(segmentation=rle(WIDTH, HEIGHT)))
     assert "[width, height]" in finding(check(path), p.BAD_RLE.key).note
-
-
-def test_annotations_of_no_image_may_be_wrong(tmp_path: Path) -> None:
-    path = spoiled(tmp_path, change(image_id=99, id=12, category_id=5, ignore=1, bbox=[], segmentation=3))
-    report = check(path)
-    assert [f.rule for f in report.findings if f.severity > 0] == [p.UNKNOWN_IMAGE]
-    assert len(train(path)[1]) == PER_IMAGE - 1
+    found = finding(check(spoiled(tmp_path, change(segmentation=OUTLINE))), p.BAD_SEGMENTATION.key)
+    assert "flat lists, in which a number stands where a polygon belongs" in found.note
 
 
 CORNERS = [[40.0, 4.0], [54.0, 4.0], [54.0, 18.0], [40.0, 18.0]]
@@ -238,11 +223,6 @@ def test_segmentations_of_another_form_are_named(tmp_path: Path, form: str) -> N
     assert len(train(path)[1]) == PER_IMAGE - 1
     skipped = make_templates(read_coco_json(path), 8).skipped  # meinst fit
     assert len(skipped) == 1 and sum(skipped.values()) == 1
-
-
-def test_a_flat_polygon_is_named(tmp_path: Path) -> None:
-    found = finding(check(spoiled(tmp_path, change(segmentation=OUTLINE))), p.BAD_SEGMENTATION.key)
-    assert "flat lists, in which a number stands where a polygon belongs" in found.note
 
 
 @pytest.mark.parametrize("masks", [False, True])
@@ -337,15 +317,7 @@ def test_counts_and_the_first_examples(tmp_path: Path) -> None:
 
     found = finding(check(spoiled(tmp_path, spoil), num_examples=2), p.NO_MASK.key)
     assert found.count == 9 and found.examples == ["annotation 13 of 1.png", "annotation 20 of 2.png"]
-
-
-def test_numbers_that_only_python_reads(tmp_path: Path) -> None:
     content = json.loads(json.dumps(good_content()))
     content["annotations"][0]["id"] = 2**70
     content["annotations"][1]["id"] = 2**70
     assert finding(check(write(tmp_path, content)), p.REPEATED_ID.key).count == 1
-
-
-def test_an_area_beyond_floats_is_not_read(tmp_path: Path) -> None:
-    path = spoiled(tmp_path, change(area=10**400))
-    assert check(path).severity == 0 and len(train(path)[1]) == PER_IMAGE

@@ -58,7 +58,7 @@ def test_masks_and_boxes_are_drawn_over_the_image(tmp_path: Path) -> None:
     np.testing.assert_allclose(green, 0.6 * 128 + 0.4 * np.array(MASK_COLOR), atol=2)
 
 
-def test_classes_take_turns(tmp_path: Path) -> None:
+def test_classes_take_turns_and_samples_may_be_few(tmp_path: Path) -> None:
     def rare(content: Content) -> None:
         for annotation in content["annotations"]:
             annotation["category_id"] = 7 if annotation["id"] == 30 else 3
@@ -66,9 +66,6 @@ def test_classes_take_turns(tmp_path: Path) -> None:
     file = check(spoiled(tmp_path, rare)).file
     rows = sample_rows(file, [], 2)
     assert sorted(file.annotations[row].category for row in rows) == [0, 1]
-
-
-def test_fewer_annotations_than_samples(tmp_path: Path) -> None:
     file = check(write(tmp_path, good_content())).file
     assert sorted(sample_rows(file, [p.NO_MASK], 100)) == list(range(IMAGES * PER_IMAGE))
     content = good_content()

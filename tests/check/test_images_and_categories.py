@@ -47,6 +47,8 @@ def test_a_missing_file(good: Path) -> None:
     with pytest.raises(FileNotFoundError):
         train(good)
     assert check(good, images=False).severity == 0
+    with pytest.raises(NotADirectoryError, match="no folder of images"):
+        ip.check_images(scan(good), good.parent / "nowhere")
 
 
 def test_a_missing_file_of_an_image_without_objects(tmp_path: Path) -> None:
@@ -145,14 +147,11 @@ def test_an_image_id_and_a_file_twice(tmp_path: Path) -> None:
     assert [len(instances) for instances in train(path).values()] == [PER_IMAGE] * IMAGES
 
 
-def test_sixteen_bits(tmp_path: Path) -> None:
+def test_the_first_of_several_pages_and_the_upper_of_16_bits(tmp_path: Path) -> None:
     path = spoiled(tmp_path, lambda content: content["images"][1].update(file_name="deep.png"))
     Image.fromarray(np.full((HEIGHT, WIDTH), 3000, np.uint16)).save(tmp_path / "deep.png")
     assert "takes the upper 8 of 16 bits" in finding(check(path), ip.DEEP.key).effect
     assert (read_image(str(tmp_path / "deep.png"), "BGR") == 3000 // 256).all()
-
-
-def test_several_pages(tmp_path: Path) -> None:
     path = spoiled(tmp_path, lambda content: content["images"][1].update(file_name="pages.tif"))
     pages = [Image.new("RGB", (WIDTH, HEIGHT), color) for color in ("red", "blue")]
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
@@ -161,14 +160,23 @@ def test_several_pages(tmp_path: Path) -> None:
     assert (read_image(str(tmp_path / "pages.tif"), "RGB") == [255, 0, 0]).all()
 
 
-@pytest.mark.parametrize("name", [None, 5, ["box"]])
-def test_a_category_name_that_is_not_a_string(tmp_path: Path, name: object) -> None:
-    path = spoiled(tmp_path, lambda content: content["categories"][1].update(name=name))
+def test_categories_that_are_wrong(tmp_path: Path) -> None:
+    path = spoiled(tmp_path, lambda content: content["categories"][1].update(name=5))
     found = finding(check(path), ip.CATEGORY_KEYS.key)
     assert found.severity == STOPS and "name that is a string" in found.fix
     with pytest.raises(ValueError) as error:  # before training
         read_category_names(path)
     assert str(error.value) == f"{path}: {found.examples[0]}"
+
+    def spoil(content: Content) -> None:
+        content["categories"].append({"id": 9, "name": "none"})
+        for annotation in content["annotations"][4:]:
+            annotation["category_id"] = 7
+
+    report = check(spoiled(tmp_path, spoil))
+    assert finding(report, ip.NO_INSTANCES.key).examples == ["none"] and report.severity == 1
+    few = finding(report, ip.FEW_INSTANCES.key)
+    assert few.examples == ["box (2)"] and few.severity == FINE
 
 
 def test_ids_are_found_as_a_dict_finds_them(tmp_path: Path) -> None:
@@ -245,33 +253,10 @@ def test_a_category_name_and_an_id_twice(tmp_path: Path) -> None:
         ap_of_the_truth(path)
 
 
-def test_a_class_without_and_one_with_few_objects(tmp_path: Path) -> None:
-    def spoil(content: Content) -> None:
-        content["categories"].append({"id": 9, "name": "none"})
-        for annotation in content["annotations"][4:]:
-            annotation["category_id"] = 7
-
-    report = check(spoiled(tmp_path, spoil))
-    assert finding(report, ip.NO_INSTANCES.key).examples == ["none"] and report.severity == 1
-    few = finding(report, ip.FEW_INSTANCES.key)
-    assert few.examples == ["box (2)"] and few.severity == FINE
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "is empty"),
-        ('{"images": [', "cut off"),
-        ("[]", "not a JSON object"),
-        ('{"images": {}, "annotations": []}', "'images' is an object instead of a list"),
-        ('{"info": 1}', "neither images nor annotations"),
-    ],
-)
-def test_files_that_are_no_dataset(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "train.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        scan(path)
+def test_a_file_that_is_no_dataset(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text('{"info": 1}')
+    with pytest.raises(ValueError, match="neither images nor annotations"):
+        scan(tmp_path / "train.json")
 
 
 def test_the_order_of_sections_does_not_matter(good: Path, tmp_path: Path) -> None:
@@ -296,8 +281,3 @@ def test_the_number_of_workers_does_not_matter(tmp_path: Path) -> None:
 
     path = spoiled(tmp_path, spoil)
     assert check(path, workers=1).findings == check(path, workers=2).findings
-
-
-def test_no_folder(good: Path) -> None:
-    with pytest.raises(NotADirectoryError, match="no folder of images"):
-        ip.check_images(scan(good), good.parent / "nowhere")

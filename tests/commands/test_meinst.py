@@ -1,7 +1,5 @@
 """The command itself: what it lists, how fast it can answer, what a mistake is told, what a wheel installs."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -64,9 +62,7 @@ def test_help_imports_nothing_heavy() -> None:
         ([], "the following arguments are required: COMMAND"),
     ],
 )
-def test_what_is_not_a_command_is_a_sentence(
-    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_not_a_command(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2 and sentence in capsys.readouterr().err
@@ -113,5 +109,7 @@ def test_a_wheel_installs_the_command_and_the_configs(tmp_path: Path) -> None:
         environment = os.environ | {"PYTHONPATH": str(site)}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
 
+    code = "from meinst_d2 import model_zoo; print(model_zoo.get_config_file('MEInst_R_50_1x'))"
+    assert run(sys.executable, "-c", code) == f"{installed / 'MEInst_R_50_1x.yaml'}\n"
     assert run(site / "bin/meinst", "--version") == f"meinst_d2 {meinst_d2.__version__}\n"
     assert run(sys.executable, "-m", "meinst_d2.commands", "--help") == run(site / "bin/meinst", "--help")

@@ -1,7 +1,5 @@
 """meinst predict from the command line, on a tiny model with random weights and on files of every kind."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess
@@ -32,6 +30,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     run = write_run(folder, "MODEL.MEINST.SCORE_THRESH_TEST", 0.0)
     return publish_run(run, folder, "tiny")[0]
+
+
+@pytest.fixture
+def image(tmp_path: Path, pixels: np.ndarray) -> Path:
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
 
 
 @pytest.fixture
@@ -79,8 +83,7 @@ def test_nothing_readable_is_a_failure(model: Path, tmp_path: Path, capsys: pyte
     assert "a.png" in errors and "b.mp4 cannot be read: OpenCV cannot open it" in errors
 
 
-def test_results_are_coco_results_at_the_images_size(model: Path, tmp_path: Path, pixels: np.ndarray) -> None:
-    Image.fromarray(pixels).save(tmp_path / "a.png")
+def test_results_are_coco_results(model: Path, tmp_path: Path, pixels: np.ndarray, image: Path) -> None:
     Image.fromarray(pixels[:40, :50]).save(tmp_path / "b.png")
     found = tmp_path / "found.json"
     assert run("--weights", model, "--input", tmp_path / "*.png", "--save-json", found) == 0
@@ -97,9 +100,8 @@ def test_results_are_coco_results_at_the_images_size(model: Path, tmp_path: Path
     assert not (tmp_path / "output").exists()
 
 
-def test_the_threshold_counts_in_pictures_and_file(model: Path, tmp_path: Path, pixels: np.ndarray) -> None:
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    arguments = ("--weights", model, "--input", tmp_path / "a.png", "--save-json", tmp_path / "found.json")
+def test_the_threshold_counts_in_pictures_and_file(model: Path, tmp_path: Path, image: Path) -> None:
+    arguments = ("--weights", model, "--input", image, "--save-json", tmp_path / "found.json")
     run(*arguments)
     scores = sorted(entry["score"] for entry in json.loads((tmp_path / "found.json").read_text()))
     middle = scores[len(scores) // 2]
@@ -129,15 +131,6 @@ def test_of_16_bits_the_upper_8_are_taken_and_that_is_said(
     assert "b.png has more than 8 bits per pixel: the upper 8 of 16 are taken" in caplog.text
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "CMYK", "P", "1"])
-def test_images_of_every_mode(model: Path, tmp_path: Path, pixels: np.ndarray, mode: str) -> None:
-    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
-    image = Image.fromarray(pixels)
-    (image.convert("L").convert(mode) if mode == "LA" else image.convert(mode)).save(path)
-    assert run("--weights", model, "--input", path, "--output", tmp_path / "out") == 0
-    assert Image.open(tmp_path / "out" / path.name).mode == "RGB"
-
-
 def test_an_image_that_its_camera_turned(model: Path, tmp_path: Path, pixels: np.ndarray) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees to see it upright
@@ -156,9 +149,12 @@ def test_a_video(model: Path, tmp_path: Path) -> None:
     assert [capture.read()[0] for _ in range(4)] == [True, True, True, False]
     assert capture.get(cv2.CAP_PROP_FPS) == 10
     assert {(x["image_id"], x["frame"]) for x in json.loads(found.read_text())} == {(1, 0), (2, 1), (3, 2)}
+    video = write_video(tmp_path / "clip.mp4").rename(tmp_path / "clip.png")
+    assert run("--weights", model, "--video-input", video, "--output", tmp_path / "out") == 0
+    assert cv2.VideoCapture(str(tmp_path / "out/clip.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
 
-def test_a_video_that_is_cut_off_is_drawn_as_far_as_it_goes(
+def test_a_video_that_is_cut_off(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     video = write_video(tmp_path / "clip.mp4")
@@ -181,13 +177,7 @@ class _ThatStopsAfterTwo:
         return getattr(self._real, name)
 
 
-def test_a_video_whose_name_does_not_say_so(model: Path, tmp_path: Path) -> None:
-    video = write_video(tmp_path / "clip.mp4").rename(tmp_path / "clip.png")
-    assert run("--weights", model, "--video-input", video, "--output", tmp_path / "out") == 0
-    assert cv2.VideoCapture(str(tmp_path / "out/clip.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
-
-
-def test_a_camera_is_drawn_until_it_is_interrupted(
+def test_a_camera(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("meinst_d2.visualization.sources.cv2.VideoCapture", _Camera)
@@ -230,11 +220,6 @@ def test_an_input_is_never_replaced(model: Path, tmp_path: Path, pixels: np.ndar
     for output in (tmp_path, tmp_path / "a.png"):
         assert "would replace the input" in run("--weights", model, "--input", tmp_path / "a.png", "--output", output)
     assert (tmp_path / "a.png").read_bytes() == before
-
-
-def test_results_replace_neither_an_input_nor_a_picture_nor_the_model(
-    model: Path, tmp_path: Path, pixels: np.ndarray
-) -> None:
     image, picture = tmp_path / "a.png", tmp_path / "out/a.png"
     Image.fromarray(pixels).save(image)
     before = {path: path.read_bytes() for path in (image, model)}
@@ -245,7 +230,7 @@ def test_results_replace_neither_an_input_nor_a_picture_nor_the_model(
     assert {path: path.read_bytes() for path in before} == before and not picture.exists()
 
 
-def test_an_image_too_thin_for_the_network_is_passed_over(
+def test_a_thin_image_is_passed_over(
     model: Path, tmp_path: Path, pixels: np.ndarray, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (3000, 1)).save(tmp_path / "a_thin.png")
@@ -262,7 +247,6 @@ def test_an_image_too_thin_for_the_network_is_passed_over(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--input", "nowhere.jpg"], "there is no file, folder or match for nowhere.jpg"),
         (["--input", "{tmp}"], "holds no images or videos"),
         (["--input", "demo.py"], "no model: give --config-file, --weights or both"),
         (["--input", "demo.py", "--font", "demo.py"], "demo.py is not a font that matplotlib can read"),
@@ -272,7 +256,7 @@ def test_an_image_too_thin_for_the_network_is_passed_over(
         (["--input", "demo.py", "--config-file", "MEInst_R_50_1x"], "has to be downloaded by hand"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(
+def test_mistakes_are_sentences(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -281,25 +265,23 @@ def test_mistakes_are_told_in_a_sentence(
     assert str(code).startswith("meinst predict: ") and message in str(code)
 
 
-def test_overrides_reach_the_model(model: Path, tmp_path: Path, pixels: np.ndarray) -> None:
-    Image.fromarray(pixels).save(tmp_path / "a.png")
+def test_overrides_reach_the_model(model: Path, tmp_path: Path, image: Path) -> None:
     found = tmp_path / "found.json"
     with pytest.raises(SystemExit):
-        arguments = ["--weights", str(model), "--input", str(tmp_path / "a.png"), "--save-json", str(found)]
+        arguments = ["--weights", str(model), "--input", str(image), "--save-json", str(found)]
         predict_command.main([*arguments, "--confidence-threshold", "0", "--opts", "TEST.DETECTIONS_PER_IMAGE", "2"])
     assert 0 < len(json.loads(found.read_text())) <= 2
     run(*arguments)
     assert len(json.loads(found.read_text())) > 2
 
 
-def test_a_model_without_masks(tmp_path: Path, pixels: np.ndarray) -> None:
+def test_a_model_without_masks(tmp_path: Path, image: Path) -> None:
     from detectron2.modeling import build_model
 
     cfg = tiny_cfg("MODEL.MASK_ON", False, "MODEL.MEINST.SCORE_THRESH_TEST", 0.0)
     (tmp_path / "config.yaml").write_text(cfg.dump())
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model_final.pth")
-    Image.fromarray(pixels).save(tmp_path / "a.png")
     found = tmp_path / "found.json"
-    arguments = ("--input", tmp_path / "a.png", "--output", tmp_path / "out.png", "--save-json", found)
+    arguments = ("--input", image, "--output", tmp_path / "out.png", "--save-json", found)
     assert run("--config-file", tmp_path / "config.yaml", *arguments) == 0
     assert (tmp_path / "out.png").is_file() and "segmentation" not in json.loads(found.read_text())[0]

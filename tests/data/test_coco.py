@@ -35,38 +35,39 @@ def test_a_coco_file_gives_corners_and_sizes(tmp_path: Path) -> None:
     path.write_text(json.dumps(coco()))
     (read,) = read_coco_json(path)
     assert read.box == (10, 10, 30, 30) and read.image_size == (40, 50) and read.category == 0 and not read.iscrowd
+    for order in (("annotations", "categories", "images"), ("categories", "images", "annotations")):
+        path.write_text(json.dumps({section: coco()[section] for section in order}))
+        (read,) = read_coco_json(path)
+        assert read.image_size == (40, 50) and read.category == 0
+    path.write_text('{"images": [], ' + json.dumps(coco())[1:])
+    (read,) = read_coco_json(path)
+    assert read.image_size == (40, 50)
 
 
-def test_classes_are_numbered_by_rising_id_and_unknown_ones_are_not(tmp_path: Path) -> None:
+def test_numbers_of_classes_and_unknown_ids(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     annotations = [{"image_id": 7, "category_id": i, "bbox": [0, 0, 1, 1]} for i in (9, 3, 4)] + [{"image_id": 7}]
     categories = [{"id": 9, "name": "b"}, {"id": 3, "name": "a"}]
     path.write_text(json.dumps(coco(annotations=annotations, categories=categories)))
     assert [read.category for read in read_coco_json(path)] == [1, 0, -1, -1]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(coco(annotations=[{"image_id": [7], "category_id": {}, "bbox": [0, 0, 1, 1]}])))
+    (read,) = read_coco_json(path)
+    assert read.image_size == (0, 0) and read.category == -1
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not readable JSON"),
-        ("[1]", "not a JSON object"),
-        ("", "is empty"),
-        (json.dumps(coco())[:-3], r"cut off \(after \d+ bytes\)"),
         (json.dumps({"info": float("nan"), **coco()})[:-3], "cut off"),
         ('{"images": [1 2]}', r"expected ',' or '\]' \(byte 14\)"),
-        (json.dumps({"images": []}), "not in COCO's instances format"),
-        (json.dumps(coco(images=[{"id": 1}])), "image number 0 needs an id, a height and a width"),
         (json.dumps(coco(images=[{"id": 1, "height": 1e999, "width": 4}])), "image number 0 needs"),
         (json.dumps(coco(images=[{"id": [1], "height": 4, "width": 4}])), "image number 0 needs"),
         (json.dumps(coco(images=[{"id": 1, "height": 2**63, "width": 4}])), "image number 0 needs"),
         (json.dumps(coco(images=[{"id": 1, "height": "9" * 30, "width": 4}])), "image number 0 needs"),
         (json.dumps(coco(categories=[{"id": 1}, {"id": [1]}])), "category number 1 needs an id"),
-        (json.dumps(coco(categories=[{"id": {}}])), "category number 0 needs an id"),
-        (json.dumps(coco(annotations={})), "'annotations' is an object instead of a list"),
-        (json.dumps(coco(annotations=[7])), "annotation number 0 is a number instead of an object"),
         (json.dumps(coco(images=["a.jpg"])), "image number 0 is a string instead of an object"),
         (json.dumps(coco(categories=[None])), "category number 0 is null instead of an object"),
-        (json.dumps(coco(categories=[{"id": 1}, {"id": "2"}])), "use numbers, or strings, for all"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -86,31 +87,11 @@ def test_a_segmentation_that_is_nested_deeply_is_useless_or_refused(tmp_path: Pa
         assert "a.json" in str(error) and "nested too deeply" in str(error) and depth > 100
 
 
-@pytest.mark.parametrize("order", [("annotations", "categories", "images"), ("categories", "images", "annotations")])
-def test_sections_come_in_any_order(tmp_path: Path, order: tuple[str, ...]) -> None:
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps({section: coco()[section] for section in order}))
-    (read,) = read_coco_json(path)
-    assert read.image_size == (40, 50) and read.category == 0
-
-
 @pytest.mark.parametrize("box", [None, [1, 2, 3], "box", [1, 2, 3, "4"], {"x": 1}, [[1, 2, 3, 4]], [1e999, 0, 1, 1]])
 def test_a_box_that_is_none_is_without_area(tmp_path: Path, box: Any) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(coco(annotations=[{**coco()["annotations"][0], "bbox": box}])))
     assert make_templates(read_coco_json(path), 4).skipped == {I.NO_BOX: 1}
-
-
-def test_ids_that_are_none(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps(coco(annotations=[{"image_id": [7], "category_id": {}, "bbox": [0, 0, 1, 1]}])))
-    (read,) = read_coco_json(path)
-    assert read.image_size == (0, 0) and read.category == -1
-
-
-def test_an_absent_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no annotation file"):
-        read_coco_json(tmp_path / "absent.json")
 
 
 def test_names_are_needed_where_classes_are_named(tmp_path: Path) -> None:
@@ -164,10 +145,3 @@ def test_what_only_python_knows_is_read_as_python_reads_it(tmp_path: Path) -> No
         assert repr(list(elements(sections, "annotations", path))) == repr(content["annotations"])
         assert repr(json.loads(bytes(sections["more"]))) == repr(words)
         assert len(read_coco_json(path)) == len(words)
-
-
-def test_the_last_of_a_section_counts_that_comes_twice(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text('{"images": [], ' + json.dumps(coco())[1:])
-    (read,) = read_coco_json(path)
-    assert read.image_size == (40, 50)

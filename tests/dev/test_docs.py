@@ -1,7 +1,5 @@
 """What documents name exists, the site builds without a warning, and the tutorial runs."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import functools

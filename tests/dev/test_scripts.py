@@ -1,7 +1,5 @@
 """The scripts under dev/ start, from any folder, and the Makefile names tests that are there."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

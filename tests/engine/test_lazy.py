@@ -141,34 +141,20 @@ def test_a_run_has_what_one_from_yaml_has(workspace: Path) -> None:
     assert (workspace / "run/seed.txt").is_file()
 
 
-def test_gradients_are_accumulated(workspace: Path) -> None:
-    clamp = "{_target_: meinst_d2.encoding.SigmoidClamp, low: 0.01, high: 0.01}"  # not random
-    settled = ("train.max_iter=1", f"model.proposal_generator.mask_encoder.encoder.clamp={clamp}")
-    for parts in (1, 2):
-        run(f"train.output_dir=run{parts}", f"train.gradient_accumulation={parts}", *settled)
-    whole, in_parts = (
-        {name: value for name, value in rows(workspace / f"run{parts}")[0].items() if "loss" in name}
-        for parts in (1, 2)
-    )
-    assert in_parts == pytest.approx(whole, rel=1e-4)
-
-
-@pytest.mark.parametrize("choice", ["weights", "file", "stop"])
-def test_of_two_sets_of_components_the_chosen_one_is_kept(workspace: Path, choice: str) -> None:
+def test_of_two_sets_of_components_the_chosen_one_is_kept(workspace: Path) -> None:
     run("train.output_dir=first", "train.max_iter=1")
     weights = read_checkpoint(workspace / "first/model_final.pth")["model"]
     basis = blob_basis(28).truncated(8)
     save_components("components.npz", [replace(basis, mean=1 - basis.mean, components=-basis.components)], {})
-    start = ("train.init_checkpoint=first/model_final.pth", f"train.components_conflict={choice}")
-    if choice == "stop":
-        with pytest.raises(ValueError, match="set train.components_conflict to 'weights' to keep"):
-            run("train.output_dir=second", "train.max_iter=1", *start)
-        return
-    run("train.output_dir=second", "train.max_iter=1", "optimizer.lr=0.0", *start)
-    found = read_checkpoint(workspace / "second/model_final.pth")["model"]
-    for name in ("mask_encoder.components", "head.mask_pred.weight"):
-        name = f"proposal_generator.{name}"
-        assert torch.equal(found[name], weights[name]) == (choice == "weights"), name
+    start = ("train.output_dir=second", "train.max_iter=1", "optimizer.lr=0.0")
+    start += ("train.init_checkpoint=first/model_final.pth",)
+    with pytest.raises(ValueError, match="set train.components_conflict to 'weights' to keep"):
+        run(*start, "train.components_conflict=stop")
+    for choice in ("weights", "file"):
+        run(*start, f"train.components_conflict={choice}")
+        found = read_checkpoint(workspace / "second/model_final.pth")["model"]
+        for name in ("proposal_generator.mask_encoder.components", "proposal_generator.head.mask_pred.weight"):
+            assert torch.equal(found[name], weights[name]) == (choice == "weights"), name
 
 
 def test_what_is_wrong_is_said_before_the_start_with_the_keys_of_the_config(workspace: Path) -> None:

@@ -1,7 +1,5 @@
 """The exported model detects what the model detects, whatever the head, the batch and the sizes."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import runpy
@@ -21,19 +19,17 @@ from PIL import Image
 from torch.torch_version import TorchVersion
 
 from meinst_d2.export import CheckError, DetectionGraph, ExportSource, check_batches, export_model, make_source
-from meinst_d2.export.check import Runner, check, pad_batch
-from meinst_d2.export.write import LEAST_TORCH
+from meinst_d2.export.write import LEAST_TORCH, Runner, check, pad_batch
 from meinst_d2.masks import paste_masks
 from meinst_d2.model_zoo.trained import TrainedModel
 from tests.conftest import ROOT, blob_masks
 from tests.models import load_cfg, tiny_cfg, tiny_model
 
+OLD = TorchVersion(torch.__version__) < LEAST_TORCH
+needs_torch = pytest.mark.skipif(OLD, reason=f"exports need torch {'.'.join(map(str, LEAST_TORCH))}")
 needs_onnx = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
-    reason="needs onnx, onnxscript and onnxruntime",
-)
-needs_torch = pytest.mark.skipif(
-    TorchVersion(torch.__version__) < LEAST_TORCH, reason=f"exports need torch {'.'.join(map(str, LEAST_TORCH))}"
+    OLD or any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
+    reason="needs onnx, onnxscript and onnxruntime, and the torch of needs_torch",
 )
 NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
 HEADS = {
@@ -98,7 +94,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_onnx
-@needs_torch
 def test_metadata_travels(plain: Path) -> None:
     import onnxruntime
 
@@ -109,7 +104,6 @@ def test_metadata_travels(plain: Path) -> None:
 
 
 @needs_onnx
-@needs_torch
 def test_onnx_of_five_levels_with_deformable_convolutions_detects_the_same(tmp_path: Path) -> None:
     source = tiny_source(*HEADS["deform"], *HEADS["five_levels"])
     result = export_model(source, tmp_path / "model.onnx", BATCHES)
@@ -117,7 +111,6 @@ def test_onnx_of_five_levels_with_deformable_convolutions_detects_the_same(tmp_p
 
 
 @needs_onnx
-@needs_torch
 def test_onnx_without_detections(plain: Path) -> None:
     import onnxruntime
 
@@ -211,7 +204,6 @@ def deployed(plain: Path, tmp_path: Path) -> Path:
 
 
 @needs_onnx
-@needs_torch
 def test_deployed_example_gives_every_image_a_picture_and_passes_over_broken_ones(deployed: Path) -> None:
     (deployed / "broken.png").write_bytes((deployed / "a/x.png").read_bytes()[:200])
     Image.new("1", (20000, 10000)).save(deployed / "huge.png")
@@ -235,7 +227,6 @@ def test_deployed_example_takes_the_upper_8_of_16_bits(tmp_path: Path, capsys: p
 
 
 @needs_onnx
-@needs_torch
 def test_deployed_example_replaces_no_input(deployed: Path) -> None:
     before = (deployed / "a/x.png").read_bytes()
     _, errors = predict_deployed(deployed, "a/x.png", "--output", "a", status=1)
@@ -243,15 +234,12 @@ def test_deployed_example_replaces_no_input(deployed: Path) -> None:
     assert (deployed / "a/x.png").read_bytes() == before
 
 
-def test_retinanet_is_refused() -> None:
+def test_other_models_are_refused_or_exported_as_float32() -> None:
     cfg = load_cfg("MEInst_RetinaNet_R_50_1x.yaml", "MODEL.MEINST.COMPONENTS", "", "MODEL.DEVICE", "meta")
     with torch.device("meta"):
         model = build_model(cfg)
     with pytest.raises(ValueError, match="RetinaNet cannot be exported: only .* MEInstDetector"):
         make_source(as_trained(model, cfg))
-
-
-def test_lower_precision_is_exported_as_float32() -> None:
     source = tiny_source("MODEL.MEINST.PRECISION", "bfloat16")
     assert source.model.precision == "float32"
     assert "bfloat16; the exported one computes in float32" in source.notes[0]

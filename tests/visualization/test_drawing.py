@@ -1,7 +1,5 @@
 """Holes stay open, whatever form the masks have, and names are drawn as they are written."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,7 @@ from matplotlib.font_manager import fontManager
 from PIL import Image
 
 from meinst_d2.masks import RLEs, encode_masks
-from meinst_d2.visualization.drawing import MaskVideoVisualizer, MaskVisualizer, use_font
-from meinst_d2.visualization.sheets import draw_sheet
+from meinst_d2.visualization.drawing import MaskVideoVisualizer, MaskVisualizer, draw_sheet, use_font
 
 GREY = np.full((80, 80, 3), 100, np.uint8)
 RED = (1.0, 0.0, 0.0)
@@ -114,11 +111,15 @@ def test_a_dollar_sign_in_a_name_is_a_dollar_sign(name: str) -> None:
     assert label.get_text() == f"{name} 90%" and not label.get_parse_math()
 
 
-def test_titles_of_a_sheet_are_no_formulas(tmp_path: Path) -> None:
+def test_what_is_not_a_font_is_a_sentence(tmp_path: Path) -> None:
     Image.fromarray(GREY).save(tmp_path / "a.png")
     record = {"file_name": str(tmp_path / "a.png"), "height": 80, "width": 80, "annotations": []}
     draw_sheet(tmp_path / "sheet.png", [record], [found(None)], "of_no_name", titles=["a_$b$_$"])
     assert Image.open(tmp_path / "sheet.png").width > 600
+    (tmp_path / "a.ttf").write_text("no font")
+    for name in ("a.ttf", "b.ttf"):
+        with pytest.raises(ValueError, match=f"{name} is not a font"):
+            use_font(tmp_path / name)
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ def font(tmp_path: Path) -> Iterator[Path]:
     fontManager.ttflist[:] = known
 
 
-def test_a_script_that_the_font_lacks_is_one_sentence_until_a_font_is_chosen(
+def test_a_script_that_the_font_lacks(
     font: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     for _ in range(2):
@@ -158,10 +159,3 @@ def test_a_script_that_the_font_lacks_is_one_sentence_until_a_font_is_chosen(
     assert label.get_fontfamily() == ["OneGlyph", "sans-serif"] and label.get_window_extent() != before
     assert len(caplog.records) == 1
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
-
-
-def test_what_is_not_a_font_is_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "a.ttf").write_text("no font")
-    for name in ("a.ttf", "b.ttf"):
-        with pytest.raises(ValueError, match=f"{name} is not a font"):
-            use_font(tmp_path / name)

@@ -1,7 +1,5 @@
 """Which files arguments name, and where their pictures go."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2
@@ -23,20 +21,10 @@ def names(sources: list[Source]) -> list[str]:
     return [source.path.name for source in sources]
 
 
-def test_a_folder_gives_its_images_and_videos_in_natural_order(tmp_path: Path) -> None:
-    touch(tmp_path, "f_10.jpg", "f_2.JPG", "notes.txt", "clip.mp4", "below/deep.png")
-    sources = find_sources([str(tmp_path)])
-    assert names(sources) == ["clip.mp4", "f_2.JPG", "f_10.jpg"]
-    assert [source.is_video for source in sources] == [True, False, False]
-
-
 def test_globs_files_and_duplicates(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "b.png", "below/c.png")
     assert names(find_sources([str(tmp_path / "b.png"), str(tmp_path / "*.png")])) == ["b.png", "a.png"]
     assert names(find_sources([str(tmp_path / "**/*.png")])) == ["a.png", "b.png", "c.png"]
-
-
-def test_a_file_whose_name_looks_like_a_glob(tmp_path: Path) -> None:
     touch(tmp_path, "a[1].png", "a1.png")
     assert names(find_sources([str(tmp_path / "a[1].png")])) == ["a[1].png"]
 
@@ -54,11 +42,15 @@ def test_videos_are_known_by_their_suffix_or_by_trying(tmp_path: Path) -> None:
     assert {name for name, found in is_video.items() if found} == {"a.ts", "b.flv", "c.3gp", "d.MP4", "video"}
 
 
-def test_arguments_that_name_nothing(tmp_path: Path) -> None:
+def test_a_folder_gives_its_images_and_videos_in_natural_order(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no file, folder or match for .*\*\.png"):
         find_sources([str(tmp_path / "*.png")])
     with pytest.raises(FileNotFoundError, match="holds no images or videos"):
         find_sources([str(tmp_path)])
+    touch(tmp_path, "f_10.jpg", "f_2.JPG", "notes.txt", "clip.mp4", "below/deep.png")
+    sources = find_sources([str(tmp_path)])
+    assert names(sources) == ["clip.mp4", "f_2.JPG", "f_10.jpg"]
+    assert [source.is_video for source in sources] == [True, False, False]
 
 
 def test_inputs_of_one_name_have_pictures_of_their_own(tmp_path: Path) -> None:
@@ -66,9 +58,6 @@ def test_inputs_of_one_name_have_pictures_of_their_own(tmp_path: Path) -> None:
     sources = [Source(Path(path), path.endswith((".avi", ".mp4"))) for path in paths]
     found = [path.name for path in plan_outputs(sources, tmp_path)]
     assert found == ["x.jpg", "x-2.jpg", "X-3.jpg", "x.png", "clip.mp4", "clip-2.mp4"]
-
-
-def test_a_made_up_name_does_not_meet_a_real_one(tmp_path: Path) -> None:
     sources = [Source(Path(path), False) for path in ("a/x.jpg", "b/x.jpg", "c/x-2.jpg", "d/x-2.jpg")]
     found = [path.name for path in plan_outputs(sources, tmp_path)]
     assert len(set(found)) == 4
