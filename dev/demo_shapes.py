@@ -6,14 +6,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # fit_pca.py and train_net.py are scripts beside the package
 EXAMPLES = """example:
   dev/demo_shapes.py --output output/demo
 """
@@ -37,38 +35,26 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
 
     # Imported here so that --help answers at once.
-    from detectron2.engine import default_setup
+    import runs
 
-    from meinst_d2.commands import fit as fit_command
-    from meinst_d2.commands import train as train_command
     from meinst_d2.data.datasets import register_shapes
     from meinst_d2.data.shapes import generate
-    from meinst_d2.engine import Trainer, check_before_start
 
     shapes, components = args.output / "shapes", args.output / "components.npz"
     generate(shapes, {"train": args.train_images, "val": args.val_images}, workers=os.cpu_count() or 1)
     register_shapes(shapes)
-
-    args.opts = ["OUTPUT_DIR", str(args.output), "MODEL.MEINST.COMPONENTS", str(components), *args.opts]
-    cfg = train_command.load_config(args)
-    dim, size = str(cfg.MODEL.MEINST.DIM_MASK), str(cfg.MODEL.MEINST.MASK_SIZE)
-    fit_command.main(["--dataset", "shapes_train", "--dim", dim, "--mask-size", size, "--output", str(components)])
-
-    check_before_start(cfg, eval_only=False, resume=False)
-    cfg.freeze()
-    (args.output / "metrics.json").unlink(missing_ok=True)  # Detectron2 appends to it
-    default_setup(cfg, args)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=False)
-    trainer.train()
-    report(trainer, args.output, start)
+    overrides = ["OUTPUT_DIR", str(args.output), "MODEL.MEINST.COMPONENTS", str(components), *args.opts]
+    cfg = runs.load_config(args.config_file, overrides)
+    runs.fit(cfg, "shapes_train", components)
+    report(runs.train(cfg), args.output, start)
 
 
 def report(trainer: Any, output: Path, start: float) -> None:
     """Pictures, and a summary on the console."""
+    from runs import draw_losses, encoding_ceiling, predict_dataset
 
     from meinst_d2.data.datasets import dataset_dicts
-    from meinst_d2.visualization.sheets import draw_losses, draw_sheet, predict_dataset
+    from meinst_d2.visualization.sheets import draw_sheet
 
     draw_losses(output / "losses.png", output / "metrics.json")
     model = trainer.model.eval()
@@ -91,46 +77,6 @@ def report(trainer: Any, output: Path, start: float) -> None:
     summary = {"bbox": results["bbox"], "segm": results["segm"], "ceiling": ceiling["segm"], "minutes": minutes}
     (output / "summary.json").write_text(json.dumps(summary, indent=1))
     print(f"look at {output}/detections.png, losses.png, components.png; the model is {output}/model_final.pth")
-
-
-def encoding_ceiling(encoder: Any, dataset_name: str) -> dict[str, Any]:
-    """The AP that an encoding allows: of a detector that finds every object, its box and the best coefficients.
-
-    Args:
-        encoder: fitted; used in evaluation mode on the CPU.
-        dataset_name: registered, with annotations.
-
-    Returns:
-        Detectron2's results: ``{"bbox": {"AP": ...}, "segm": {"AP": ...}}``.
-    """
-    import torch
-    from detectron2.structures import Boxes, Instances
-
-    from meinst_d2.data.datasets import dataset_dicts
-    from meinst_d2.data.instances import from_dataset_dicts, make_templates
-    from meinst_d2.evaluation import MEInstCOCOEvaluator
-    from meinst_d2.modeling.inference import postprocess
-
-    evaluator = MEInstCOCOEvaluator(dataset_name, distributed=False)
-    evaluator.reset()
-    encoder = encoder.cpu().eval()
-    for record in dataset_dicts(dataset_name):
-        annotations = from_dataset_dicts([record])
-        templates = make_templates(annotations, encoder.mask_size)
-        kept = [annotations[i] for i in templates.kept.tolist()]
-        classes = torch.tensor([annotation.category for annotation in kept], dtype=torch.int64)
-        with torch.no_grad():
-            masks = encoder.decode(encoder.encode(torch.from_numpy(templates.masks), classes), classes)
-        detections = Instances(
-            (record["height"], record["width"]),
-            pred_boxes=Boxes(torch.tensor([annotation.box for annotation in kept]).reshape(-1, 4)),
-            scores=torch.ones(len(kept)),
-            pred_classes=classes,
-            pred_masks=masks[:, None],
-        )
-        output = postprocess(detections, record["height"], record["width"], mask_output="template")
-        evaluator.process([record], [{"instances": output}])
-    return evaluator.evaluate()
 
 
 if __name__ == "__main__":

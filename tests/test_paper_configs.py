@@ -1,8 +1,6 @@
 """configs/paper/ and configs/options/ say what docs/paper.md says of them, and nothing twice."""
 
 import re
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -163,17 +161,3 @@ def test_a_row_of_the_document_stands_in_its_table() -> None:
         assert len(rows) == 1 and table is not None
         number = int(table[1])
         assert rows[0].startswith(f"| {number} |") if 2 <= number <= 6 else f"Table {number}" in section
-
-
-@pytest.mark.parametrize(
-    "name", sorted(set(re.findall(r"python ((?:tools/)?\w+\.py)", DOCUMENT)) - {"meinst reconstruct"})
-)
-def test_the_options_of_the_documents_commands_exist(name: str) -> None:
-    commands = re.sub(r"\\\n\s*", "", DOCUMENT)
-    used = {
-        o
-        for line in re.findall(rf"python {re.escape(name)}[^\n#]*", commands)
-        for o in re.findall(r" (--[\w-]+)", line)
-    }
-    printed = subprocess.run([sys.executable, str(ROOT / name), "--help"], capture_output=True, text=True, check=True)
-    assert used <= set(re.findall(r"--[\w-]+", printed.stdout))

@@ -41,7 +41,6 @@ def match(truth: TruthOfImage, found: Detections) -> tuple[npt.NDArray[np.int64]
         (detections,) the object of each, or -1; and whether half or more of the mask of one without an object lies in
         a crowd region of its class: neither right nor wrong.
     """
-    crowds = truth.crowds
     object_of, in_crowd = np.full(len(found), -1, np.int64), np.zeros(len(found), bool)
     if len(truth) and len(found):
         iou = box_iou(torch.from_numpy(found.xyxy), torch.from_numpy(truth.xyxy)).numpy()
@@ -51,9 +50,9 @@ def match(truth: TruthOfImage, found: Detections) -> tuple[npt.NDArray[np.int64]
             if row[best] >= MATCHING_IOU:
                 object_of[i] = best
                 iou[i + 1 :, best] = 0
-    if len(crowds) and len(found):
-        inside = ious_of(found.rles, crowds.rles, crowd=True)
-        inside = np.where(found.classes[:, None] == crowds.classes, inside, 0)
+    if len(truth.crowds) and len(found):
+        inside = ious_of(found.rles, truth.crowds.rles, crowd=True)
+        inside[found.classes[:, None] != truth.crowds.classes] = 0
         in_crowd = (object_of < 0) & (inside.max(axis=1) >= 0.5)
     return object_of, in_crowd
 
@@ -70,20 +69,18 @@ def oracle_masks(
     """
     masks = {name: list(found.rles) for name in (*ORACLES, IN_OWN_BOX)}
     templates = make_templates(truth.annotations, encoder.mask_size)
-    row_of = {int(i): row for row, i in enumerate(templates.kept)}
+    row_of = {i: row for row, i in enumerate(templates.kept.tolist())}
     matched = (object_of >= 0).nonzero()[0]
-    for i in matched:
-        target = int(object_of[i])
-        rle = truth.rles[target]
-        masks["exact"][i] = masks[IN_OWN_BOX][i] = rle
-        stretched = move_mask(rle, truth.xyxy[target], found.xyxy[i])
+    for i, target in zip(matched, object_of[matched], strict=True):
+        masks["exact"][i] = masks[IN_OWN_BOX][i] = truth.rles[target]
+        stretched = move_mask(truth.rles[target], truth.xyxy[target], found.xyxy[i])
         for name in ORACLES[1:]:
             masks[name][i] = stretched
     # An object that is too thin for a template has none: detections of it lose nothing by the encoding.
-    drawn = [i for i in matched if int(object_of[i]) in row_of]
+    drawn = [i for i in matched if object_of[i] in row_of]
     if drawn:
         targets = object_of[drawn]
-        ones = torch.from_numpy(templates.masks[[row_of[int(t)] for t in targets]])
+        ones = torch.from_numpy(templates.masks[[row_of[t] for t in targets]])
         classes = torch.from_numpy(truth.classes[targets])
         decoded = encoder.decode(encoder.encode(ones, classes), classes)
         boxes, own = torch.from_numpy(found.xyxy[drawn]), torch.from_numpy(truth.xyxy[targets])
@@ -135,7 +132,7 @@ class Pairs:
 
     def by_size(self) -> dict[str, Pairs]:
         """All, and those of small, medium and large objects."""
-        sizes = _sizes(self.areas)
+        sizes = np.searchsorted(AREA_LIMITS, self.areas, side="right")  # numbers in SIZES
         return {"all": self, **{name: self._where(sizes == size) for size, name in enumerate(SIZES)}}
 
     def by_class(self, num_classes: int) -> list[Pairs]:
@@ -144,11 +141,6 @@ class Pairs:
 
     def _where(self, chosen: npt.NDArray[np.bool_]) -> Pairs:
         return Pairs(self.areas[chosen], self.classes[chosen], self.ious[chosen])
-
-
-def _sizes(areas: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """The number in ``SIZES`` of every area."""
-    return np.searchsorted(AREA_LIMITS, areas, side="right")
 
 
 @dataclass(frozen=True)
@@ -188,7 +180,7 @@ class Analysis:
     """
 
     class_names: Sequence[str]
-    num_objects: tuple[int, int, int, int]
+    num_objects: tuple[int, ...]
     box: AveragePrecision
     masks: Mapping[str, AveragePrecision]
     pairs: Pairs
@@ -244,10 +236,10 @@ def analyze(
         images.append(ImageError(image_id, float(np.sum(errors)), len(image) - len(errors), false))
     rows = np.array(pairs, np.float64).reshape(-1, 6)
     areas = np.array([annotation.area for annotation in truth.annotations], np.float64)
-    small, medium, large = np.bincount(_sizes(areas), minlength=len(SIZES)).tolist()
+    sizes = np.bincount(np.searchsorted(AREA_LIMITS, areas, side="right"), minlength=len(SIZES))
     return Analysis(
         names,
-        (len(areas), small, medium, large),
+        (len(areas), *sizes.tolist()),
         average_precision(truth.ground_truth, results["predicted"], "bbox"),
         {name: average_precision(truth.ground_truth, found, "segm") for name, found in results.items()},
         Pairs(rows[:, 0], rows[:, 1].astype(np.int64), rows[:, 2:]),

@@ -16,7 +16,7 @@ from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.coco import read_coco
 from meinst_d2.encoding import ClassPCAEncoder, FittedEncoder, PCABasis, PCAEncoder, SigmoidClamp, fit_pca
 from meinst_d2.evaluation.average_precision import MAX_DETECTIONS, GroundTruth
-from meinst_d2.evaluation.results import boxes_of, read_results
+from meinst_d2.evaluation.results import DetectedBoxes, boxes_of, read_results
 from meinst_d2.fitting.count import count_moments
 from meinst_d2.masks import RLE
 from meinst_d2.masks.rle import UnusableInstance, areas, runs_of, tight_boxes
@@ -79,15 +79,10 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Detections(Objects):
-    """What was found in an image, by falling score, the 100 best at most.
+class Detections(DetectedBoxes):
+    """What was found in an image, by falling score, the 100 best at most: n masks, and the results as in the file."""
 
-    Attributes:
-        scores: (n,).
-        results: as in the file.
-    """
-
-    scores: npt.NDArray[np.float32]
+    rles: Sequence[RLE]
     results: Sequence[Mapping[str, Any]]
 
 
@@ -117,8 +112,9 @@ def read_truth(path: str | os.PathLike[str]) -> Truth:
     images = {}
     for record, found in zip(dataset.images, of_image, strict=True):
         objects, crowds = [[pair for pair in found if pair[0].iscrowd == crowd] for crowd in (False, True)]
-        annotations = [annotation for annotation, _ in objects]
-        images[record["id"]] = TruthOfImage(*_arrays(objects), annotations, Objects(*_arrays(crowds)), record)
+        images[record["id"]] = TruthOfImage(
+            *_arrays(objects), [a for a, _ in objects], Objects(*_arrays(crowds)), record
+        )
     return Truth(ground_truth, images)
 
 
@@ -144,10 +140,8 @@ def read_detections(path: str | os.PathLike[str], truth: Truth) -> dict[Hashable
     for i, entry in enumerate(read_results(path, of_image, class_of_category)):
         rle, size = entry.get("segmentation"), list(truth.images[entry["image_id"]].size)
         if not isinstance(rle, dict) or "counts" not in rle:
-            raise ValueError(
-                f"{path}: entry {i} has no mask, which is what is analyzed: evaluate with the task segm "
-                "(MODEL.MASK_ON True)"
-            )
+            fix = "evaluate with the task segm (MODEL.MASK_ON True)"
+            raise ValueError(f"{path}: entry {i} has no mask, which is what is analyzed: {fix}")
         if rle.get("size") != size:
             raise ValueError(f"{path}: entry {i} has a mask of size {rle.get('size')} on an image of {size}")
         try:
@@ -158,17 +152,15 @@ def read_detections(path: str | os.PathLike[str], truth: Truth) -> dict[Hashable
     detections = {}
     for image_id, entries in of_image.items():
         best = sorted(entries, key=lambda entry: -entry["score"])[:MAX_DETECTIONS]
-        boxes = boxes_of(best, class_of_category)
         rles = [entry["segmentation"] for entry in best]
-        detections[image_id] = Detections(boxes.xyxy, boxes.classes, rles, boxes.scores, best)
+        detections[image_id] = Detections(**vars(boxes_of(best, class_of_category)), rles=rles, results=best)
     return detections
 
 
 def encoder_of(bases: Sequence[PCABasis], sigmoid: bool) -> FittedEncoder:
     """The encoder of dictionaries: one, or one per class; in evaluation mode."""
     settings = {"dim": bases[0].dim, "mask_size": bases[0].mask_size, "sigmoid": sigmoid}
-    several = len(bases) > 1
-    encoder = ClassPCAEncoder(num_classes=len(bases), **settings) if several else PCAEncoder(**settings)
+    encoder = ClassPCAEncoder(num_classes=len(bases), **settings) if len(bases) > 1 else PCAEncoder(**settings)
     encoder.load_bases(bases)
     return encoder.eval()
 
@@ -180,18 +172,16 @@ def encoder_of_checkpoint(path: str | os.PathLike[str]) -> FittedEncoder:
         FileNotFoundError: no such file.
         ValueError: it holds no dictionary, or could run code.
     """
-    checkpoint = read_checkpoint(path)
-    weights = checkpoint["model"]
-    buffers = []
-    for name in ("components", "means", "explained_variances"):
-        found = [weights[key] for key in weights if key.endswith((f"mask_encoder.{name}", f"mask_encoding.{name}"))]
-        if not found:
-            raise ValueError(
-                f"{path} holds no components of an encoder: name their file with --components, or leave both out to "
-                "fit an encoding on the ground truth"
-            )
-        buffers.append(torch.as_tensor(found[0]).float().numpy())
-    components, means, variances = buffers
+    checkpoint, found = read_checkpoint(path), {}
+    for key, value in checkpoint["model"].items():
+        if "mask_encoder." in key or "mask_encoding." in key:
+            found[key.rpartition(".")[2]] = torch.as_tensor(value).float().numpy()
+    if not {"components", "means", "explained_variances"} <= found.keys():
+        raise ValueError(
+            f"{path} holds no components of an encoder: name their file with --components, or leave both out to fit an "
+            "encoding on the ground truth"
+        )
+    components, means, variances = found["components"], found["means"], found["explained_variances"]
     if not (variances > 0).all():
         raise ValueError(f"{path} holds an encoder that was never fitted: name a file with --components")
     components = components.reshape(-1, *components.shape[-2:])
@@ -199,8 +189,7 @@ def encoder_of_checkpoint(path: str | os.PathLike[str]) -> FittedEncoder:
     # Shares of the whole variance are not in a checkpoint, and nothing here asks for them.
     bases = [PCABasis(c, m, v, v / v.sum()) for c, m, v in zip(components, means, variances, strict=True)]
     about = checkpoint.get("meinst")
-    known = isinstance(about, dict) and "sigmoid" in about
-    return encoder_of(bases, about["sigmoid"] if known else bases[0].sigmoid)
+    return encoder_of(bases, about.get("sigmoid", bases[0].sigmoid) if isinstance(about, dict) else bases[0].sigmoid)
 
 
 def fitted_encoder(annotations: Sequence[InstanceAnnotation], mask_size: int, dim: int) -> FittedEncoder:
@@ -209,5 +198,5 @@ def fitted_encoder(annotations: Sequence[InstanceAnnotation], mask_size: int, di
     Raises:
         ValueError: the masks determine fewer components.
     """
-    moments, _ = count_moments(annotations, mask_size)
-    return encoder_of([fit_pca(moments, SigmoidClamp()).truncated(dim)], sigmoid=True)
+    basis = fit_pca(count_moments(annotations, mask_size)[0], SigmoidClamp())
+    return encoder_of([basis.truncated(dim)], sigmoid=True)

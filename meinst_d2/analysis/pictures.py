@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -45,11 +44,10 @@ def draw_losses_of_ap(path: str | os.PathLike[str], analysis: Analysis) -> None:
     bars = {"mask AP": analysis.masks["predicted"].ap, **dict(reversed(analysis.lost.items()))}
     start = 0.0
     for at, (name, points) in enumerate(bars.items()):
-        points = 0.0 if math.isnan(points) else points
+        points = float(np.nan_to_num(points))
         left.bar(at, points, bottom=start, color=COLORS[name])
         left.text(at, max(start, start + points) + 1, f"{points:.1f}", ha="center", fontsize=9)
         start += points
-    left.set_title("where mask AP goes, of 100 points", fontsize=10.5)
     left.set_xticks(range(len(bars)), list(bars), fontsize=9)
     left.set_ylim(0, 107)
 
@@ -57,12 +55,10 @@ def draw_losses_of_ap(path: str | os.PathLike[str], analysis: Analysis) -> None:
     above, below = np.zeros(len(rows)), np.zeros(len(rows))
     for part in PARTS:
         values = np.nan_to_num([row.parts[part] for row in rows.values()])
-        bottom = np.where(values >= 0, above, below)
-        middle.bar(range(len(rows)), values, bottom=bottom, label=part, color=COLORS[part])
+        middle.bar(range(len(rows)), values, bottom=np.where(values >= 0, above, below), label=part, color=COLORS[part])
         above += np.maximum(values, 0)
         below += np.minimum(values, 0)
     middle.set_xticks(range(len(rows)), [f"{name}\n{len(row):,}" for name, row in rows.items()], fontsize=9)
-    middle.set_title("mask error (1 - IoU) of matched detections", fontsize=10.5)
     middle.axhline(0, color="0.3", linewidth=0.8)
     middle.set_ylim(top=max(0.01, above.max() * 1.3))
     middle.legend(ncols=2, fontsize=9, frameon=False, loc="upper right")
@@ -71,14 +67,16 @@ def draw_losses_of_ap(path: str | os.PathLike[str], analysis: Analysis) -> None:
     box, mask = analysis.box.by_class, analysis.masks["predicted"].by_class
     right.barh(at - 0.2, [box[k] for k in classes], 0.38, label="box AP", color="tab:blue")
     right.barh(at + 0.2, [mask[k] for k in classes], 0.38, label="mask AP", color="0.6")
-    right.set_yticks(at, [analysis.class_names[k] for k in classes], fontsize=8.5)
+    right.set_yticks(at, [analysis.class_names[k] for k in classes], fontsize=8.5, parse_math=False)
     right.invert_yaxis()
     right.set_xlim(0, 100)
     rest = len(analysis.class_names) - len(classes)
-    right.set_title("AP by class, worst first" + (f" ({rest} more)" if rest else ""), fontsize=10.5)
     right.legend(fontsize=9, loc="lower right")
 
-    for axis, direction in zip(axes, "yyx", strict=True):
+    last = "AP by class, worst first" + (f" ({rest} more)" if rest else "")
+    titles = "where mask AP goes, of 100 points", "mask error (1 - IoU) of matched detections", last
+    for axis, direction, title in zip(axes, "yyx", titles, strict=True):
+        axis.set_title(title, fontsize=10.5)
         axis.grid(alpha=0.3, axis=direction)
         axis.set_axisbelow(True)
     with atomic_path(path) as temporary:
@@ -107,9 +105,8 @@ def draw_worst(
     Raises:
         FileNotFoundError: an image is not in the folder.
     """
-    worst = [image for image in analysis.images if image.total > 0][:count]
     records, found, titles = [], [], []
-    for image in worst:
+    for image in [image for image in analysis.images if image.total > 0][:count]:
         of_image = truth.images[image.image_id]
         file = str(Path(images) / of_image.record.get("file_name", ""))
         if not os.path.isfile(file):
@@ -120,20 +117,12 @@ def draw_worst(
         ]
         records.append({**of_image.record, "file_name": file, "annotations": annotations})
         detected = detections[image.image_id]
-        masks = [decode_rle(rle, *of_image.size).astype(bool) for rle in detected.rles]
-        found.append(
-            Instances(
-                of_image.size,
-                pred_boxes=Boxes(torch.from_numpy(detected.xyxy)),
-                scores=torch.from_numpy(detected.scores),
-                pred_classes=torch.from_numpy(detected.classes),
-                pred_masks=torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *of_image.size), bool)),
-            )
-        )
-        titles.append(
-            f"{image.image_id}: error {image.total:.1f} = masks {image.mask_error:.1f} + {image.missed} missed + "
-            f"{image.false} false"
-        )
+        found.append(Instances(of_image.size, pred_boxes=Boxes(torch.from_numpy(detected.xyxy))))
+        found[-1].scores, found[-1].pred_classes = map(torch.from_numpy, (detected.scores, detected.classes))
+        masks = [decode_rle(rle, *of_image.size) for rle in detected.rles]
+        found[-1].pred_masks = torch.from_numpy(np.array(masks, bool).reshape(-1, *of_image.size))
+        parts = f"masks {image.mask_error:.1f} + {image.missed} missed + {image.false} false"
+        titles.append(f"{image.image_id}: error {image.total:.1f} = {parts}")
     if METADATA in MetadataCatalog.list():
         MetadataCatalog.remove(METADATA)  # of an analysis before, with other classes
     MetadataCatalog.get(METADATA).set(thing_classes=list(analysis.class_names))

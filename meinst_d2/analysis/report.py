@@ -73,36 +73,27 @@ def class_table(analysis: Analysis) -> str:
 def lost_table(analysis: Analysis) -> str:
     """Mask AP with masks that could have been, and what each step loses."""
     lines = [f"{'masks of matched detections':30}{'AP':>6}{'AP50':>7}{'AP75':>7}{'IoU':>8}"]
-    ious = {"exact": 1.0 if len(analysis.pairs.ious) else math.nan}
-    ious |= dict(zip((*ORACLES[1:], "predicted"), analysis.pairs.mean_ious, strict=True))
-    for name, title in MASK_TITLES.items():
+    ious = [1.0 if len(analysis.pairs) else math.nan, *analysis.pairs.mean_ious]
+    for (name, title), iou in zip(MASK_TITLES.items(), ious, strict=True):
         ap = analysis.masks[name]
-        lines.append(
-            f"{title:30}{_number(ap.ap, 6)}{_number(ap.ap50, 7)}{_number(ap.ap75, 7)}{_number(ious[name], 8, 3)}"
-        )
+        lines.append(f"{title:30}{_number(ap.ap, 6)}{_number(ap.ap50, 7)}{_number(ap.ap75, 7)}{_number(iou, 8, 3)}")
     parts = ", ".join(f"{name} {_number(points).strip()}" for name, points in analysis.lost.items())
     own = analysis.masks[IN_OWN_BOX].ap
-    lines += [
-        f"points of mask AP lost: {parts}",
-        f"once boxes fit: encoded masks in the objects' own boxes have AP {_number(own)}, so the encoding alone "
-        f"loses {_number(analysis.masks['exact'].ap - own)}",
-    ]
+    alone = f"so the encoding alone loses {_number(analysis.masks['exact'].ap - own)}"
+    lines.append(f"points of mask AP lost: {parts}")
+    lines.append(f"once boxes fit: encoded masks in the objects' own boxes have AP {_number(own)}, {alone}")
     return "\n".join(lines)
 
 
 def error_table(analysis: Analysis) -> str:
     """The mask error of matched detections by size."""
-    lines = [
-        f"{'mask error (1 - IoU)':22}{'matched':>9}{'error':>8} = {'box':>6} + {'template':>8} + {'coefficients':>12}"
-        f" + {'regression':>10}   encoding's share"
-    ]
+    widths = {"box": 6, "template": 8, "coefficients": 12, "regression": 10}
+    parts = " + ".join(f"{part:>{width}}" for part, width in widths.items())
+    lines = [f"{'mask error (1 - IoU)':22}{'matched':>9}{'error':>8} = {parts}   encoding's share"]
     for name, row in analysis.pairs.by_size().items():
-        box, template, coefficients, regression = row.parts.values()
-        share = row.shares["encoding"]
-        lines.append(
-            f"{name:22}{len(row):9,}{_number(row.error, 8, 3)} = {_number(box, 6, 3)} + {_number(template, 8, 3)} + "
-            f"{_number(coefficients, 12, 3)} + {_number(regression, 10, 3)}   {_percent(share):>16}"
-        )
+        parts = " + ".join(_number(row.parts[part], width, 3) for part, width in widths.items())
+        share = _percent(row.shares["encoding"])
+        lines.append(f"{name:22}{len(row):9,}{_number(row.error, 8, 3)} = {parts}   {share:>16}")
     return "\n".join(lines)
 
 
@@ -114,14 +105,15 @@ def conclusions(analysis: Analysis) -> list[str]:
     first = max(lost, key=lambda name: lost[name])
     if 100 - analysis.masks["predicted"].ap < SMALL_LOSS:
         return [f"improve next: nothing, less than {SMALL_LOSS:g} point of mask AP is lost"]
-    lines = [f"improve next: {first}, which loses {lost[first]:.1f} points of mask AP: {_advice(first, analysis)}"]
+    worse = max(ENCODING_ADVICE, key=lambda name: analysis.pairs.parts[name])
+    advice = ADVICE | {"encoding": f"{ADVICE['encoding']}; {ENCODING_ADVICE[worse]}"}
+    lines = [f"improve next: {first}, which loses {lost[first]:.1f} points of mask AP: {advice[first]}"]
     shares = analysis.pairs.shares
     if len(analysis.pairs) and analysis.pairs.error > 1e-9:
         worst = max(shares, key=lambda name: shares[name])
-        lines.append(
-            f"of the mask error of matched detections, {worst} has the largest share ({_percent(shares[worst])})"
-            + (f": {_advice(worst, analysis)}" if worst != first else "")
-        )
+        share = f"{worst} has the largest share ({_percent(shares[worst])})"
+        more = f": {advice[worst]}" if worst != first else ""
+        lines.append(f"of the mask error of matched detections, {share}{more}")
     mask, counts = analysis.masks["predicted"], analysis.num_objects[1:]
     sizes = [i for i in range(len(SIZES)) if counts[i] >= FEWEST_OBJECTS]
     if len(sizes) > 1:
@@ -137,28 +129,17 @@ def conclusions(analysis: Analysis) -> list[str]:
     return lines
 
 
-def _advice(part: str, analysis: Analysis) -> str:
-    if part != "encoding":
-        return ADVICE[part]
-    parts = analysis.pairs.parts
-    worse = max(ENCODING_ADVICE, key=lambda name: parts[name])
-    return f"{ADVICE[part]}; {ENCODING_ADVICE[worse]}"
-
-
 def json_of(analysis: Analysis) -> dict[str, Any]:
     """Every figure; AP in percent, null where there is nothing to measure."""
-    all_pairs, *by_size = analysis.pairs.by_size().values()
+    error, *by_size = map(_error_json, analysis.pairs.by_size().values())
+    by_class = [_error_json(pairs) for pairs in analysis.pairs.by_class(len(analysis.class_names))]
     content = {
         "objects": dict(zip(("all", *SIZES), analysis.num_objects, strict=True)),
         "class_names": list(analysis.class_names),
         "bbox": asdict(analysis.box),
         "segm": {name: asdict(ap) for name, ap in analysis.masks.items()},
         "lost": analysis.lost,
-        "mask_error": {
-            "all": _error_json(all_pairs),
-            "by_size": [_error_json(pairs) for pairs in by_size],
-            "by_class": [_error_json(pairs) for pairs in analysis.pairs.by_class(len(analysis.class_names))],
-        },
+        "mask_error": {"all": error, "by_size": by_size, "by_class": by_class},
         "score_threshold": analysis.score_threshold,
         "images": [{**asdict(image), "total": image.total} for image in analysis.images],
         "improve_next": conclusions(analysis),

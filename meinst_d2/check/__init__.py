@@ -1,1 +1,104 @@
-"""What will go wrong or hurt when a COCO file is trained on, said before any training."""
+"""What will go wrong or hurt when a COCO file is trained on, said before any training.
+
+Every rule stands beside the function that finds it: in ``annotation_rules``, ``image_rules`` and ``coverage``.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from meinst_d2.data.parallel import run_shards
+
+if TYPE_CHECKING:
+    from meinst_d2.check.coco_file import CocoFile
+    from meinst_d2.check.coverage import Coverage
+    from meinst_d2.check.encodings import Encodings
+
+Flags = npt.NDArray[np.uint32]
+DROP = "--drop-bad leaves them out"
+
+
+class Severity(enum.IntEnum):
+    """How bad it is; also the exit status of the command."""
+
+    FINE = 0
+    HURTS = 1
+    STOPS = 2
+
+
+STOPS, HURTS, FINE = Severity.STOPS, Severity.HURTS, Severity.FINE
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A kind of problem, and how it is found."""
+
+    key: str  # short name, in reports
+    severity: Severity  # of one of them
+    title: str  # what it is, of several
+    effect: str  # what training does with it
+    fix: str  # empty where nothing needs to be done
+    find: Callable[..., Any]  # the function that finds it
+    special: Callable[[Report, Finding], dict[str, Any]] | None = None  # what a Finding has instead, in a dataset
+    bit: int = 0  # in the flags of annotations or images; each list of rules counts its own
+
+
+def add_rule(rules: list[Rule], *values: Any) -> Rule:
+    """A rule with the next bit, which joins the list."""
+    rules.append(Rule(*values, bit=1 << len(rules)))
+    return rules[-1]
+
+
+def bits(*rules: Rule | None) -> int:
+    """The flags of any of the rules."""
+    return sum({rule.bit for rule in rules if rule is not None})
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule found in this dataset; severity, effect and fix are the rule's, unless something is special here."""
+
+    rule: Rule
+    count: int  # 0 where that says nothing
+    examples: list[str]  # the first
+    severity: Severity
+    effect: str
+    fix: str
+    note: str = ""  # what is special
+
+
+@dataclass
+class Report:
+    """What was found out about a dataset."""
+
+    file: CocoFile
+    coverage: Coverage
+    encodings: Encodings | None = None  # where they were asked for
+    folder: str | os.PathLike[str] | None = None  # of the images, where they were looked at
+    decoded: bool = False  # whether their pixels were read, not only their headers
+    findings: list[Finding] = field(default_factory=list)  # the worst first
+
+    @property
+    def severity(self) -> Severity:
+        """Of the worst finding; the exit status of the command."""
+        return max((finding.severity for finding in self.findings), default=FINE)
+
+
+def flag_in_shards(
+    flags: Flags, find: Callable[..., Flags], *args: Any, workers: int, title: str, unit: str, chunk: int
+) -> None:
+    """Add what ``find(rows, *args)`` finds in every chunk of rows to their flags."""
+    shards = run_shards(_find_in_shard, range(len(flags)), workers, title, find, *args, chunk=chunk, unit=unit)
+    for start, found in (part for shard in shards for part in shard):
+        flags[start : start + len(found)] |= found
+
+
+def _find_in_shard(chunks: Iterator[Sequence[int]], find: Callable[..., Flags], *args: Any) -> list[tuple[int, Flags]]:
+    return [(rows[0] if rows else 0, find(rows, *args)) for rows in chunks]

@@ -1,84 +1,117 @@
-"""The report as text and as JSON."""
+"""All checks of a dataset, one after another, and what was found as text and as JSON."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from meinst_d2.check.coverage import Coverage
-from meinst_d2.check.encodings import Encodings
-from meinst_d2.check.findings import Finding, class_counts
-from meinst_d2.check.problem import Problem, Severity
-from meinst_d2.check.problems import ANNOTATION_PROBLEMS
-from meinst_d2.check.scan import CocoFile
+import numpy as np
+
+from meinst_d2.check import FINE, HURTS, STOPS, Finding, Report, Rule
+from meinst_d2.check.annotation_rules import ANNOTATION_RULES, check_masks
+from meinst_d2.check.coco_file import scan
+from meinst_d2.check.coverage import Coverage, Settings, measure_coverage
+from meinst_d2.check.encodings import Encodings, measure_classes
+from meinst_d2.check.image_rules import DATASET_RULES, IMAGE_RULES, check_images, settle_images
+from meinst_d2.encoding import Components
 from meinst_d2.reconstruction.report import as_json
 
-HEADINGS = {Severity.STOPS: "STOPS TRAINING", Severity.HURTS: "HURTS", Severity.FINE: "fine, counted"}
-VERDICTS = {
-    Severity.FINE: "nothing is wrong",
-    Severity.HURTS: "training runs, and some of this hurts it",
-    Severity.STOPS: "training would stop",
-}
+HEADINGS = {STOPS: "STOPS TRAINING", HURTS: "HURTS", FINE: "fine, counted"}
+VERDICTS = "nothing is wrong", "training runs, and some of this hurts it", "training would stop"
 
 
-@dataclass(frozen=True)
-class Report:
-    """What was found out about a dataset.
+def examine(
+    annotations: str | os.PathLike[str],
+    images: str | os.PathLike[str] | None,
+    settings: Settings,
+    *,
+    decode: bool = False,
+    pairs: Sequence[tuple[int, int]] = (),
+    components: Components | None = None,
+    num_examples: int = 5,
+    workers: int = 1,
+) -> Report:
+    """Look for everything that will go wrong when a dataset is trained on.
 
-    Attributes:
-        file: what it holds.
-        findings: the worst first.
-        coverage: how objects spread over the feature levels.
-        encodings: how well masks can be encoded; None where that was not asked.
-        images_checked: "no", "headers" or "pixels".
+    Args:
+        annotations: COCO instances file.
+        images: folder that its file names are relative to; None looks at no image.
+        settings: of the config that will be trained with.
+        decode: read the pixels of the images, not only their headers.
+        pairs, components: see :func:`~meinst_d2.check.encodings.measure_classes`; with neither, none is measured.
+        num_examples: the most of each kind of problem.
+        workers: processes.
+
+    Raises:
+        OSError: the file or the folder cannot be read.
+        ValueError: the file is not a readable COCO JSON, or the components are for other classes.
     """
+    file = scan(annotations)
+    check_masks(file, workers)
+    if images is not None:
+        check_images(file, images, decode=decode, workers=workers)
+    settle_images(file)
+    coverage = measure_coverage(file, settings, workers)
+    encodings = measure_classes(file, pairs, components, workers) if pairs or components is not None else None
+    report = Report(file, coverage, encodings, images, decode)
+    report.findings = find(report, num_examples)
+    return report
 
-    file: CocoFile
-    findings: list[Finding]
-    coverage: Coverage
-    encodings: Encodings | None
-    images_checked: str
 
-    @property
-    def severity(self) -> Severity:
-        """Of the worst finding; the exit status of the command."""
-        return max((finding.severity for finding in self.findings), default=Severity.FINE)
+def find(report: Report, num_examples: int = 5) -> list[Finding]:
+    """Everything that was found, the worst first, and causes before what follows from them."""
+    file, found = report.file, []
 
-    @property
-    def bad_problems(self) -> list[Problem]:
-        """Those of annotations that are not fine here."""
-        bad = {finding.problem.key for finding in self.findings if finding.severity > Severity.FINE}
-        return [problem for problem in ANNOTATION_PROBLEMS if problem.key in bad]
+    def add(rule: Rule, count: int, examples: list[str]) -> None:
+        finding = Finding(rule, count, examples, rule.severity, rule.effect, rule.fix)
+        found.append(dataclasses.replace(finding, **rule.special(report, finding) if rule.special else {}))
+
+    of_images, of_annotations = (file.image_flags, file.image_text), (file.flags, file.annotation_text)
+    for rule in [*ANNOTATION_RULES, *IMAGE_RULES]:
+        flags, text = of_images if rule in IMAGE_RULES else of_annotations
+        rows = np.flatnonzero(flags & rule.bit)
+        if len(rows):
+            add(rule, len(rows), [text(row) for row in rows[:num_examples].tolist()])
+    for rule in DATASET_RULES:
+        if examples := rule.find(report):
+            add(rule, len(examples) if examples[0] else 0, list(filter(None, examples[:num_examples])))
+    return sorted(found, key=lambda finding: -finding.severity)
+
+
+def bad_rules(report: Report) -> list[Rule]:
+    """Those about annotations that found something which is not fine here."""
+    return [f.rule for f in report.findings if f.severity > FINE and f.rule in ANNOTATION_RULES]
 
 
 def as_text(report: Report) -> str:
     """The report for a reader."""
     file = report.file
-    images = {"no": "files not looked at", "headers": "headers read", "pixels": "decoded"}[report.images_checked]
+    images = "files not looked at" if report.folder is None else "decoded" if report.decoded else "headers read"
     blocks = [
         f"{os.path.basename(file.path)}: {len(file.image_flags):,} images ({images}), {len(file.flags):,} annotations, "
         f"{int(file.learned.sum()):,} objects to learn, {len(file.classes):,} classes"
     ]
-    for severity in sorted(HEADINGS, reverse=True):
+    for severity, heading in HEADINGS.items():
         found = [_finding(finding) for finding in report.findings if finding.severity == severity]
-        if found:
-            blocks.append(HEADINGS[severity] + "\n" + "\n".join(found))
-    blocks += [_levels(report.coverage), _encodings(report.encodings) if report.encodings else _classes(file)]
-    blocks.append(f"{VERDICTS[report.severity]} (exit status {int(report.severity)})")
-    return "\n\n".join(blocks)
+        blocks += [heading + "\n" + "\n".join(found)] if found else []
+    width = max(map(len, file.classes), default=0)
+    counts = zip(file.classes, file.class_counts.tolist(), strict=True)
+    classes = ["objects to learn", *(f"  {name:{width}} {count:>7,}" for name, count in counts)]
+    blocks += [_levels(report.coverage), _encodings(report.encodings) if report.encodings else "\n".join(classes)]
+    return "\n\n".join([*blocks, f"{VERDICTS[report.severity]} (exit status {int(report.severity)})"])
 
 
 def _finding(finding: Finding) -> str:
-    count = f"{finding.count:,} " if finding.count else "no "
-    lines = [f"  {count}{finding.problem.title}" + (f": {finding.note}" if finding.note else "")]
+    lines = [f"  {finding.rule.title}" + (f": {finding.count:,}" if finding.count else "")]
+    lines[0] += f"; {finding.note}" if finding.note else ""
     if finding.effect:
         lines.append(f"      training {finding.effect}")
-    if finding.severity > Severity.FINE and finding.problem.remedy:
-        lines.append(f"      way out: {finding.problem.remedy}")
+    if finding.severity > FINE and finding.fix:
+        lines.append(f"      fix: {finding.fix}")
     if finding.examples:
-        more = ", ..." if finding.count > len(finding.examples) else ""
-        lines.append(f"      {', '.join(finding.examples)}{more}")
+        lines.append(f"      {', '.join(finding.examples)}{', ...' if finding.count > len(finding.examples) else ''}")
     return "\n".join(lines)
 
 
@@ -100,19 +133,13 @@ def _levels(coverage: Coverage) -> str:
 
 
 def _encodings(encodings: Encodings) -> str:
-    source = f"fitted to {encodings.fitted_to:,} other masks" if encodings.fitted_to else "of the given components"
     lines = ["encodings S x S, D: mean IoU of masks and what is left of them, at the objects' own resolution"]
     if encodings.rows:
-        lines[0] += f", {source}"
+        lines[0] += (
+            f", fitted to {encodings.fitted_to:,} other masks" if encodings.fitted_to else ", of the given components"
+        )
         lines += [f"  {line}" for line in encodings.table().splitlines()]
-    lines += [f"  not measured: {reason}" for reason in encodings.left_out]
-    return "\n".join(lines)
-
-
-def _classes(file: CocoFile) -> str:
-    width = max(map(len, file.classes), default=0)
-    rows = zip(file.classes, class_counts(file).tolist(), strict=True)
-    return "\n".join(["objects to learn", *(f"  {name:{width}} {count:>7,}" for name, count in rows)])
+    return "\n".join([*lines, *(f"  not measured: {reason}" for reason in encodings.left_out)])
 
 
 def as_content(report: Report) -> dict[str, Any]:
@@ -122,21 +149,21 @@ def as_content(report: Report) -> dict[str, Any]:
         "file": os.path.basename(file.path),
         "exit_status": int(report.severity),
         "images": len(file.image_flags),
-        "images_checked": report.images_checked,
+        "images_checked": "no" if report.folder is None else "pixels" if report.decoded else "headers",
         "annotations": len(file.flags),
         "objects": int(file.learned.sum()),
         "classes": [
             {"name": name, "objects": count}
-            for name, count in zip(file.classes, class_counts(file).tolist(), strict=True)
+            for name, count in zip(file.classes, file.class_counts.tolist(), strict=True)
         ],
         "findings": [
             {
-                "problem": finding.problem.key,
+                "problem": finding.rule.key,
                 "severity": finding.severity.name.lower(),
-                "what": finding.problem.title,
+                "what": finding.rule.title,
                 "count": finding.count,
                 "training": finding.effect,
-                "way_out": finding.problem.remedy,
+                "fix": finding.fix,
                 "note": finding.note,
                 "examples": finding.examples,
             }
@@ -148,9 +175,8 @@ def as_content(report: Report) -> dict[str, Any]:
             "objects": coverage.objects,
             "objects_per_stride": dict(zip(map(str, coverage.settings.rule.strides), coverage.per_level, strict=True)),
         },
-        "encodings": None
-        if encodings is None
-        else {
+        "encodings": encodings
+        and {
             "fitted_to": encodings.fitted_to,
             "measured": encodings.measured,
             "left_out": encodings.left_out,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from meinst_d2.commands import make_parser, reporting
+from meinst_d2.commands import make_parser, reporting, require_positive
 
 EXAMPLES = """example (after make demo):
   meinst analyze --results output/demo/inference/coco_instances_results.json \\
@@ -36,21 +36,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     folder = Path("output/analysis")
     parser.add_argument("--output", type=Path, default=folder, metavar="DIR", help=f"default {folder}")
     args = parser.parse_args(argv)
-    for option in ("mask_size", "dim", "worst"):
-        if getattr(args, option) < 1:
-            parser.error(f"--{option.replace('_', '-')} must be at least 1, got {getattr(args, option)}")
+    require_positive(parser, args, "mask_size", "dim", "worst")
     if not 0 <= args.score_threshold <= 1:
         parser.error(f"--score-threshold must be in [0, 1], got {args.score_threshold}")
     return args
 
 
+@reporting("analyze")
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    with reporting("analyze"):
-        run(args)
-
-
-def run(args: argparse.Namespace) -> None:
     # Imported here so that --help answers at once.
     from meinst_d2.analysis import analyze, read_detections, read_truth
     from meinst_d2.analysis.inputs import encoder_of, encoder_of_checkpoint, fitted_encoder

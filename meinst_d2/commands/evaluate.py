@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from meinst_d2.commands import make_parser, reporting
+from meinst_d2.commands import make_parser, reporting, require_positive
 
 EXAMPLES = """examples (the second gives the three rows of table 7):
   meinst evaluate --config-file output/mine/config.yaml MODEL.WEIGHTS output/mine/model_final.pth
@@ -34,10 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=folder, metavar="DIR", help=f"folder (default {folder})")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: MODEL.WEIGHTS FILE ...")
     args = parser.parse_args(argv)
-    for name in ("limit", "max_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    require_positive(parser, args, "limit", "max_size")
     return args
 
 
@@ -52,28 +49,6 @@ def scale_list(text: str) -> tuple[int, ...]:
     return scales
 
 
-def prepare(args: argparse.Namespace) -> Any:
-    """The config, once everything that can be checked has been."""
-    from detectron2.data import MetadataCatalog
-
-    from meinst_d2.commands.train import load_config
-    from meinst_d2.engine import check_before_start
-
-    cfg = load_config(args)
-    dataset = args.dataset or cfg.DATASETS.TEST[0]
-    cfg.DATASETS.TEST = (dataset,)
-    cfg.OUTPUT_DIR = str(args.output)
-    if args.max_size is not None:
-        cfg.INPUT.MAX_SIZE_TEST = args.max_size
-    cfg.freeze()
-    if not cfg.MODEL.WEIGHTS:
-        raise ValueError("MODEL.WEIGHTS is empty: give a trained model")
-    check_before_start(cfg, eval_only=True, resume=False)
-    if args.limit and MetadataCatalog.get(dataset).get("evaluator_type") == "lvis":
-        raise ValueError(f"--limit does not work with {dataset}, LVIS's evaluator knows no subsets: leave it out")
-    return cfg
-
-
 def print_table(results: Sequence[dict[str, Any]]) -> None:
     names = {task: name for task, name in (("bbox", "box"), ("segm", "mask")) if task in results[0]}
     print(f"\n{'':>6}" + "".join(f"  {name:>19}" for name in names.values()) + f"{'model':>19}{'loading':>10}")
@@ -85,20 +60,35 @@ def print_table(results: Sequence[dict[str, Any]]) -> None:
         print(f"{result['scale']:6d}{figures}{result['images_per_second']:11.1f}{model:8.1f}{loading:10.1f}")
 
 
-def run(args: argparse.Namespace) -> None:
+@reporting("evaluate", KeyError)
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     # Imported here so that --help answers at once.
     import torch
+    from detectron2.data import MetadataCatalog
     from detectron2.modeling import build_model
 
     from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer, info_of
+    from meinst_d2.commands.train import load_config
+    from meinst_d2.engine import check_before_start
     from meinst_d2.evaluation.average_precision import without_nan
     from meinst_d2.evaluation.coco import evaluate_at_scale
     from meinst_d2.files import atomic_path
 
-    cfg = prepare(args)
+    cfg = load_config(args)
+    dataset = args.dataset or cfg.DATASETS.TEST[0]
+    cfg.DATASETS.TEST, cfg.OUTPUT_DIR = (dataset,), str(args.output)
+    if args.max_size is not None:
+        cfg.INPUT.MAX_SIZE_TEST = args.max_size
+    cfg.freeze()
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("MODEL.WEIGHTS is empty: give a trained model")
+    check_before_start(cfg, eval_only=True, resume=False)
+    if args.limit and MetadataCatalog.get(dataset).get("evaluator_type") == "lvis":
+        raise ValueError(f"--limit does not work with {dataset}, LVIS's evaluator knows no subsets: leave it out")
     model = build_model(cfg).eval()
     names = info_of(MEInstCheckpointer(model).load(cfg.MODEL.WEIGHTS)).get("class_names")
-    scales, dataset = args.scales or (cfg.INPUT.MIN_SIZE_TEST,), cfg.DATASETS.TEST[0]
+    scales = args.scales or (cfg.INPUT.MIN_SIZE_TEST,)
     results = [evaluate_at_scale(cfg, model, dataset, scale, class_names=names, limit=args.limit) for scale in scales]
     print_table(results)
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
@@ -110,13 +100,6 @@ def run(args: argparse.Namespace) -> None:
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
         "scales": results,
     }
-    file = args.output / "scales.json"
-    with atomic_path(file) as temporary:
+    with atomic_path(args.output / "scales.json") as temporary:
         temporary.write_text(json.dumps(without_nan(summary), indent=1))
-    print(f"\nwrote {file}")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    with reporting("evaluate", KeyError):
-        run(args)
+    print(f"\nwrote {args.output / 'scales.json'}")

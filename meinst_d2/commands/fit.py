@@ -15,15 +15,15 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import meinst_d2
-from meinst_d2.commands import make_parser, reporting
+from meinst_d2.commands import make_parser, reporting, require_positive
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.coco import read_category_names, read_coco_json
-from meinst_d2.encoding import PCABasis, SigmoidClamp, save_components
+from meinst_d2.encoding import SigmoidClamp, save_components
 from meinst_d2.files import require_writable
 from meinst_d2.fitting.count import count_moments, fit_all, fit_classes
 from meinst_d2.fitting.distributed import LostRankError, Ranks, join_ranks
-from meinst_d2.fitting.report import Reconstruction, draw, table
-from meinst_d2.reconstruction.encodings import fitted_encodings
+from meinst_d2.fitting.report import draw, table
+from meinst_d2.reconstruction.encodings import make_encodings
 from meinst_d2.reconstruction.measure import measure_encodings
 
 TABLE_DIMS = (20, 40, 60, 80, 100)
@@ -44,9 +44,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=60, help="number of components, D (default 60)")
     parser.add_argument("--mask-size", type=int, default=28, help="side of the mask template, S (default 28)")
     parser.add_argument("--no-sigmoid", action="store_true", help="fit the pixels themselves instead of their logits")
-    parser.add_argument(
-        "--no-whiten", action="store_true", help="record that coefficients are not divided by their std"
-    )
+    whiten = "record that coefficients are not divided by their std"
+    parser.add_argument("--no-whiten", action="store_true", help=whiten)
     parser.add_argument("--class-specific", action="store_true", help="fit one dictionary per class (ClassPCAEncoder)")
     few = "classes with fewer masks share the dictionary of all (default 10 per component)"
     parser.add_argument("--min-masks", type=int, metavar="N", help=few)
@@ -63,10 +62,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     patience = "longest wait for another rank of torchrun (default 300)"
     parser.add_argument("--rank-timeout", type=float, default=300.0, metavar="SECONDS", help=patience)
     args = parser.parse_args(argv)
-    for name in ("dim", "mask_size", "workers", "limit", "min_masks", "rank_timeout"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    require_positive(parser, args, "dim", "mask_size", "workers", "limit", "min_masks", "rank_timeout")
     try:
         args.clamp = SigmoidClamp(*args.clamp)
     except ValueError as error:
@@ -83,10 +79,8 @@ def read_annotations(args: argparse.Namespace, ranks: Ranks) -> Sequence[Instanc
     start = time.perf_counter()
     annotations: Sequence[InstanceAnnotation]
     by_file = bool(args.coco_json) and len(args.coco_json) >= ranks.size and not args.limit
-    if by_file:
-        annotations = read_coco_json(*args.coco_json[ranks.rank :: ranks.size])
-    elif args.coco_json:
-        annotations = read_coco_json(*args.coco_json)
+    if args.coco_json:
+        annotations = read_coco_json(*args.coco_json[ranks.rank :: ranks.size] if by_file else args.coco_json)
     else:
         from meinst_d2.data.datasets import dataset_dicts
         from meinst_d2.data.instances import from_dataset_dicts
@@ -106,8 +100,8 @@ def read_class_names(args: argparse.Namespace) -> list[str]:
         from meinst_d2.data.datasets import class_names
 
         found = {name: class_names(name) for name in args.dataset}
-    (first, names), *others = found.items()
-    for other, its_names in ((first, names), *others):
+    first, names = next(iter(found.items()))
+    for other, its_names in found.items():
         if its_names != names or not names:
             raise ValueError(
                 f"--class-specific needs the same classes everywhere: {first} has {names}, {other} has {its_names}"
@@ -127,11 +121,7 @@ def provenance(args: argparse.Namespace, num_masks: int, skipped: Counter[str]) 
         "whiten": not args.no_whiten,
         "class_specific": args.class_specific,
         "clamp": None if args.no_sigmoid else [args.clamp.low, args.clamp.high],
-        "versions": {
-            "meinst_d2": meinst_d2.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": {"meinst_d2": meinst_d2.__version__, "numpy": np.__version__, "python": platform.python_version()},
     }
 
 
@@ -167,36 +157,19 @@ def fit(args: argparse.Namespace, ranks: Ranks) -> None:
         save_components(args.output, written, provenance(args, moments.count, skipped))
         print(f"wrote {args.output}")
 
-    longest = every.dim if names is None else args.dim
-    dims = sorted({dim for dim in (*TABLE_DIMS, args.dim) if dim <= longest})
     bases = [every] if names is None else written
-    rows = measure(args, ranks, measured, bases, dims, len(bases) if names else None)
+    dims = sorted({dim for dim in (*TABLE_DIMS, args.dim) if dim <= bases[0].dim})
+    settings = [args.mask_size], dims, [not args.no_sigmoid], [False], bases, args.clamp
+    encodings = list(make_encodings("class-pca" if names else "pca", *settings))
+    tally = measure_encodings(measured, encodings, len(bases) if names else None, args.workers, templates_only=True)
+    tally.sums = ranks.sum(tally.sums)
+    qualities = [tally.quality(i) for i in range(len(dims))]
+    rows = [(dim, q.template_iou, q.pooled_miou) for dim, q in zip(dims, qualities, strict=True)]
     if ranks.rank == 0:
         print(f"\nreconstruction of {args.eval_json or 'the fitted masks'}\n{table(every, rows)}")
         picture = args.output.with_suffix(".png")
         draw(picture, every, rows)
         print(f"\nwrote {picture}")
-
-
-def measure(
-    args: argparse.Namespace,
-    ranks: Ranks,
-    annotations: Sequence[InstanceAnnotation],
-    bases: Sequence[PCABasis],
-    dims: Sequence[int],
-    num_classes: int | None,
-) -> list[Reconstruction]:
-    """How well the first D components of a dictionary, or of one per class, reconstruct the masks of all ranks."""
-
-    def bases_of(_family: str, _size: int, _sigmoid: bool, dim: int) -> list[PCABasis]:
-        return [basis.truncated(dim) for basis in bases]
-
-    family, sigmoid = "class-pca" if num_classes else "pca", not args.no_sigmoid
-    encodings = list(fitted_encodings(family, args.mask_size, dims, [sigmoid], [False], bases_of, args.clamp))
-    tally = measure_encodings(annotations, encodings, num_classes, args.workers, templates_only=True)
-    tally.sums = ranks.sum(tally.sums)
-    qualities = [tally.quality(i) for i in range(len(dims))]
-    return [Reconstruction(d, q.template_iou, q.pooled_miou) for d, q in zip(dims, qualities, strict=True)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

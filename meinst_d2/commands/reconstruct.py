@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meinst_d2.commands import make_parser, reporting
+from meinst_d2.commands import make_parser, reporting, require_positive
 
 if TYPE_CHECKING:
     from meinst_d2.data.annotations import InstanceAnnotation
-    from meinst_d2.encoding import Components, PCABasis
+    from meinst_d2.encoding import Components
     from meinst_d2.reconstruction.encodings import Encoding, FittedDictionaries
     from meinst_d2.reconstruction.measure import Tally
     from meinst_d2.reconstruction.report import Row
@@ -56,11 +56,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N annotations of every file only")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     args = parser.parse_args(argv)
-    for name, values in (("dims", args.dims), ("sizes", args.sizes), ("workers", [args.workers])):
-        if min(values) < 1:
-            parser.error(f"--{name} must be at least 1, got {min(values)}")
-    if args.limit is not None and args.limit < 1:
-        parser.error(f"--limit must be at least 1, got {args.limit}")
+    require_positive(parser, args, "dims", "sizes", "workers", "limit")
     if set(args.encoders or ()) & set(FITTED) and not (args.fit_json or args.components):
         parser.error("pca and class-pca need --fit-json, to be fitted to, or --components")
     args.dims, args.sizes = sorted(set(args.dims)), sorted(set(args.sizes))
@@ -68,9 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def read_sources(
-    args: argparse.Namespace,
-) -> tuple[list[InstanceAnnotation], list[InstanceAnnotation], list[str]]:
+def read_sources(args: argparse.Namespace) -> tuple[list[InstanceAnnotation], list[InstanceAnnotation], list[str]]:
     """The annotations to fit to and to measure, their categories numbered alike, and the classes' names."""
     from meinst_d2.data.coco import read_coco
 
@@ -92,7 +86,7 @@ def build_encodings(
     args: argparse.Namespace, fitted: FittedDictionaries | None, components: Components | None, num_classes: int
 ) -> list[Encoding]:
     """Every encoding that the command line asks for, or that the other options allow."""
-    from meinst_d2.reconstruction.encodings import fitted_encodings, other_encodings
+    from meinst_d2.reconstruction.encodings import make_encodings
 
     bases = components.bases if components is not None else ()
     possible = FITTED if fitted is not None else ("class-pca",) if len(bases) > 1 else ("pca",) if bases else ()
@@ -102,21 +96,14 @@ def build_encodings(
         raise ValueError(f"{args.components} holds the dictionaries of {possible[0]}, not of {wrong[0]}")
     encodings: list[Encoding] = []
     for family in families:
-        if family not in FITTED:
-            encodings += other_encodings(family, args.sizes, args.dims, args.sigmoid, args.whiten)
-        elif fitted is not None:
-            for size in args.sizes:
-                encodings += fitted_encodings(family, size, args.dims, args.sigmoid, args.whiten, fitted.bases)
-        elif components is not None:
+        if family in FITTED and components is not None:
             if len(bases) not in (1, num_classes):
                 raise ValueError(f"{args.components} is for {len(bases)} classes, the annotations have {num_classes}")
-
-            def truncated(_family: str, _size: int, _sigmoid: bool, dim: int) -> list[PCABasis]:
-                return [basis.truncated(dim) for basis in bases]
-
             dims = [*(dim for dim in args.dims if dim < bases[0].dim), bases[0].dim]
-            settings = bases[0].mask_size, dims, [components.sigmoid], args.whiten
-            encodings += fitted_encodings(family, *settings, truncated)
+            encodings += make_encodings(family, [bases[0].mask_size], dims, [components.sigmoid], args.whiten, bases)
+        else:
+            its = fitted.bases if fitted is not None else ()
+            encodings += make_encodings(family, args.sizes, args.dims, args.sigmoid, args.whiten, its)
     return encodings
 
 
@@ -162,7 +149,7 @@ def draw(folder: Path, rows: Sequence[Row], classes: Sequence[str]) -> list[Path
     plots.draw_classes(paths[2], chosen, classes)
     pictured = {row.encoding.family: row.encoding for row in chosen}
     columns = {
-        f"{FAMILIES[name]}\n{pictured[name].length} numbers": pictured[name] for name in PICTURED if name in pictured
+        f"{FAMILIES[name][0]}\n{pictured[name].length} numbers": pictured[name] for name in PICTURED if name in pictured
     }
     if not columns:
         return paths[:3]
@@ -170,8 +157,9 @@ def draw(folder: Path, rows: Sequence[Row], classes: Sequence[str]) -> list[Path
     return paths
 
 
-def measure(args: argparse.Namespace) -> None:
-    """Read, fit, measure, print, write, draw."""
+@reporting("reconstruct")
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     from meinst_d2.encoding import load_components
     from meinst_d2.files import atomic_path, require_writable
     from meinst_d2.reconstruction.encodings import FittedDictionaries
@@ -209,9 +197,3 @@ def measure(args: argparse.Namespace) -> None:
     print()
     for path in (report, *draw(args.output, rows, classes)):
         print(f"wrote {path}")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    with reporting("reconstruct"):
-        measure(args)

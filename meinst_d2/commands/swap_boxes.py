@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from meinst_d2.commands import make_parser, reporting
+from meinst_d2.commands import make_parser, reporting, require_positive
 
 EXAMPLES = """example (boxes from meinst train --eval-only, which writes inference/coco_instances_results.json):
   meinst swap-boxes --config-file COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml \\
@@ -18,7 +18,6 @@ EXAMPLES = """example (boxes from meinst train --eval-only, which writes inferen
 
 Box and mask AP count all boxes of a file; the threshold only counts boxes.
 """
-THRESHOLDS = tuple(i / 20 for i in range(20))
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -35,8 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=folder, metavar="DIR", help=f"default {folder}")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: MODEL.WEIGHTS FILE ...")
     args = parser.parse_args(argv)
-    if args.limit is not None and args.limit < 1:
-        parser.error(f"--limit must be at least 1, got {args.limit}")
+    require_positive(parser, args, "limit")
     files: dict[str, str] = {}
     for source in args.boxes:
         name, equals, file = source.partition("=")
@@ -61,38 +59,10 @@ def load_config(config_file: str, opts: Sequence[str]) -> Any:
             weights = ("MODEL.WEIGHTS", model_zoo.get_checkpoint_url(config_file))
             config_file = model_zoo.get_config_file(config_file)
         except RuntimeError as error:
-            raise ValueError(
-                f"--config-file {config_file} is neither a file nor a trained model of Detectron2's model zoo: "
-                "give a path, or a name such as COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
-            ) from error
+            fix = "give a path, or a name such as COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
+            what = "neither a file nor a trained model of Detectron2's model zoo"
+            raise ValueError(f"--config-file {config_file} is {what}: {fix}") from error
     return train.load_config(argparse.Namespace(config_file=config_file, opts=[*weights, *opts]))
-
-
-def read_sources(args: argparse.Namespace, cfg: Any) -> dict[str, Any]:
-    """Check all that can be checked, and read the boxes: by name and image id, None for the model's own."""
-    from detectron2.data import MetadataCatalog
-
-    from meinst_d2.data.datasets import dataset_dicts
-    from meinst_d2.engine.preflight import check_device
-    from meinst_d2.evaluation.results import boxes_by_image
-    from meinst_d2.evaluation.swap_boxes import require_mask_head
-    from meinst_d2.files import require_writable
-
-    image_ids = [record["image_id"] for record in dataset_dicts(args.dataset)]
-    metadata = MetadataCatalog.get(args.dataset)
-    unmapped = {i: i for i in range(len(metadata.thing_classes))}  # not from a COCO file
-    classes = metadata.get("thing_dataset_id_to_contiguous_id", unmapped)
-    require_mask_head(cfg, len(classes))
-    check_device(cfg)
-    if not cfg.MODEL.WEIGHTS or not ("://" in cfg.MODEL.WEIGHTS or os.path.isfile(cfg.MODEL.WEIGHTS)):
-        raise FileNotFoundError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r} is not a file: give a trained model")
-    require_writable(args.output / "swap_boxes.json")
-    sources: dict[str, Any] = {"own": None}
-    for name, file in args.boxes.items():
-        sources[name] = boxes_by_image(file, image_ids, classes)
-        if not sources[name].keys() & set(image_ids[: args.limit]):
-            raise ValueError(f"{file} has no boxes on the images that would be evaluated: raise --limit")
-    return sources
 
 
 def print_table(results: Sequence[Any], threshold: float) -> None:
@@ -104,25 +74,37 @@ def print_table(results: Sequence[Any], threshold: float) -> None:
         print(f"{result.name:{width}} {figures}   {result.boxes_per_image(threshold):13.1f}")
 
 
+@reporting("swap-boxes", KeyError)
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    with reporting("swap-boxes", KeyError):
-        run(args)
-
-
-def run(args: argparse.Namespace) -> None:
     # Imported here so that --help answers at once.
-    from detectron2.data import build_detection_test_loader
+    from detectron2.data import MetadataCatalog, build_detection_test_loader
     from detectron2.modeling import build_model
 
     from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
+    from meinst_d2.data.datasets import dataset_dicts
+    from meinst_d2.engine.preflight import check_device
     from meinst_d2.evaluation.average_precision import without_nan
-    from meinst_d2.evaluation.swap_boxes import draw_swaps, swap_boxes
-    from meinst_d2.files import atomic_path
+    from meinst_d2.evaluation.results import boxes_by_image
+    from meinst_d2.evaluation.swap_boxes import draw_swaps, require_mask_head, swap_boxes
+    from meinst_d2.files import atomic_path, require_writable
 
     cfg = load_config(args.config_file, args.opts)
     args.dataset = args.dataset or cfg.DATASETS.TEST[0]
-    sources = read_sources(args, cfg)
+    image_ids = [record["image_id"] for record in dataset_dicts(args.dataset)]
+    metadata = MetadataCatalog.get(args.dataset)
+    unmapped = {i: i for i in range(len(metadata.thing_classes))}  # not from a COCO file
+    classes = metadata.get("thing_dataset_id_to_contiguous_id", unmapped)
+    require_mask_head(cfg, len(classes))
+    check_device(cfg)
+    if not cfg.MODEL.WEIGHTS or not ("://" in cfg.MODEL.WEIGHTS or os.path.isfile(cfg.MODEL.WEIGHTS)):
+        raise FileNotFoundError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r} is not a file: give a trained model")
+    require_writable(args.output / "swap_boxes.json")
+    sources: dict[str, Any] = {"own": None}  # boxes by name and image id; None for the model's own
+    for name, file in args.boxes.items():
+        sources[name] = boxes_by_image(file, image_ids, classes)
+        if not sources[name].keys() & set(image_ids[: args.limit]):
+            raise ValueError(f"{file} has no boxes on the images that would be evaluated: raise --limit")
     model = build_model(cfg).eval()
     MEInstCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     loader = build_detection_test_loader(cfg, args.dataset)
@@ -142,7 +124,7 @@ def run(args: argparse.Namespace) -> None:
                 "bbox": result.box,
                 "segm": result.mask,
                 "boxes_per_image": result.boxes_per_image(args.score_threshold),
-                "boxes_per_image_above": {str(t): result.boxes_per_image(t) for t in THRESHOLDS},
+                "boxes_per_image_above": {str(i / 20): result.boxes_per_image(i / 20) for i in range(20)},
             }
             for result in results
         ],

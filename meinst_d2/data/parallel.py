@@ -35,10 +35,9 @@ def run_shards(
         function: takes an iterator over chunks of the items, and ``args``; computes in one thread.
         items: of the dataset; may be none.
         workers: processes; with one, this process does the work.
-        title: of the bar.
-        args: what ``function`` needs besides; shared with the processes, not pickled.
+        title, unit: of the bar.
+        args: what ``function`` needs besides; like the items shared with the processes, not pickled.
         chunk: items at a time.
-        unit: what the bar counts.
 
     Raises:
         ChildProcessError: a process was killed. What the function raises in a process is raised here.

@@ -46,7 +46,7 @@ class MaskEncoder(nn.Module, ABC):
 
         Args:
             masks: (M, S, S), bool or zeros and ones of any dtype.
-            classes: (M,) int64, of each mask.
+            classes: (M,).
 
         Returns:
             (M, D) float32.
@@ -58,27 +58,15 @@ class MaskEncoder(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, coeffs: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Masks of coefficients.
-
-        Args:
-            coeffs: (M, D) of any float dtype.
-            classes: (M,) int64, of each mask.
-
-        Returns:
-            (M, S, S) float32 probabilities in (0, 1).
-        """
+        """(M, S, S) float32, probabilities in (0, 1) of (M, D) coefficients of any float dtype."""
 
     @abstractmethod
     def deviations(self, classes: Tensor | None = None) -> Tensor:
-        """How far one unit of each coefficient moves the decoded logits, as a vector of S*S pixels.
-
-        Returns:
-            (D,), or (M, D) where the encoder is class-specific; float32.
-        """
+        """(D,), or (M, D) where class-specific: how far a unit of each coefficient moves the S*S decoded logits."""
 
 
 class PixelEncoder(MaskEncoder):
-    """The S x S grid itself, one coefficient per pixel (paper, table 3, "w/o").
+    """The S x S grid itself: D is S*S, one coefficient per pixel (paper, table 3, "w/o").
 
     Its coefficients are +1 on the mask and -1 beside it, and any logits decode.
     """
@@ -86,10 +74,6 @@ class PixelEncoder(MaskEncoder):
     _ones: Tensor
 
     def __init__(self, *, mask_size: int = 28) -> None:
-        """
-        Args:
-            mask_size: S; D is S*S.
-        """
         super().__init__()
         self.dim, self.mask_size = mask_size**2, mask_size
         self.register_buffer("_ones", torch.ones(self.dim), persistent=False)

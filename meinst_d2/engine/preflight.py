@@ -24,7 +24,7 @@ from meinst_d2.encoding import MASK_ENCODER_REGISTRY, SigmoidClamp, load_compone
 from meinst_d2.engine.trainer import COMPONENTS_DIFFER
 from meinst_d2.evaluation import build_evaluator
 from meinst_d2.files import require_writable
-from meinst_d2.modeling.published_names import GENERATOR_PREFIX, settle_names
+from meinst_d2.modeling.proposal_generator import GENERATOR_PREFIX, settle_names
 
 NEEDED = ("MODEL.DEVICE", "MODEL.WEIGHTS", "OUTPUT_DIR", "INPUT.FORMAT")
 """Keys that cannot be null; those of ``MODEL.MEINST`` cannot either."""

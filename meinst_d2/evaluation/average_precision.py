@@ -90,12 +90,11 @@ class GroundTruth:
             category = self.category_numbers.get(result["category_id"])
             image = self.image_numbers.get(result["image_id"])
             if image is None:
-                raise ValueError(
-                    f"a result is of image {result['image_id']!r}, which {self.dataset.path} does not have"
-                )
+                name = repr(result["image_id"])
+                raise ValueError(f"a result is of image {name}, which {self.dataset.path} does not have")
             if category is not None:
-                ids = {"image_id": image, "category_id": category}
-                renumbered.append({**ids, key: result[key], "score": result["score"]})
+                found = {key: result[key], "score": result["score"]}
+                renumbered.append({"image_id": image, "category_id": category, **found})
         if task not in self._renumbered:
             self._renumbered[task] = self._renumber(task)
         truth = self._renumbered[task]
@@ -115,36 +114,31 @@ class GroundTruth:
                 continue  # COCO passes over it
             has_box, rle = not np.isnan(box).any(), None
             if task == "segm" or annotation.area is None or not has_box:
-                rle = self._mask_or_none(row)
+                try:
+                    rle = self.mask_of(row)
+                except UnusableInstance as error:
+                    if error.reason == FEW_POINTS:
+                        size = list(annotation.image_size)
+                        rle = to_rles([{"size": size, "counts": [size[0] * size[1]]}], *size)[0]
             if rle is None and (task == "segm" or not has_box):
                 left_out += 1
                 continue
             area = annotation.area
             if area is None:
                 area = float(box[2] * box[3] if rle is None else areas([rle])[0])
-            entry = {"area": area, "iscrowd": int(annotation.iscrowd), "segmentation": rle}
-            if task == "bbox":
-                entry["bbox"] = (box if has_box else tight_boxes([rle])[0]).tolist()
             image = self.image_numbers[dataset.images[image_row]["id"]]
-            ids = {"id": len(annotations) + 1, "image_id": image, "category_id": annotation.category + 1}
-            annotations.append({**ids, **entry})
+            entry = {"id": len(annotations) + 1, "image_id": image, "category_id": annotation.category + 1}
+            annotations.append(entry | {"area": area, "iscrowd": int(annotation.iscrowd), "segmentation": rle})
+            if task == "bbox":
+                annotations[-1]["bbox"] = (box if has_box else tight_boxes([rle])[0]).tolist()
         if left_out:
-            logger.warning(
-                f"Left out {left_out} of {len(dataset.annotations)} annotations of {dataset.path} whose "
-                f"{'masks' if task == 'segm' else 'boxes'} cannot be read: meinst check {dataset.path} says which."
+            why = (
+                f"whose {'masks' if task == 'segm' else 'boxes'} cannot be read: meinst check {dataset.path} says which"
             )
+            logger.warning(f"Left out {left_out} of {len(dataset.annotations)} annotations of {dataset.path} {why}.")
         images = [{**image, "id": self.image_numbers[image["id"]]} for image in dataset.images]
         categories = [{"id": number} for number in self.category_numbers.values()]
         return COCO({"images": images, "categories": categories, "annotations": annotations})
-
-    def _mask_or_none(self, row: int) -> RLE | None:
-        try:
-            return self.mask_of(row)
-        except UnusableInstance as error:
-            if error.reason != FEW_POINTS:
-                return None
-            height, width = self.dataset.annotations[row].image_size
-            return to_rles([{"size": [height, width], "counts": [height * width]}], height, width)[0]
 
 
 @dataclass(frozen=True)

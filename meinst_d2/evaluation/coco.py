@@ -66,14 +66,8 @@ class MEInstCOCOEvaluator(COCOEvaluator):
         unknown = set(tasks) - set(TASKS)
         if unknown:
             raise ValueError(f"tasks has {', '.join(sorted(unknown))}: this evaluator knows {', '.join(TASKS)}")
-        super().__init__(
-            dataset_name,
-            tuple(tasks),
-            distributed,
-            output_dir,
-            max_dets_per_image=max_dets_per_image,
-            use_fast_impl=False,
-        )
+        limit = {"max_dets_per_image": max_dets_per_image, "use_fast_impl": False}
+        super().__init__(dataset_name, tuple(tasks), distributed, output_dir, **limit)
         del self._coco_api  # the file is read again, with other ids
         self._truth = None
         if self._do_evaluation:
@@ -116,10 +110,8 @@ class MEInstCOCOEvaluator(COCOEvaluator):
         lacking = [name for name in class_names if name not in number_of]
         unknown = [name for name in names if name not in class_names]
         if len(lacking) == len(class_names):
-            raise ValueError(
-                f"{self._metadata.name} has none of the model's classes ({listed(class_names)}), it has "
-                f"{listed(names)}: evaluate on a dataset of the same classes"
-            )
+            has = f"it has {listed(names)}: evaluate on a dataset of the same classes"
+            raise ValueError(f"{self._metadata.name} has none of the model's classes ({listed(class_names)}), {has}")
         if lacking:
             self._logger.warning(f"{self._metadata.name} lacks {listed(lacking)}: predictions of them do not count.")
         if unknown:
@@ -133,10 +125,8 @@ class MEInstCOCOEvaluator(COCOEvaluator):
         try:
             found = [{**result, "category_id": self._categories[result["category_id"]]} for result in results]
         except KeyError as error:
-            raise ValueError(
-                f"a prediction has class {error}, {self._metadata.name} has {len(self._categories)} classes: "
-                "set MODEL.MEINST.NUM_CLASSES to that"
-            ) from error
+            has = f"{self._metadata.name} has {len(self._categories)} classes: set MODEL.MEINST.NUM_CLASSES to that"
+            raise ValueError(f"a prediction has class {error}, {has}") from error
         return [result for result in found if result["category_id"] is not None]
 
 
@@ -192,10 +182,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, class_names: Sequence[str] 
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
     if MetadataCatalog.get(dataset_name).get("evaluator_type") == "lvis":
         if cfg.MODEL.MASK_ON and cfg.MODEL.MEINST.MASK_OUTPUT != "bitmask":
-            raise ValueError(
-                f"LVIS is evaluated on bit masks, MODEL.MEINST.MASK_OUTPUT is {cfg.MODEL.MEINST.MASK_OUTPUT!r}: "
-                "set it to bitmask"
-            )
+            form = f"MODEL.MEINST.MASK_OUTPUT is {cfg.MODEL.MEINST.MASK_OUTPUT!r}: set it to bitmask"
+            raise ValueError(f"LVIS is evaluated on bit masks, {form}")
         if importlib.util.find_spec("lvis") is None:
             raise ValueError(f"{dataset_name} is evaluated by the package lvis: run pip install 'meinst_d2[lvis]'")
         return LVISEvaluator(dataset_name, tasks, output_dir=folder, max_dets_per_image=limit)

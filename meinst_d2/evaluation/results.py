@@ -37,9 +37,8 @@ def boxes_of(entries: Sequence[Mapping[str, Any]], class_of_category: Mapping[An
     """The boxes of the entries of one image."""
     boxes = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    scores = np.array([entry["score"] for entry in entries], np.float32)
     classes = np.array([class_of_category[entry["category_id"]] for entry in entries], np.int64)
-    return DetectedBoxes(boxes.astype(np.float32), scores, classes)
+    return DetectedBoxes(boxes.astype(np.float32), np.array([x["score"] for x in entries], np.float32), classes)
 
 
 def boxes_by_image(
@@ -68,26 +67,22 @@ def read_results(
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no result file {path}: give one as COCOEvaluator writes it")
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): give a COCO result file") from error
     if not isinstance(content, list):
         hint = "it is an annotation file, " if isinstance(content, dict) and "annotations" in content else ""
-        raise ValueError(
-            f"{path} holds a {type(content).__name__} instead of a list of detections: {hint}"
-            "give a COCO result file such as coco_instances_results.json"
-        )
+        fix = f"{hint}give a COCO result file such as coco_instances_results.json"
+        raise ValueError(f"{path} holds a {type(content).__name__} instead of a list of detections: {fix}")
     for i, entry in enumerate(content):
-        problem = _problem_of(entry)
-        if problem:
+        if problem := _problem_of(entry):
             raise ValueError(f"{path} is not a COCO result file: {problem} in entry {i}")
     for what, key, known in (("images", "image_id", image_ids), ("categories", "category_id", category_ids)):
         unknown = sorted({entry[key] for entry in content} - set(known), key=str)
         if unknown:
+            fix = "give a result file of the same dataset, or name its dataset"
             raise ValueError(
-                f"{path} has boxes of {what} that the dataset does not have (ids {listed(unknown)}): give a result "
-                "file of the same dataset, or name its dataset"
+                f"{path} has boxes of {what} that the dataset does not have (ids {listed(unknown)}): {fix}"
             )
     return content
 
@@ -96,9 +91,8 @@ def _problem_of(entry: Any) -> str | None:
     """What keeps an entry from being a detection."""
     if not isinstance(entry, dict):
         return f"{type(entry).__name__} instead of a detection"
-    for key in KEYS:
-        if key not in entry:
-            return f"no {key!r}"
+    if lacking := [key for key in KEYS if key not in entry]:
+        return f"no {lacking[0]!r}"
     if not is_id(entry["image_id"]) or not is_id(entry["category_id"]):
         return f"image_id {entry['image_id']!r} or category_id {entry['category_id']!r} is not an id"
     if not _is_number(entry["score"]):

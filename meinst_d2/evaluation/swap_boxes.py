@@ -60,17 +60,14 @@ def require_mask_head(cfg: CfgNode, num_classes: int) -> None:
     architecture = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
     inference = getattr(architecture, "inference", None)
     if inference is None or "detected_instances" not in inspect.signature(inference).parameters:
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE {name} does not take boxes that others found: give a config of "
-            f"GeneralizedRCNN, such as {EXAMPLE_CONFIG}"
-        )
+        fix = f"give a config of GeneralizedRCNN, such as {EXAMPLE_CONFIG}"
+        raise ValueError(f"MODEL.META_ARCHITECTURE {name} does not take boxes that others found: {fix}")
     if not cfg.MODEL.MASK_ON:
         raise ValueError(f"MODEL.MASK_ON is False, the model has no mask head: give a config such as {EXAMPLE_CONFIG}")
-    if num_classes != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-        raise ValueError(
-            f"the dataset has {num_classes} classes, MODEL.ROI_HEADS.NUM_CLASSES is "
-            f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}: name the dataset that the model was trained for"
-        )
+    known = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if num_classes != known:
+        fix = "name the dataset that the model was trained for"
+        raise ValueError(f"the dataset has {num_classes} classes, MODEL.ROI_HEADS.NUM_CLASSES is {known}: {fix}")
 
 
 def in_network_pixels(found: DetectedBoxes, image_size: tuple[int, int], network_size: tuple[int, int]) -> Instances:
@@ -135,8 +132,7 @@ def swap_boxes(
         evaluators[name] = MEInstCOCOEvaluator(dataset_name, distributed=False, output_dir=folder)
         evaluators[name].reset()
     image_ids = []
-    total = len(loader) if limit is None else limit
-    for (inputs,) in tqdm(itertools.islice(loader, limit), desc="images", unit="image", total=total):
+    for (inputs,) in tqdm(itertools.islice(loader, limit), desc="images", unit="image", total=limit or len(loader)):
         image_ids.append(inputs["image_id"])
         for name, boxes in sources.items():
             found = None if boxes is None else boxes.get(inputs["image_id"], boxes_of([], {}))

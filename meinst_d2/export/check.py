@@ -1,23 +1,30 @@
-"""Whether an exported model detects what the model detects."""
+"""Whether an exported model detects what the model detects, and the images on which that is checked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from detectron2.structures import Instances
+from detectron2.data import transforms as T
+from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
+from meinst_d2.data.image_files import read_image
+from meinst_d2.data.shapes import ShapesConfig, draw_image
+from meinst_d2.export.graph import OUTPUTS, OUTPUTS_WITHOUT_MASKS
 from meinst_d2.modeling.inference import postprocess
 from meinst_d2.modeling.meta_arch import MEInstDetector
 
 TOLERANCES = {"boxes": 1e-2, "scores": 1e-4, "masks": 1e-3}
 """Largest differences: pixels, probabilities, probabilities."""
+GENERATED = ((96, 128), (160, 128), (128, 200))
+"""(height, width) of the images that are drawn where none are given."""
 
-Runner = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
-"""(N, 3, H, W) float32 pixels and (N, 2) int64 sizes -> outputs by name."""
+Runner = Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]
+"""(N, 3, H, W) float32 pixels and (N, 2) int64 sizes -> the outputs in their order."""
 
 
 class CheckError(RuntimeError):
@@ -39,10 +46,34 @@ class CheckResult:
 
     def table(self) -> str:
         """For people."""
-        rows = [f"checked on {self.images} images with {self.detections} detections"]
-        rows += [f"{'':8}{'difference':>12}{'tolerance':>12}"]
+        title = f"images checked: {self.images}, detections compared: {self.detections}"
+        rows = [title, f"{'':8}{'difference':>12}{'tolerance':>12}"]
         rows += [f"{name:8}{value:12.2e}{TOLERANCES[name]:12.0e}" for name, value in self.differences.items()]
         return "\n".join(rows)
+
+
+def check_batches(paths: Sequence[str | os.PathLike[str]], metadata: Mapping[str, str]) -> list[list[Tensor]]:
+    """The first image alone, then all in pairs, so that batches, sizes and padding differ.
+
+    Args:
+        paths: image files; none for drawings of shapes.
+        metadata: of :class:`~meinst_d2.export.write.ExportSource`.
+
+    Returns:
+        (3, H, W) uint8 each, resized as at test time, channels in the model's order.
+
+    Raises:
+        OSError: a file is missing or not an image.
+    """
+    read = (read_image(os.fspath(path), "RGB") for path in paths)
+    drawn = (draw_image(ShapesConfig(height=h, width=w), (seed,))[0] for seed, (h, w) in enumerate(GENERATED))
+    resize = T.ResizeShortestEdge(int(metadata["min_size_test"]), int(metadata["max_size_test"]))
+    images = []
+    for pixels in read if paths else drawn:
+        pixels = resize.get_transform(pixels).apply_image(pixels)
+        pixels = pixels[:, :, ::-1] if metadata["input_format"] == "BGR" else pixels
+        images.append(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
+    return [images[:1], *(images[i : i + 2] for i in range(0, len(images), 2))]
 
 
 def pad_batch(images: Sequence[Tensor], divisor: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,12 +86,8 @@ def pad_batch(images: Sequence[Tensor], divisor: int) -> tuple[np.ndarray, np.nd
     Returns:
         (N, 3, H, W) float32 with zeros below and to the right, and (N, 2) int64 sizes.
     """
-    sizes = np.array([image.shape[-2:] for image in images], np.int64)
-    height, width = (int(-(-side // divisor) * divisor) for side in sizes.max(0))
-    batch = np.zeros((len(images), 3, height, width), np.float32)
-    for target, image in zip(batch, images, strict=True):
-        target[:, : image.shape[1], : image.shape[2]] = image.numpy()
-    return batch, sizes
+    padded = ImageList.from_tensors([image.float() for image in images], divisor)
+    return padded.tensor.numpy(), np.array(padded.image_sizes, np.int64)
 
 
 @torch.no_grad()
@@ -68,11 +95,8 @@ def expected_detections(model: MEInstDetector, images: Sequence[Tensor]) -> list
     """What the model itself detects in a batch, with templates instead of pasted masks."""
     padded = model.preprocess_image([{"image": image} for image in images])
     detections, _ = model.proposal_generator(padded, model.backbone(padded.tensor))
-    sizes = padded.image_sizes
-    return [
-        postprocess(found, *size, model.mask_paste_box, "template")
-        for found, size in zip(detections, sizes, strict=True)
-    ]
+    pairs = zip(detections, padded.image_sizes, strict=True)
+    return [postprocess(found, *size, model.mask_paste_box, "template") for found, size in pairs]
 
 
 def check(model: MEInstDetector, run: Runner, batches: Sequence[Sequence[Tensor]]) -> CheckResult:
@@ -86,12 +110,13 @@ def check(model: MEInstDetector, run: Runner, batches: Sequence[Sequence[Tensor]
     Raises:
         CheckError: they differ by more than :data:`TOLERANCES`, or there was nothing to compare.
     """
-    worst = dict.fromkeys(TOLERANCES, 0.0)
-    if model.proposal_generator.mask_encoder is None:
-        del worst["masks"]
+    has_masks = model.proposal_generator.mask_encoder is not None
+    names = OUTPUTS if has_masks else OUTPUTS_WITHOUT_MASKS
+    worst = {name: 0.0 for name in TOLERANCES if has_masks or name != "masks"}
     num_detections = 0
     for images in batches:
-        outputs = run(*pad_batch(images, max(model.backbone.size_divisibility, 1)))
+        batch, sizes = pad_batch(images, max(model.backbone.size_divisibility, 1))
+        outputs = dict(zip(names, run(batch, sizes), strict=True))
         for index, expected in enumerate(expected_detections(model, images)):
             mine = outputs["image_index"] == index
             num_detections += len(expected)
@@ -100,7 +125,7 @@ def check(model: MEInstDetector, run: Runner, batches: Sequence[Sequence[Tensor]
     result = CheckResult(sum(map(len, batches)), num_detections, worst)
     if not num_detections:
         raise CheckError(
-            f"the model detects nothing in the {result.images} images of the check, so that nothing was compared: "
+            f"the model detects nothing in the images of the check ({result.images}), so that nothing was compared: "
             "give images of objects that it knows with --image, or lower MODEL.MEINST.SCORE_THRESH_TEST"
         )
     too_far = [name for name, value in worst.items() if not value <= TOLERANCES[name]]
@@ -130,8 +155,8 @@ def compare(outputs: dict[str, np.ndarray], expected: Instances, image: str) -> 
     gap, partner = gaps.min(1)
     if len(partner.unique()) < len(partner):
         gap = torch.full_like(gap, float("inf"))  # two of them are the same detection
-    boxes, scores = gap, (found["scores"] - expected.scores[partner]).abs()
-    differences = {"boxes": float(boxes.max()), "scores": float(scores.max()), "masks": 0.0}
+    scores = (found["scores"] - expected.scores[partner]).abs()
+    differences = {"boxes": float(gap.max()), "scores": float(scores.max()), "masks": 0.0}
     if "masks" in found:
         differences["masks"] = float((found["masks"] - expected.pred_mask_templates[partner]).abs().max())
         apart = (found["mask_boxes"] - expected.pred_mask_boxes.tensor[partner]).abs().max()

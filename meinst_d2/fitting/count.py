@@ -20,13 +20,8 @@ CHUNK = 4096
 """Annotations rasterised at a time: large enough for the matrix products, small enough for the caches."""
 
 IntArray = npt.NDArray[np.int64]
-SumOverRanks = Callable[[IntArray], IntArray]
-"""Adds an array up over the processes of a job that shares the annotations."""
-
-
-def alone(counts: IntArray) -> IntArray:
-    """The sum over the only process."""
-    return counts
+SumOverRanks = Callable[[IntArray], IntArray] | None
+"""Adds an array up over the processes of a job that shares the annotations; None for a process alone."""
 
 
 def count_moments(
@@ -34,7 +29,7 @@ def count_moments(
     mask_size: int,
     workers: int = 1,
     title: str = "counting masks",
-    sum_over_ranks: SumOverRanks = alone,
+    sum_over_ranks: SumOverRanks = None,
 ) -> tuple[PixelMoments, Counter[str]]:
     """The moments of all usable masks, and how many annotations were skipped, by reason.
 
@@ -51,7 +46,7 @@ def count_moments(
     for part, reasons in run_shards(_moments_of_shard, annotations, workers, title, mask_size, chunk=CHUNK):
         moments.merge(part)
         skipped.update(reasons)
-    if sum_over_ranks is not alone:
+    if sum_over_ranks is not None:
         counts = sum_over_ranks(np.concatenate(([skipped[reason] for reason in REASONS], moments.counts())))
         skipped = +Counter(dict(zip(REASONS, counts[: len(REASONS)].tolist(), strict=True)))
         moments = PixelMoments.from_counts(mask_size, counts[len(REASONS) :])
@@ -97,7 +92,7 @@ def fit_classes(
     min_masks: int,
     clamp: SigmoidClamp | None = SigmoidClamp(),
     workers: int = 1,
-    sum_over_ranks: SumOverRanks = alone,
+    sum_over_ranks: SumOverRanks = None,
 ) -> ClassFit:
     """Fit one dictionary per class, class after class, so that the counts of only two are in memory.
 
@@ -132,7 +127,7 @@ def fit_classes(
         skipped.update(reasons)
         counts.append(moments.count)
         basis = fit_pca(moments, clamp) if moments.count >= max(min_masks, dim + 1) else None
-        bases.append(basis.truncated(dim) if basis is not None and basis.dim >= dim else None)
+        bases.append(basis.truncated(dim) if basis and basis.dim >= dim else None)
     of_all = fit_all(total, skipped, dim, clamp).truncated(dim)
     shared = [category for category, basis in enumerate(bases) if basis is None]
     return ClassFit([basis or of_all for basis in bases], counts, shared, total, skipped)

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from meinst_d2.encoding import PCABasis
 from meinst_d2.files import atomic_path
 
-
-class Reconstruction(NamedTuple):
-    """How well the first ``dim`` components reconstruct templates.
-
-    ``iou`` is the mean over masks at S x S; ``pooled_miou`` the metric of the published tool: the mean of the IoU of
-    background and of foreground, each over all pixels of all masks.
-    """
-
-    dim: int
-    iou: float
-    pooled_miou: float
+Reconstruction = tuple[int, float, float]
+"""How well the first D components reconstruct templates: D; the mean IoU over masks at S x S; the metric of the
+published tool, the mean of the IoU of background and of foreground, each over all pixels of all masks."""
 
 
 def table(basis: PCABasis, rows: Sequence[Reconstruction]) -> str:
@@ -53,11 +44,10 @@ def draw(path: str | os.PathLike[str], basis: PCABasis, rows: Sequence[Reconstru
     for axis in axes:
         axis.set_axis_off()
     axis = right.subplots()
-    dims = [row.dim for row in rows]
-    axis.plot(dims, [row.iou for row in rows], "o-", label="mean IoU per instance")
-    axis.plot(dims, [row.pooled_miou for row in rows], "s--", label="pooled two-class mIoU")
-    axis.set_xlabel("components")
-    axis.set_ylabel("reconstruction")
+    dims, ious, pooled = zip(*rows, strict=True)
+    axis.plot(dims, ious, "o-", label="mean IoU per instance")
+    axis.plot(dims, pooled, "s--", label="pooled two-class mIoU")
+    axis.set(xlabel="components", ylabel="reconstruction")
     axis.grid(alpha=0.3)
     axis.legend()
     with atomic_path(path) as temporary:

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from meinst_d2.masks.rasterize import RLE, to_rles
+from meinst_d2.masks.rasterize import RLE, BoolArray, IntArray, to_rles
 from meinst_d2.masks.rle import decode_rle, rle_of
-from meinst_d2.masks.runs import BoolArray, IntArray, alternating_lengths, find_runs, usable_boxes, windows_of
+from meinst_d2.masks.runs import alternating_lengths, find_runs, usable_boxes, windows_of
 
 KEEP_AT_MOST = 2**28
 """Bytes that are kept between two images: 100 masks of 1600 x 1600 pixels."""
@@ -49,12 +49,9 @@ def paste_masks(templates: Tensor, boxes: Tensor, height: int, width: int) -> Te
         part = windows.of(runs.masks)
         # Every window is painted row by row, as lengths of unset and set pixels in turn.
         line = runs.line * part.width.take(runs.mask) - (part.top * part.width + part.left).take(runs.mask)
-        areas = part.height * part.width
-        lengths, _, ends = alternating_lengths(runs.mask, line + runs.start, line + runs.stop, areas)
+        lengths, _, ends = alternating_lengths(runs.mask, line + runs.start, line + runs.stop, part.height * part.width)
         lengths[ends[:-1]] = 0  # what stands between two masks becomes a set run of no pixels
-        states = np.zeros(len(lengths), np.bool_)
-        states[1::2] = True
-        pixels, first = np.repeat(states, lengths), 0
+        pixels, first = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths), 0
         for mask, y, x, h, w in zip(runs.masks, *(side.tolist() for side in part), strict=True):
             masks[mask, y : y + h, x : x + w] = pixels[first : first + h * w].reshape(h, w)
             first += h * w
@@ -92,9 +89,9 @@ def encode_templates(templates: Tensor, boxes: Tensor, height: int, width: int) 
     """N encodings of what :func:`paste_masks` would paint from the same arguments, without painting it."""
     # COCO counts down the columns: rows and columns change places.
     usable = usable_boxes(boxes.detach().float().numpy())[:, [1, 0, 3, 2]]
-    columns_first = templates.detach().float().numpy().transpose(0, 2, 1)
+    transposed = templates.detach().float().numpy().transpose(0, 2, 1)
     rles: list[RLE] = []
-    for runs in find_runs(columns_first, usable, windows_of(usable, width, height)):
+    for runs in find_runs(transposed, usable, windows_of(usable, width, height)):
         column = runs.line * height
         rles += _encode(runs.mask, column + runs.start, column + runs.stop, len(runs.masks), height, width)
     return rles
@@ -114,24 +111,17 @@ def encode_masks(masks: BoolArray, boxes: npt.NDArray[np.floating]) -> list[RLE]
     changes = []
     for mask, top, left, rows, columns in zip(masks, *(side.tolist() for side in windows), strict=True):
         window = mask[top : top + rows, left : left + columns]
-        if np.count_nonzero(window) == np.count_nonzero(mask):
-            changes.append(_changes(window, top, left, height))
-        else:
-            changes.append(_changes(mask, 0, 0, height))
+        if np.count_nonzero(window) != np.count_nonzero(mask):
+            window, top, left, (rows, columns) = mask, 0, 0, mask.shape
+        # A pixel that is not set comes before the first column and after each, so that runs end with their column.
+        padded = np.zeros(1 + columns * (rows + 1), np.bool_)
+        padded[1:].reshape(columns, rows + 1)[:, :rows] = window.T
+        at = (padded[1:] != padded[:-1]).nonzero()[0]
+        # Start, stop, start, ... of the runs of every column, as positions in the whole image, column by column.
+        changes.append(at + at // (rows + 1) * (height - rows - 1) + (left * height + top))
     owner = np.repeat(np.arange(len(masks)), [len(of_mask) // 2 for of_mask in changes])
     joined = np.concatenate(changes)
     return _encode(owner, joined[0::2], joined[1::2], len(masks), height, width)
-
-
-def _changes(window: BoolArray, top: int, left: int, height: int) -> IntArray:
-    """Start, stop, start, ... of the runs of every column, as positions in the whole image, column by column."""
-    rows, columns = window.shape
-    # A pixel that is not set comes before the first column and after each, so that runs end with their column.
-    padded = np.zeros(1 + columns * (rows + 1), np.bool_)
-    padded[1:].reshape(columns, rows + 1)[:, :rows] = window.T
-    at = (padded[1:] != padded[:-1]).nonzero()[0]
-    positions: IntArray = at + at // (rows + 1) * (height - rows - 1) + (left * height + top)
-    return positions
 
 
 def _encode(mask: IntArray, start: IntArray, stop: IntArray, count: int, height: int, width: int) -> list[RLE]:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pycocotools.mask as mask_util
 
 BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.floating]
 Polygons = Sequence[npt.NDArray[np.float64]]
 
@@ -29,7 +30,7 @@ unchecked: this bounds its memory to some 300 MB. Real outlines have some thousa
 FARTHEST = 2**26
 """Pixels from the image's corner, at most: pycocotools counts in fifths of a pixel, in 32 bits."""
 HALF = 0.5 - 1e-9
-"""The coverage from which a template pixel is set: exactly one half counts, whatever the rounding."""
+"""From which a pixel is set: exactly one half counts, whatever the rounding in float64."""
 
 
 class RLE(TypedDict):
@@ -60,25 +61,21 @@ def to_rles(objects: Sequence[FloatArray] | Sequence[Mapping[str, Any]], height:
     if len(objects) == 0:
         return []
     if not isinstance(objects[0], Mapping):
-        _require_modest_outlines(objects)  # type: ignore[arg-type]
+        flat = np.concatenate(objects)  # type: ignore[arg-type]  # (2V,)
+        ends = np.cumsum([len(outline) for outline in objects])  # (P,)
+        starts = np.append(0, ends[:-1])
+        with np.errstate(over="ignore", invalid="ignore"):
+            edges = np.empty_like(flat)  # x and y of every edge; the last one of a polygon leads back to its start
+            np.subtract(flat[2:], flat[:-2], out=edges[:-2])
+            for axis in range(2):
+                edges[ends - 2 + axis] = flat[starts + axis] - flat[ends - 2 + axis]
+            lengths = np.add.reduceat(np.abs(edges, out=edges), starts)  # (P,)
+            farthest = np.maximum(np.abs(flat[starts]), np.abs(flat[starts + 1])) + lengths
+            absurd = ~((lengths <= LONGEST_OUTLINE) & (farthest <= FARTHEST))  # what is not a number, too
+        if absurd.any():
+            raise OutlineError(lengths[absurd][0], absurd)
     rles: list[RLE] = mask_util.frPyObjects(list(objects), height, width)
     return rles
-
-
-def _require_modest_outlines(outlines: Sequence[FloatArray]) -> None:
-    flat = np.concatenate(outlines)  # (2V,)
-    ends = np.cumsum([len(outline) for outline in outlines])  # (P,)
-    starts = np.append(0, ends[:-1])
-    with np.errstate(over="ignore", invalid="ignore"):
-        edges = np.empty_like(flat)  # x and y of every edge; the last one of a polygon leads back to its start
-        np.subtract(flat[2:], flat[:-2], out=edges[:-2])
-        for axis in range(2):
-            edges[ends - 2 + axis] = flat[starts + axis] - flat[ends - 2 + axis]
-        lengths = np.add.reduceat(np.abs(edges, out=edges), starts)  # (P,)
-        farthest = np.maximum(np.abs(flat[starts]), np.abs(flat[starts + 1])) + lengths
-        absurd = ~((lengths <= LONGEST_OUTLINE) & (farthest <= FARTHEST))  # what is not a number, too
-    if absurd.any():
-        raise OutlineError(lengths[absurd][0], absurd)
 
 
 def rasterize_polygons(instances: Sequence[Polygons], boxes: npt.NDArray[np.float32], mask_size: int) -> BoolArray:
@@ -101,34 +98,26 @@ def rasterize_polygons(instances: Sequence[Polygons], boxes: npt.NDArray[np.floa
     owner = np.arange(len(instances)).repeat(num_parts)  # (P,)
     owner_of_point = owner.repeat(lengths)  # (V,)
     points = np.concatenate(parts).reshape(-1, 2) - boxes[:, :2].astype(np.float64).take(owner_of_point, axis=0)
+    # Template pixels per image pixel, rounded as Detectron2's scalar arithmetic rounds them: an int divided by a
+    # float32 scalar is a float32 since NumPy 2, and was a float64 before.
+    sides = boxes[:, 2:] - boxes[:, :2]  # (M, 2)
+    divisors = np.maximum(sides, np.float32(SMALLEST_SIDE)).astype(np.asarray(mask_size / np.float32(1)).dtype)
+    ratios = (mask_size / divisors).astype(np.float64)
+    ratios[sides < np.float32(SMALLEST_SIDE)] = mask_size / SMALLEST_SIDE
     with np.errstate(over="ignore"):  # of absurd coordinates
-        points *= _ratios(boxes, mask_size).take(owner_of_point, axis=0)
+        points *= ratios.take(owner_of_point, axis=0)
     ends = 2 * np.cumsum(lengths)
     flat = points.reshape(-1)
     try:
         rles = to_rles([flat[i:j] for i, j in zip(ends - 2 * lengths, ends, strict=True)], mask_size, mask_size)
     except OutlineError as error:
         absurd = set(owner[error.where].tolist())
-        usable = [[] if i in absurd else parts for i, parts in enumerate(instances)]
-        return rasterize_polygons(usable, boxes, mask_size)
-    merged, first = [], 0
-    for count in num_parts:
-        if count:
-            merged.append(rles[first] if count == 1 else mask_util.merge(rles[first : first + count]))
-        first += count
+        return rasterize_polygons([[] if i in absurd else p for i, p in enumerate(instances)], boxes, mask_size)
+    ends = np.cumsum(num_parts)
+    groups = [rles[end - count : end] for end, count in zip(ends, num_parts, strict=True) if count]
+    merged = [group[0] if len(group) == 1 else mask_util.merge(group) for group in groups]
     masks[np.array(num_parts) > 0] = mask_util.decode(merged).transpose(2, 0, 1)
     return masks
-
-
-def _ratios(boxes: npt.NDArray[np.float32], mask_size: int) -> npt.NDArray[np.float64]:
-    """(M, 2) template pixels per image pixel, rounded as Detectron2's scalar arithmetic rounds them."""
-    sides = boxes[:, 2:] - boxes[:, :2]
-    # An int divided by a float32 scalar is a float32 since NumPy 2, and was a float64 before.
-    dtype = np.asarray(mask_size / np.float32(1)).dtype
-    divisors = np.maximum(sides, np.float32(SMALLEST_SIDE)).astype(dtype)
-    ratios: npt.NDArray[np.float64] = (mask_size / divisors).astype(np.float64)
-    ratios[sides < np.float32(SMALLEST_SIDE)] = mask_size / SMALLEST_SIDE
-    return ratios
 
 
 def crop_bitmask(
@@ -160,8 +149,8 @@ def sampling_weights(low: float, high: float, length: int, mask_size: int) -> tu
     samples_per_bin = math.ceil((high - low) / mask_size)
     if samples_per_bin <= 0:
         return np.zeros((mask_size, 0)), slice(0, 0)
-    bin_size = (high - low) / mask_size
-    samples = low - 0.5 + (np.arange(mask_size * samples_per_bin) + 0.5) * (bin_size / samples_per_bin)
+    step = (high - low) / mask_size / samples_per_bin
+    samples = low - 0.5 + (np.arange(mask_size * samples_per_bin) + 0.5) * step
     valid = (samples >= -1) & (samples <= length)
     # Each sample lies between two pixels and takes from both, more from the nearer one.
     at = samples.clip(0, length - 1)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pycocotools.mask as mask_util
 
-from meinst_d2.masks.rasterize import HALF, RLE, BoolArray, FloatArray, sampling_weights, to_rles
+from meinst_d2.masks.rasterize import HALF, RLE, BoolArray, FloatArray, IntArray, sampling_weights, to_rles
 
 CROWD = "crowd region"
 NO_MASK = "no segmentation"
@@ -34,8 +34,6 @@ MOST_PIXELS = 2**28
 """Of an image, 16384 x 16384: more than Pillow opens."""
 LONGEST_RUN = 7
 """Characters of a run: 35 bits, more than the pixels of any image."""
-
-IntArray = npt.NDArray[np.int64]
 
 
 class UnusableInstance(ValueError):
@@ -219,10 +217,9 @@ def crop_rle(
     counts = np.maximum(last - first + 1, 0)
     nth = np.arange(counts.sum()) - (counts.cumsum() - counts).repeat(counts)
     column = first.repeat(counts) + nth
-    top = np.maximum(starts.repeat(counts) - column * height, 0)
-    bottom = np.minimum(ends.repeat(counts) - column * height, height)
-
-    top, bottom = (at.clip(row_slice.start, row_slice.stop) - row_slice.start for at in (top, bottom))
+    # Clipped to the slice, they are also cut where their column ends.
+    tops, bottoms = (at.repeat(counts) - column * height for at in (starts, ends))
+    top, bottom = (at.clip(row_slice.start, row_slice.stop) - row_slice.start for at in (tops, bottoms))
     summed = np.zeros((rows.shape[1] + 1, mask_size))  # of the weights of the pixels above
     np.cumsum(rows.T, axis=0, out=summed[1:])
     coverage: npt.NDArray[np.float64] = (summed[bottom] - summed[top]).T @ columns.T[column - column_slice.start]
@@ -238,5 +235,4 @@ class RLEs(list[RLE]):
             return super().__getitem__(item)
         if isinstance(item, slice):
             return RLEs(super().__getitem__(item))
-        index: Sequence[int] = np.arange(len(self))[np.asarray(item)].tolist()
-        return RLEs(super(RLEs, self).__getitem__(i) for i in index)
+        return RLEs(self[i] for i in np.arange(len(self))[np.asarray(item)].tolist())

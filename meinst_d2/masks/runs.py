@@ -17,14 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.floating]
-Boxes = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
+from meinst_d2.masks.rasterize import HALF, FloatArray, IntArray
 
-HALF = np.float32(0.5)
-EXACTLY_HALF = 0.5 - 1e-9
-"""Exactly one half counts, whatever the rounding in float64."""
+Boxes = npt.NDArray[np.float32]
 
 LINES_AT_ONCE = 4096
 """Keeps the working memory to about 2 MB, which a core's cache holds."""
@@ -142,7 +137,7 @@ def _runs(templates: FloatArray, boxes: Boxes, windows: Windows) -> tuple[IntArr
 
     # It toggles where neighbouring samples lie on two sides of one half. Padding is not set: an even number per line.
     flat = values.reshape(-1)
-    is_set = flat >= HALF
+    is_set = flat >= np.float32(0.5)
     toggles = (is_set[1:] != is_set[:-1]).nonzero()[0]  # (T,)
     where = toggles // side  # (T,) the line of each
     mask = mask.take(where)  # (T,)
@@ -153,7 +148,7 @@ def _runs(templates: FloatArray, boxes: Boxes, windows: Windows) -> tuple[IntArr
     # From ``before`` to ``after``, one half is reached at the share (1/2 - before) / (after - before) of the way.
     before, after = flat.take(toggles).astype(np.float64), flat.take(toggles + 1).astype(np.float64)
     inverse_slope = scales / (after - before)  # pixels per unit
-    crossing = (EXACTLY_HALF - before) * inverse_slope + (toggles - where * side) * scales + origin.take(mask)
+    crossing = (HALF - before) * inverse_slope + (toggles - where * side) * scales + origin.take(mask)
     pixel = np.ceil(crossing)  # (T,) the first one in the new state
 
     # Next to a pixel's centre, rounding decides: ask that pixel, in float64, the same along rows and along columns.
@@ -162,11 +157,9 @@ def _runs(templates: FloatArray, boxes: Boxes, windows: Windows) -> tuple[IntArr
     close = (np.abs(crossing - nearest) < doubt).nonzero()[0]
     of, asked, at = mask[close], nearest[close], where[close]
     column, column_weight = _sample(asked, boxes[of, 0], boxes[of, 2], side - 2)
-    x, y = column_weight.astype(np.float64), row_weight[at].astype(np.float64)
-    above, below = (
-        (1 - x) * templates[of, i, column] + x * templates[of, i, column + 1] for i in (row[at], row[at] + 1)
-    )
-    now_set = (1 - y) * above + y * below >= EXACTLY_HALF
+    x, y, i = column_weight.astype(np.float64), row_weight[at].astype(np.float64), row[at]
+    above, below = ((1 - x) * templates[of, j, column] + x * templates[of, j, column + 1] for j in (i, i + 1))
+    now_set = (1 - y) * above + y * below >= HALF
     pixel[close] = np.where(now_set != is_set[toggles[close]], asked, asked + 1)
 
     left, right = windows.left.take(mask), (windows.left + windows.width).take(mask)
@@ -185,13 +178,10 @@ def _sample(pixel: npt.NDArray[Any], low: Boxes, high: Boxes, size: int) -> tupl
     """
     one = np.float32(1)
     with np.errstate(over="ignore"):
-        normalised = (pixel.astype(np.float32) + HALF - low) / (high - low) * np.float32(2) - one
+        normalised = (pixel.astype(np.float32) + np.float32(0.5) - low) / (high - low) * np.float32(2) - one
         index = ((normalised + one) * np.float32(size) - one) / np.float32(2)
     index = np.clip(index, np.float32(-2), np.float32(size + 1))
     lower = np.floor(index)
-    weight: npt.NDArray[np.float32] = index - lower
     cell = lower.astype(np.int64) + 1
     outside = (cell < 0) | (cell > size)
-    cell[outside] = 0  # padding
-    weight[outside] = 0
-    return cell, weight
+    return np.where(outside, 0, cell), np.where(outside, np.float32(0), index - lower)  # 0 is padding

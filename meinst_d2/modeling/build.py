@@ -63,9 +63,7 @@ def build_mask_loss(cfg: CfgNode) -> MaskLoss:
     """The loss of the mask branch."""
     meinst = cfg.MODEL.MEINST
     return MaskLoss(
-        representation=meinst.MASK_REPRESENTATION,
-        loss_type=meinst.MASK_LOSS_TYPE,
-        weights=meinst.MASK_LOSS_WEIGHTS,
+        representation=meinst.MASK_REPRESENTATION, loss_type=meinst.MASK_LOSS_TYPE, weights=meinst.MASK_LOSS_WEIGHTS
     )
 
 

@@ -68,7 +68,7 @@ def detect(
         strides: of every level.
         image_sizes: (height, width) of each image before padding.
         rule: how predictions become detections.
-        encoder: decodes the coefficients of the detections that survive; None for a head without a mask branch.
+        encoder: of the coefficients; None for a head without a mask branch.
 
     Returns:
         Per image: ``pred_boxes`` (not clipped), ``scores``, ``pred_classes``, ``locations`` (n, 2), and with masks
@@ -79,7 +79,7 @@ def detect(
         boxes, scores, classes, locations, coeffs = [], [], [], [], []
         for level, (level_locations, stride) in enumerate(zip(locations_per_level, strides, strict=True)):
             found = select_candidates(
-                output.cls_logits[level][image].flatten(1),
+                output.cls_logits[level][image].flatten(1),  # (K, H * W)
                 output.centerness[level][image].flatten(),
                 score_thresh=rule.score_thresh,
                 topk=rule.pre_nms_topk,
@@ -123,11 +123,7 @@ def _survivors(boxes: Tensor, scores: Tensor, classes: Tensor, rule: InferenceRu
 
 
 def postprocess(
-    results: Instances,
-    height: int,
-    width: int,
-    paste_box: PasteBox = "predicted",
-    mask_output: MaskOutput = "bitmask",
+    results: Instances, height: int, width: int, paste_box: PasteBox = "predicted", mask_output: MaskOutput = "bitmask"
 ) -> Instances:
     """Bring detections to the size of the output image, and their masks with them.
 

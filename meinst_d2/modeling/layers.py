@@ -1,8 +1,8 @@
-"""Building blocks of the head: convolutions, plain, deformable and of a large kernel, and the towers made of them."""
+"""Building blocks of the head: convolutions, plain, deformable and of a large kernel."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from fvcore.nn.weight_init import c2_msra_fill
@@ -13,8 +13,6 @@ from meinst_d2.precision import without_autocast
 
 NormType = Literal["GN", "none"]
 DeformType = Literal["none", "last", "all"]
-GROUPS = 32
-"""Of GroupNorm, as in FCOS."""
 
 
 class Scale(nn.Module):
@@ -97,39 +95,3 @@ def _named_conv(in_channels: int, out_channels: int, kernel_size: tuple[int, int
     layer = nn.Sequential()
     layer.add_module("conv", conv)  # published checkpoints hold these weights one level down, under "conv"
     return layer
-
-
-def build_tower(
-    channels: int, num_convs: int, *, norm: NormType = "GN", deform: DeformType = "none", modulated: bool = False
-) -> nn.Sequential:
-    """``num_convs`` blocks of 3 x 3 convolution, normalisation and ReLU that keep the number of channels.
-
-    The layers stand flat in the Sequential (convolution i is number 3 * i, or 2 * i without normalisation), as the
-    names in published checkpoints have it. Plain convolutions start from N(0, 0.01) and zero bias.
-
-    Args:
-        channels: C, in and out; with "GN" a multiple of 32.
-        num_convs: depth; 0 gives an identity.
-        norm: "GN" (32 groups) or "none".
-        deform: which convolutions are deformable.
-        modulated: deformable convolutions of version 2.
-
-    Raises:
-        ValueError: an unknown ``norm``, or channels that 32 groups cannot share.
-    """
-    if norm not in get_args(NormType):
-        raise ValueError(f"the head's norm {norm!r} is none of {', '.join(get_args(NormType))}")
-    if norm == "GN" and channels % GROUPS:
-        raise ValueError(
-            f"GroupNorm needs channels in multiples of {GROUPS}, got {channels}: change the FPN's channels"
-        )
-    layers: list[nn.Module] = []
-    for i in range(num_convs):
-        if deform == "all" or (deform == "last" and i == num_convs - 1):
-            layers.append(DeformConv(channels, channels, modulated=modulated))
-        else:
-            layers.append(plain_conv(channels, channels))
-        if norm == "GN":
-            layers.append(nn.GroupNorm(GROUPS, channels))
-        layers.append(nn.ReLU())
-    return nn.Sequential(*layers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -24,11 +24,41 @@ from meinst_d2.modeling.build import (
     mask_templates,
     reduce_mean,
 )
-from meinst_d2.modeling.criterion import LossWeights, MEInstCriterion
+from meinst_d2.modeling.criterion import MEInstCriterion
 from meinst_d2.modeling.head import HeadOutput, MEInstHead
 from meinst_d2.modeling.inference import InferenceRule, detect
-from meinst_d2.modeling.published_names import rename_published_keys
 from meinst_d2.precision import without_autocast
+
+GENERATOR_PREFIX = "proposal_generator."
+PUBLISHED_NAMES = {
+    "MEInst_head.ctrness.": "head.centerness.",
+    "MEInst_head.": "head.",
+    "mask_encoding.": "mask_encoder.",
+}
+"""Prefixes below ``proposal_generator.`` in published checkpoints, and ours; the first match counts."""
+
+
+def rename_published_keys(state_dict: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
+    """A state-dict pre-hook of the module with this prefix: give published weights our names, in place."""
+    for key in list(state_dict):
+        for theirs, ours in PUBLISHED_NAMES.items():
+            if key.startswith(prefix + theirs):
+                state_dict[prefix + ours + key[len(prefix + theirs) :]] = state_dict.pop(key)
+                break
+
+
+def settle_names(state_dict: MutableMapping[str, Any]) -> None:
+    """Give a detector's weights the names that this project's detectors have, in place.
+
+    Published names become ours, the prefix of a distributed model goes, and so do the pixel statistics that older
+    versions of Detectron2 stored: the config has them.
+    """
+    if state_dict and all(key.startswith("module.") for key in state_dict):
+        for key in list(state_dict):
+            state_dict[key.removeprefix("module.")] = state_dict.pop(key)
+    rename_published_keys(state_dict, GENERATOR_PREFIX)
+    for key in ("pixel_mean", "pixel_std"):
+        state_dict.pop(key, None)
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -92,12 +122,7 @@ class MEInstFCOS(nn.Module):
                 focal_gamma=meinst.FOCAL_LOSS_GAMMA,
                 box_loss_type=meinst.BOX_LOSS_TYPE,
                 mask_loss=build_mask_loss(cfg),
-                weights=LossWeights(
-                    cls=meinst.LOSS_WEIGHT_CLS,
-                    box=meinst.LOSS_WEIGHT_BOX,
-                    centerness=meinst.LOSS_WEIGHT_CENTERNESS,
-                    mask=meinst.LOSS_WEIGHT_MASK,
-                ),
+                weights={name: meinst[f"LOSS_WEIGHT_{name.upper()}"] for name in ("cls", "box", "centerness", "mask")},
                 reduce_mean=reduce_mean,
             ),
             "assignment_rule": AssignmentRule(

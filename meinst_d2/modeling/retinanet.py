@@ -170,8 +170,7 @@ class MEInstRetinaNet(RetinaNet):
                 gt_idx[gt_idx >= 0],
             )
             weight = torch.ones_like(coeffs[:, 0])
-            total_weight = reduce_mean(weight.sum())
-            mask_loss = self.mask_loss(coeffs, targets, self.mask_encoder, weight, total_weight)
+            mask_loss = self.mask_loss(coeffs, targets, self.mask_encoder, weight, reduce_mean(weight.sum()))
             losses["loss_mask"] = self.mask_weight * mask_loss
         return losses
 
@@ -212,9 +211,8 @@ class MEInstRetinaNet(RetinaNet):
         """Detectron2's detections, with ``pred_masks`` (n, 1, S, S), probabilities relative to the box."""
         results = super().forward_inference(images, features, predictions[:2])
         if self.mask_encoder is not None:
-            coeffs = self._coefficients(predictions[2])
-            for image, detections in enumerate(results):
-                kept = coeffs[image, detections.anchor_idx]
+            for coeffs, detections in zip(self._coefficients(predictions[2]), results, strict=True):
+                kept = coeffs[detections.anchor_idx]
                 detections.pred_masks = self.mask_encoder.decode(kept, detections.pred_classes)[:, None]
         for detections in results:
             detections.remove("anchor_idx")
@@ -225,15 +223,17 @@ class MEInstRetinaNet(RetinaNet):
     ) -> Instances:
         """Detectron2's candidates of all levels, with ``anchor_idx``, their number over all levels."""
         levels, first = [], 0
-        for level, scores, deltas in zip(anchors, pred_scores, pred_deltas, strict=True):
+        for level, scores, deltas in zip(anchors, pred_scores, pred_deltas, strict=True):  # (R of a level, K)
             levels.append(self._decode_per_level_predictions(level, scores, deltas, *args))
-            levels[-1].anchor_idx = first + _candidates(scores, *args[:2])
+            above = scores > args[0]
+            best = scores[above].topk(min(args[1], int(above.sum()))).indices  # in Detectron2's order
+            levels[-1].anchor_idx = first + above.nonzero()[best, 0]
             first += len(level)
         return Instances.cat(levels)
 
 
 class LossNormalizer:
-    """The running mean of positive anchors that RetinaNet divides its losses by, for checkpoints: it is no buffer."""
+    """The running mean of positive anchors that RetinaNet divides losses by, for checkpoints: it is not a buffer."""
 
     def __init__(self, model: MEInstRetinaNet) -> None:
         self.model = model
@@ -251,14 +251,3 @@ class LossNormalizer:
 def further_state(model: nn.Module) -> dict[str, LossNormalizer]:
     """What training such a model changes besides its weights, for a checkpointer."""
     return {"loss_normalizer": LossNormalizer(model)} if isinstance(model, MEInstRetinaNet) else {}
-
-
-def _candidates(scores: Tensor, score_thresh: float, topk: int) -> Tensor:
-    """The anchors of Detectron2's candidates of a level, in its order.
-
-    Args:
-        scores: (R, K).
-        score_thresh, topk: of RetinaNet.
-    """
-    above = scores > score_thresh
-    return above.nonzero()[:, 0][scores[above].topk(min(topk, int(above.sum()))).indices]

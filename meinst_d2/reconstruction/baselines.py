@@ -6,8 +6,6 @@ hole nor that it has a second part: what it describes is the outer edge of the l
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -19,19 +17,6 @@ Vector = npt.NDArray[np.float64]
 
 STEP = 0.25
 """Pixels between the points of a ray at which the mask is asked."""
-
-
-class MaskCodec(Protocol):
-    """An encoding of masks of any size in vectors of one ``length``."""
-
-    name: str
-    length: int
-
-    def encode(self, mask: BoolArray) -> Vector:
-        """(length,) of an (H, W) mask."""
-
-    def decode(self, vector: Vector, height: int, width: int) -> BoolArray:
-        """(height, width) mask of a vector that was encoded at this size."""
 
 
 class BinaryGrid:
@@ -92,21 +77,20 @@ class ChebyshevRadius:
             return np.zeros(self.length)
         part = largest_part(mask)
         center = inner_center(part)
-        radii = outermost_radii(part, center, self.ANGLES)
-        return np.concatenate((center, self._fit @ radii))
+        return np.concatenate((center, self._fit @ outermost_radii(part, center, self.ANGLES)))
 
     def decode(self, vector: Vector, height: int, width: int) -> BoolArray:
-        radii = self._polynomials @ vector[2:]
-        return fill_star(vector[:2], np.maximum(radii, 0), height, width)
+        return fill_star(vector[:2], np.maximum(self._polynomials @ vector[2:], 0), height, width)
+
+
+MaskCodec = BinaryGrid | PolarRays | ChebyshevRadius
+"""``encode`` makes a vector (length,) of an (H, W) mask of any size, ``decode`` one of the size that was encoded."""
 
 
 def largest_part(mask: BoolArray) -> BoolArray:
     """The connected part (corners connect) with the most pixels, of an (H, W) mask that is not empty."""
     _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    part: BoolArray = labels == sizes.argmax()
-    return part
+    return np.asarray(labels == 1 + np.bincount(labels.ravel())[1:].argmax(), np.bool_)
 
 
 def inner_center(mask: BoolArray) -> Vector:
@@ -148,15 +132,12 @@ def fill_star(center: Vector, radii: Vector, height: int, width: int) -> BoolArr
         radii: (n,) distance of each corner, not negative; n >= 3.
         height, width: of the mask.
     """
-    x = np.arange(width) + 0.5 - center[0]
-    y = (np.arange(height) + 0.5 - center[1])[:, None]
-    distance = np.hypot(x, y)
+    x, y = np.arange(width) + 0.5 - center[0], (np.arange(height) + 0.5 - center[1])[:, None]
     sector = 2 * np.pi / len(radii)
     angle = np.arctan2(y, x) % (2 * np.pi)
     index = np.minimum((angle / sector).astype(np.int64), len(radii) - 1)
     before = angle - index * sector
     a, b = radii[index], np.roll(radii, -1)[index]
     # The corners a and b and the point lie on one line where the triangles' areas agree.
-    edge = a * b * np.sin(sector)
-    inside: BoolArray = distance * (a * np.sin(before) + b * np.sin(sector - before)) < edge
-    return inside
+    areas = np.hypot(x, y) * (a * np.sin(before) + b * np.sin(sector - before))
+    return np.asarray(areas < a * b * np.sin(sector), np.bool_)

@@ -36,8 +36,7 @@ SIZE_LIMITS = (32**2, 96**2)
 LONGEST_SIDE = 320
 """Pixels of the longer side of a box above which its mask is scaled down."""
 
-COUNT, TEMPLATE_IOU, IOU, BOUNDARY_IOU, FOREGROUND_BOTH, FOREGROUND_EITHER, PIXELS = range(7)
-NUM_SUMS = 7
+COUNT, TEMPLATE_IOU, IOU, BOUNDARY_IOU, FOREGROUND_BOTH, FOREGROUND_EITHER, PIXELS, NUM_SUMS = range(8)
 IOU_UNIT = 2.0**-32
 """The three IoU are added up in whole units of this; 2**31 masks fit."""
 
@@ -82,15 +81,9 @@ class Tally:
         sums = self.sums[encoding, size, classes].reshape(-1, NUM_SUMS).sum(axis=0)
         with np.errstate(invalid="ignore"):
             both, either, pixels = sums[[FOREGROUND_BOTH, FOREGROUND_EITHER, PIXELS]]
-            pooled = (both / either + (pixels - either) / (pixels - both)) / 2
-            template_iou, iou, boundary = sums[[TEMPLATE_IOU, IOU, BOUNDARY_IOU]] * IOU_UNIT / sums[COUNT]
-        return Quality(
-            count=int(sums[COUNT]),
-            template_iou=float(template_iou) if pixels else math.nan,
-            pooled_miou=float(pooled),
-            iou=float(iou),
-            boundary_iou=float(boundary),
-        )
+            pooled = float(both / either + (pixels - either) / (pixels - both)) / 2
+            template, iou, boundary = (sums[[TEMPLATE_IOU, IOU, BOUNDARY_IOU]] * IOU_UNIT / sums[COUNT]).tolist()
+        return Quality(int(sums[COUNT]), template if pixels else math.nan, pooled, iou, boundary)
 
 
 def measure_encodings(
@@ -133,16 +126,16 @@ def _measure_shard(
             chunk = [annotation for annotation in chunk if 0 <= annotation.category < num_classes]
         templates = {size: make_templates(chunk, size) for size in sorted(template_sizes)}
         reasons = next(iter(templates.values())).skipped
-        kept = functools.reduce(np.intersect1d, [found.kept for found in templates.values()])
-        full = {} if templates_only else {i: own_resolution_mask(chunk[i]) for i in kept.tolist()}
-        kept = np.array([i for i in kept.tolist() if templates_only or full[i].any()], np.int64)  # (M,)
+        kept = functools.reduce(np.intersect1d, [found.kept for found in templates.values()]).tolist()
+        full = {} if templates_only else {i: own_resolution_mask(chunk[i]) for i in kept}
+        kept = [i for i in kept if templates_only or full[i].any()]  # M of them
         skipped.update(reasons)
         skipped[EMPTY] += len(chunk) - len(kept) - reasons.total()
         masks = {size: found.masks[np.isin(found.kept, kept)] for size, found in templates.items()}  # (M, S, S)
-        full_masks = [full[i] for i in kept.tolist() if not templates_only]
+        full_masks = [full[i] for i in kept if full]
         boundaries = [boundary_region(mask) for mask in full_masks]
-        sizes = np.array([size_of(chunk[i], full[i]) if full else 0 for i in kept.tolist()], np.int64)
-        classes = np.array([chunk[i].category if num_classes else 0 for i in kept.tolist()], np.int64)
+        sizes = np.array([size_of(chunk[i], full[i]) if full else 0 for i in kept], np.int64)
+        classes = np.array([chunk[i].category if num_classes else 0 for i in kept], np.int64)
         for row, encoding in zip(sums, encodings, strict=True):
             size = encoding.codec.mask_size if isinstance(encoding.codec, MaskEncoder) else min(template_sizes)
             np.add.at(row, (sizes, classes), _measure(encoding, masks[size], classes, full_masks, boundaries))
@@ -155,8 +148,9 @@ def _measure(
     """(M, 7) what is added to the sums for (M, S, S) templates and M masks (or none) at their own resolution."""
     added = np.zeros((len(templates), NUM_SUMS), np.int64)
     added[:, COUNT] = 1
-    if isinstance(encoding.codec, MaskEncoder):
-        probabilities = reconstruct_templates(encoding.codec, templates, classes)
+    codec = encoding.codec
+    if isinstance(codec, MaskEncoder):
+        probabilities = reconstruct_templates(codec, templates, classes)
         again = probabilities >= 0.5
         both, either = (templates & again).sum(axis=(1, 2)), (templates | again).sum(axis=(1, 2))  # (M,)
         added[:, TEMPLATE_IOU] = np.rint(both / either / IOU_UNIT)
@@ -164,7 +158,6 @@ def _measure(
         added[:, PIXELS] = templates[:1].size
         reconstructed = (stretch(p, *mask.shape) for p, mask in zip(probabilities, masks, strict=False))
     else:
-        codec = encoding.codec
         reconstructed = (codec.decode(codec.encode(mask), *mask.shape) for mask in masks)
     for row, mask, boundary, other in zip(added, masks, boundaries, reconstructed, strict=False):
         row[IOU] = round(mask_iou(mask, other) / IOU_UNIT)
@@ -192,8 +185,7 @@ def size_of(annotation: InstanceAnnotation, mask: BoolArray) -> int:
     """Index into ``SIZES``, by the annotation's area as COCO's evaluation has it; without one, by the (H, W) mask's
     share of the box.
     """
-    area = annotation.area
+    area, (x0, y0, x1, y1) = annotation.area, annotation.box
     if not isinstance(area, (int, float)) or not math.isfinite(area):
-        x0, y0, x1, y1 = annotation.box
         area = float(mask.mean() * (x1 - x0) * (y1 - y0))
     return sum(area >= limit for limit in SIZE_LIMITS)

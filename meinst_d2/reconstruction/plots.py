@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,30 +15,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from meinst_d2.data.annotations import InstanceAnnotation
-from meinst_d2.data.shapes.images import CATEGORIES, ShapesConfig, draw_image
+from meinst_d2.data.shapes import CATEGORIES, ShapesConfig, draw_image
 from meinst_d2.files import atomic_path
 from meinst_d2.masks.metrics import mask_iou
 from meinst_d2.masks.rasterize import BoolArray
-from meinst_d2.reconstruction.encodings import Encoding, reconstruct
+from meinst_d2.reconstruction.encodings import FAMILIES, Encoding, reconstruct
 from meinst_d2.reconstruction.measure import SIZES, own_resolution_mask
 from meinst_d2.reconstruction.report import Row
 
 matplotlib.use("Agg")
 
-FEWEST_OF_A_CLASS = 5
-"""Masks below which a class has no bar: their mean would say little."""
-MOST_CLASSES = 40
-"""Bars: those of the classes with the most masks."""
-STYLES = {
-    "pca": ("tab:blue", "o"),
-    "class-pca": ("tab:green", "x"),
-    "dct": ("tab:orange", "s"),
-    "grid": ("0.2", "D"),
-    "area-grid": ("0.55", "v"),
-    "polar": ("tab:red", "P"),
-    "chebyshev": ("tab:purple", "X"),
-}
-"""Color and marker of each family."""
+FEWEST_OF_A_CLASS = 5  # masks below which a class has no bar: their mean would say little
+MOST_CLASSES = 40  # bars: those of the classes with the most masks
 DASHES = ("-", "--", ":", "-.")
 METRICS = {
     "template_iou": "mean IoU at S x S",
@@ -61,13 +50,11 @@ def draw_quality(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
     """
     figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained", sharex=True)
     longest = max((row.encoding.length for row in rows if "grid" not in row.encoding.family), default=100)
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.label, []).append(row)
     variants = Counter[str]()
-    for label, group in groups.items():
+    for label in dict.fromkeys(row.label for row in rows):
+        group = [row for row in rows if row.label == label]
         family = group[0].encoding.family
-        color, marker = STYLES[family]
+        _, color, marker = FAMILIES[family]
         style = {"color": color, "linestyle": DASHES[variants[family] % 4], "label": label}
         variants[family] += 1
         for axis, metric in zip(axes.ravel(), METRICS, strict=True):
@@ -80,12 +67,8 @@ def draw_quality(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
     for axis, title in zip(axes.ravel(), METRICS.values(), strict=True):
         axis.set_title(title, fontsize=10.5)
         axis.grid(alpha=0.3)
-        axis.set_xlim(0, longest * 1.06)
-    for axis in axes[1]:
-        axis.set_xlabel("numbers in the vector")
-    handles, labels = axes[1, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-    _save(figure, path)
+        axis.set(xlim=(0, longest * 1.06), xlabel="numbers in the vector" if axis in axes[1] else "")
+    _save(figure, path, axes[1, 0].get_legend_handles_labels()[0], "outside lower center", 5)
 
 
 def draw_sizes(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
@@ -97,16 +80,13 @@ def draw_sizes(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
         for number, row in enumerate(rows):
             at = np.arange(len(SIZES)) + (number - (len(rows) - 1) / 2) * width
             values = [getattr(quality, metric) for quality in row.by_size]
-            axis.bar(at, values, width, label=row.title, color=STYLES[row.encoding.family][0])
+            axis.bar(at, values, width, label=row.title, color=FAMILIES[row.encoding.family][1])
         axis.set_xticks(range(len(SIZES)), [f"{name}\n{count:,}" for name, count in zip(SIZES, counts, strict=True)])
         axis.set_title(METRICS[metric], fontsize=10.5)
         axis.grid(alpha=0.3, axis="y")
-        axis.set_axisbelow(True)
         lowest = min((bar.get_height() for bar in axis.patches if bar.get_height() > 0), default=0)
-        axis.set_ylim(bottom=max(0, np.floor(lowest * 10 - 0.5) / 10), top=1)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-    _save(figure, path)
+        axis.set(axisbelow=True, ylim=(max(0, np.floor(lowest * 10 - 0.5) / 10), 1))
+    _save(figure, path, axes[0].get_legend_handles_labels()[0], "outside lower center", 5)
 
 
 def draw_classes(path: str | os.PathLike[str], rows: Sequence[Row], names: Sequence[str]) -> None:
@@ -119,42 +99,36 @@ def draw_classes(path: str | os.PathLike[str], rows: Sequence[Row], names: Seque
     handles: list[Any] = []
     for row in rows:
         values = [row.by_class[k].iou for k in shown]
-        color, marker = STYLES[row.encoding.family]
+        _, color, marker = FAMILIES[row.encoding.family]
         if row is rows[0]:
             handles.append(axis.barh(at, values, color=color, alpha=0.45, label=row.title))
         else:
             handles += axis.plot(values, at, marker, color=color, label=row.title, markersize=4.5)
     axis.set_yticks(at, [f"{names[k]} ({counts[k]:,})" for k in shown], fontsize=8.5)
     lowest = min((row.by_class[k].iou for row in rows for k in shown), default=0)
-    axis.set_xlim(max(0, np.floor(lowest * 20 - 0.2) / 20), 1)
-    axis.set_ylim(-0.7, len(shown) - 0.3)
+    axis.set(xlim=(max(0, np.floor(lowest * 20 - 0.2) / 20), 1), ylim=(-0.7, len(shown) - 0.3), axisbelow=True)
     axis.set_xlabel("mean IoU at the object's own resolution")
     axis.grid(alpha=0.3, axis="x")
-    axis.set_axisbelow(True)
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
-    _save(figure, path)
+    _save(figure, path, handles, "outside upper center", 3)
 
 
 def example_shapes(seed: int = 0) -> list[BoolArray]:
     """(H, W) masks of generated shapes that are whole, in the order of ``EXAMPLES``: the same seed gives the same."""
     found: dict[str, list[BoolArray]] = {name: [] for name in EXAMPLES}
-    side, number = EXAMPLE_IMAGES.height, 0
+    side, numbers = EXAMPLE_IMAGES.height, itertools.count()
     while any(len(found[name]) < count for name, count in EXAMPLES.items()):
-        for shape in draw_image(EXAMPLE_IMAGES, (seed, number))[1]:
+        for shape in draw_image(EXAMPLE_IMAGES, (seed, next(numbers)))[1]:
             name = CATEGORIES[shape["category_id"] - 1]
             x, y, width, height = shape["bbox"]
-            whole = min(x, y) > 0 and max(x + width, y + height) < side
-            if whole and len(found.get(name, ())) < EXAMPLES.get(name, 0):
-                box = x, y, x + width, y + height
-                found[name].append(
-                    own_resolution_mask(InstanceAnnotation(shape["segmentation"], box, (side, side), 0, False))
-                )
-        number += 1
-    return [mask for masks in found.values() for mask in masks]
+            box = x, y, x + width, y + height
+            if min(box) > 0 and max(box) < side and len(found.get(name, ())) < EXAMPLES.get(name, 0):
+                annotation = InstanceAnnotation(shape["segmentation"], box, (side, side), 0, False)
+                found[name].append(own_resolution_mask(annotation))
+    return list(itertools.chain(*found.values()))
 
 
 def draw_reconstructed(
-    path: str | os.PathLike[str], masks: Sequence[BoolArray], encodings: Mapping[str, Encoding], side: float = 1.7
+    path: str | os.PathLike[str], masks: Sequence[BoolArray], encodings: Mapping[str, Encoding]
 ) -> None:
     """What becomes of holes and second parts: a row per mask, then what each encoding makes of it (paper, figure 1).
 
@@ -162,9 +136,8 @@ def draw_reconstructed(
         path: the picture.
         masks: (H, W) each.
         encodings: by the title of their column; none class-specific.
-        side: of a cell, in inches.
     """
-    size = (side * (1 + len(encodings)), (side + 0.15) * len(masks) + 0.6)
+    size = 1.7 * (1 + len(encodings)), 1.85 * len(masks) + 0.6  # inches
     figure, axes = plt.subplots(len(masks), 1 + len(encodings), figsize=size, squeeze=False)
     for row, mask in zip(axes, masks, strict=True):
         height, width = mask.shape
@@ -175,20 +148,20 @@ def draw_reconstructed(
             for which, color in zip((mask & other, mask & ~other, other & ~mask), PIXELS.values(), strict=True):
                 picture[which] = color
             axis.imshow(picture, interpolation="nearest")
-            axis.set(xlim=(width / 2 - reach, width / 2 + reach), ylim=(height / 2 + reach, height / 2 - reach))
-            axis.set(xticks=[], yticks=[])
+            limits = {"xlim": (width / 2 - reach, width / 2 + reach), "ylim": (height / 2 + reach, height / 2 - reach)}
+            axis.set(**limits, xticks=[], yticks=[])
             axis.spines[:].set_color("0.85")
             if other is not mask:
                 axis.set_xlabel(f"IoU {mask_iou(mask, other):.3f}", fontsize=9, labelpad=2)
     for axis, title in zip(axes[0], ("mask", *encodings), strict=True):
         axis.set_title(title, fontsize=9.5)
     handles = [Patch(color=color, label=name) for name, color in PIXELS.items()]
-    figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=9)
     figure.subplots_adjust(0.01, 0.06, 0.99, 0.945, 0.05, 0.15)
-    _save(figure, path, dpi=110)
+    _save(figure, path, handles, "lower center", 3)
 
 
-def _save(figure: Figure, path: str | os.PathLike[str], dpi: int = 100) -> None:
+def _save(figure: Figure, path: str | os.PathLike[str], handles: Sequence[Any], legend_at: str, ncols: int) -> None:
+    figure.legend(handles=handles, loc=legend_at, ncols=ncols, frameon=False, fontsize=9)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=dpi)
+        figure.savefig(temporary, dpi=100)
     plt.close(figure)

@@ -1,34 +1,86 @@
-"""Detectron2's visualizers, with the holes of masks left open.
+"""Detectron2's visualizers, with the holes of masks left open and class names as they are written.
 
-Detectron2 fills the outline of a hole like that of an object, so that a ring looks like a disc.
+Detectron2 fills the outline of a hole like that of an object, so that a ring looks like a disc, and what stands between
+two dollar signs is a formula to matplotlib.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
+import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib
 import matplotlib.colors
 import numpy as np
 from detectron2.structures import Instances
 from detectron2.utils.colormap import random_color
 from detectron2.utils.video_visualizer import VideoVisualizer, _DetectedInstance
 from detectron2.utils.visualizer import GenericMask, VisImage, Visualizer, _create_text_labels
+from matplotlib import font_manager
+from matplotlib.font_manager import FontProperties
+
+
+def use_font(path: str | os.PathLike[str]) -> None:
+    """Draw every text of this process in a font; for what it lacks, in those that were used before.
+
+    Args:
+        path: a .ttf, .otf or .ttc file.
+
+    Raises:
+        ValueError: there is no such file, or it is not a font.
+    """
+    try:
+        font_manager.fontManager.addfont(path)
+        name = FontProperties(fname=os.fspath(path)).get_name()
+    except (OSError, RuntimeError, ValueError) as error:  # the latter of FreeType
+        raise ValueError(f"{path} is not a font that matplotlib can read: name a .ttf, .otf or .ttc file") from error
+    matplotlib.rcParams["font.family"] = [name, *matplotlib.rcParams["font.family"]]
+
+
+@functools.cache
+def warn_of_missing_glyphs(names: tuple[str, ...], families: tuple[str, ...]) -> None:
+    """Say once, in a sentence, which names will be drawn with squares.
+
+    Args:
+        names: of classes.
+        families: of fonts, matplotlib's ``font.family``.
+    """
+    fonts = [font_manager.get_font(font_manager.findfont(FontProperties(family=[family]))) for family in families]
+    known = {code for font in fonts for code in font.get_charmap()}
+    missing = [name for name in names if any(c.isprintable() and ord(c) not in known for c in name)]
+    if missing:
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .*missing")  # matplotlib's, one for every character
+        some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        logging.getLogger(__name__).warning(
+            f"the font {fonts[0].family_name} lacks characters of {some}, which are drawn as squares: choose a font "
+            "that has them (meinst predict --font FILE, or font.family in a matplotlibrc)"
+        )
 
 
 class MaskVisualizer(Visualizer):
     """Detectron2's Visualizer; masks are filled pixel by pixel, and also taken from ``pred_masks_rle``."""
 
+    def draw_text(self, text: str, position: Any, **kwargs: Any) -> VisImage:
+        """Like Detectron2's, in matplotlib's ``font.family``, and ``$`` is a dollar sign."""
+        families = tuple(matplotlib.rcParams["font.family"])
+        warn_of_missing_glyphs(tuple(self.metadata.get("thing_classes", ())), families)
+        output = super().draw_text(text, position, **kwargs)
+        output.ax.texts[-1].set(parse_math=False, fontfamily=list(families))
+        return output
+
     def draw_instance_predictions(self, predictions: Instances, jittering: bool = True) -> VisImage:
-        """As Detectron2's, with boxes, labels and masks in either form.
+        """Like Detectron2's, with boxes, labels and masks in either form.
 
         Args:
             predictions: on the CPU, of the image that is drawn on.
             jittering: unused, as in Detectron2's default mode.
         """
-        labels = _create_text_labels(
-            predictions.pred_classes.tolist(), predictions.scores, self.metadata.get("thing_classes", None)
-        )
+        names = self.metadata.get("thing_classes", None)
+        labels = _create_text_labels(predictions.pred_classes.tolist(), predictions.scores, names)
         return self.overlay_instances(boxes=predictions.pred_boxes, masks=masks_of(predictions), labels=labels)
 
     def overlay_instances(
@@ -41,7 +93,7 @@ class MaskVisualizer(Visualizer):
         alpha: float = 0.5,
         **kwargs: Any,
     ) -> VisImage:
-        """As Detectron2's: the largest mask is painted first, then outlines, boxes and labels are drawn."""
+        """Like Detectron2's: the largest mask is painted first, then outlines, boxes and labels are drawn."""
         if masks is not None and len(masks):
             masks = self._convert_masks(masks)
             if assigned_colors is None:

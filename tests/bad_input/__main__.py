@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
-sys.path.insert(0, "tools")
-
 from tests.bad_input.page import PAGE, as_markdown
 
 PAGE.write_text(as_markdown())

@@ -11,14 +11,14 @@ from typing import Any
 from meinst_d2.data.datasets import DatasetError, register_coco
 from meinst_d2.data.mapper import MEInstDatasetMapper
 from meinst_d2.engine import Trainer
-from meinst_d2.masks.rle import BAD_RLE, FEW_POINTS, MALFORMED, NO_BOX, NO_IMAGE, NO_MASK
+from meinst_d2.masks.rle import BAD_RLE, FEW_POINTS, MALFORMED, NO_BOX, NO_IMAGE, NO_MASK, OUTSIDE
 from tests.bad_input.case import Call, Case, check_dataset_with, coco_content, fit_pca_with, train_with
 from tests.models import tiny_cfg
 
 Change = Callable[[dict[str, Any]], object]
 FIT = "meinst fit --coco-json"
 NONE_LEFT = (
-    "\nfit_pca.py: 0 of 8 annotations have a usable mask, 2 components need at least 3: give more annotations or a "
+    "\nmeinst fit: 0 of 8 annotations have a usable mask, 2 components need at least 3: give more annotations or a "
     "smaller --dim"
 )
 HINT = ": meinst check a.json says what is wrong"
@@ -118,22 +118,17 @@ NOT_JSON = "meinst fit: a.json is not readable JSON: "
 
 CASES = [
     missing(),
-    fit("cut off", cut_off(), NOT_JSON + "it is cut off at character 200"),
-    fit("empty", "", NOT_JSON + "there is no object, which would start with '{', at character 0"),
+    fit("cut off", cut_off(), NOT_JSON + "it is cut off (after 200 bytes)"),
+    fit("empty", "", "meinst fit: a.json is empty" + NOT_COCO),
     fit(
-        "a list instead of an object", [1], NOT_JSON + "there is no object, which would start with '{', at character 0"
+        "a list instead of an object",
+        [1],
+        "meinst fit: a.json is not in COCO's instances format: it is not a JSON object (Expected `object`, got "
+        "`array`)",
     ),
-    fit("not UTF-8", b"\xff\xfe{}", NOT_JSON + "it is not UTF-8 (invalid start byte) at character 0"),
-    fit(
-        "lists in lists without end",
-        '{"images": ' + "[" * 100_000,
-        NOT_JSON + "it is nested too deeply at character 12",
-    ),
-    fit(
-        "a section twice",
-        '{"images": [], "images": []}',
-        NOT_JSON + "the key 'images' is no text or comes twice at character 23",
-    ),
+    fit("not UTF-8", b"\xff\xfe{}", NOT_JSON + "invalid character (byte 0)"),
+    fit("a comma too many", '{"images": [1,]}', NOT_JSON + "trailing comma in array (byte 14)"),
+    fit("lists in lists without end", '{"images": ' + "[" * 100_000, NOT_JSON + "it is nested too deeply"),
     fit("no images", without("images"), "meinst fit: a.json is not in COCO's instances format: it has no 'images'"),
     fit(
         "no annotations",
@@ -143,27 +138,27 @@ CASES = [
     fit(
         "an object where a list belongs",
         changed(lambda content: content.update(annotations={"id": 1})),
-        f"meinst fit: a.json: 'annotations' is a dict instead of a list{NOT_COCO}",
+        f"meinst fit: a.json: 'annotations' is an object instead of a list{NOT_COCO}",
     ),
     fit(
         "categories that are a number",
         changed(lambda content: content.update(categories=5)),
-        f"meinst fit: a.json: 'categories' is a int instead of a list{NOT_COCO}",
+        f"meinst fit: a.json: 'categories' is a number instead of a list{NOT_COCO}",
     ),
     fit(
         "a number among the annotations",
         changed(lambda content: content["annotations"].append(5)),
-        "meinst fit: a.json: number 8 of 'annotations' is a int instead of an object",
+        "meinst fit: a.json: annotation number 8 is a number instead of an object",
     ),
     fit(
         "a category without an id",
         changed(lambda content: content.update(categories=[{"name": "thing"}])),
-        "meinst fit: a.json: category number 0 needs an id that is a number or a text",
+        "meinst fit: a.json: category number 0 needs an id that is a number or a string, it has None",
     ),
     fit(
         "category ids that are objects",
         changed(lambda content: content.update(categories=[{"id": {}}, {"id": {}}])),
-        "meinst fit: a.json: category number 0 needs an id that is a number or a text",
+        "meinst fit: a.json: category number 0 needs an id that is a number or a string, it has {}",
     ),
     fit(
         "an image without a height",
@@ -174,21 +169,30 @@ CASES = [
     fit(
         "an image of negative height",
         image(height=-40),
-        "meinst fit: a.json: image number 0 has a height of -40 and a width of 60: write those of the file, in pixels",
+        "meinst fit: a.json: image number 0 needs an id, a height and a width in whole pixels, it has id 1, height "
+        "-40, width 60",
     ),
     fit(
         "an image higher than any number of 32 bits",
         image(height=10**12),
-        "meinst fit: a.json: image number 0 has a height of 1000000000000 and a width of 60: write those of the file, "
-        "in pixels",
+        "meinst fit: a.json: image number 0 needs an id, a height and a width in whole pixels, it has id 1, height "
+        "1000000000000, width 60",
     ),
-    skipped("image ids that are texts there and numbers here", all_annotations(image_id="1"), NO_IMAGE),
+    fit(
+        "category ids of two types",
+        changed(lambda content: content.update(categories=[{"id": 1}, {"id": "2"}])),
+        "meinst fit: a.json: the category ids are of types that cannot be sorted ('<' not supported between instances "
+        "of 'str' and 'int'): use numbers, or strings, for all",
+    ),
+    skipped("image ids that are strings here and numbers there", all_annotations(image_id="1"), NO_IMAGE),
     skipped("annotations of images that are not listed", all_annotations(image_id=7), NO_IMAGE),
     skipped("annotations without a segmentation", all_annotations(segmentation=None), NO_MASK),
     skipped("polygons that are not lists in a list", all_annotations(segmentation=[1, 1, 20, 1, 20, 20]), MALFORMED),
+    skipped("points in pairs", all_annotations(segmentation=[[1, 1], [20, 1], [20, 20]]), MALFORMED),
+    skipped("boxes outside their image", all_annotations(bbox=[70, 1, 20, 20]), OUTSIDE),
     skipped("an odd number of coordinates", all_annotations(segmentation=[[1, 1, 20, 1, 20, 20, 5]]), FEW_POINTS),
     skipped("NaN among the coordinates", all_annotations(segmentation=[[1, 1, math.nan, 1, 20, 20]]), MALFORMED),
-    skipped("boxes that are texts", all_annotations(bbox="1 1 30 30"), NO_BOX),
+    skipped("boxes that are strings", all_annotations(bbox="1 1 30 30"), NO_BOX),
     skipped("RLE: counts beyond 32 bits", rle([2**33, 10]), BAD_RLE),
     skipped("RLE: counts beyond 64 bits, whose sum wraps around to the right one", rle([2**64, 2400]), BAD_RLE),
     skipped("RLE: negative counts", rle([-10, 2410]), BAD_RLE),
@@ -225,18 +229,23 @@ CASES = [
         boxless,
         ValueError,
     ),
+    before(
+        "a category without a name",
+        changed(lambda content: content["categories"][0].update(name=None)),
+        "a.json: category number 0 needs a name that is a string, it has None",
+    ),
     before("empty", "", "a.json is empty: it is not in COCO's instances format"),
     before(
         "no categories",
         without("categories"),
-        "a.json has no readable 'categories': it is not in COCO's instances format",
+        "a.json is not in COCO's instances format: it has no 'categories'",
     ),
     before(
         "one class where the config has six",
         coco_content(),
         "the dataset 'bad_input' has 1 classes, MODEL.MEINST.NUM_CLASSES is 6: set MODEL.MEINST.NUM_CLASSES 1",
     ),
-    check("cut off", cut_off(), "meinst check: a.json is not readable JSON: it is cut off at character 200"),
+    check("cut off", cut_off(), "meinst check: a.json is not readable JSON: it is cut off (after 200 bytes)"),
     Case(
         "meinst check",
         "the file is not there",

@@ -16,13 +16,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from meinst_d2.commands import check as check_command
 from meinst_d2.data.datasets import register_shapes
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from tests.conftest import ROOT
 from tests.models import tiny_model, write_components
 
 TINY = str(ROOT / "configs/quick/tiny.yaml")
-SAID = ("skipped ", "could not be read: ", "meinst check: ")
+SAID = ("skipped ", "meinst predict: ", "meinst check: ")
 """How lines of a command's output begin that tell the user what was wrong."""
 
 HASH = re.compile(r"-[0-9a-f]{8}\.pth")

@@ -59,14 +59,14 @@ def works(
 
 
 def deep() -> Image.Image:
-    values = np.full((HEIGHT, WIDTH), 100, np.uint16)
-    values[0] = 300
+    values = np.full((HEIGHT, WIDTH), 0x1234, np.uint16)
+    values[0] = 0xFFFF
     return Image.fromarray(values)
 
 
 def deep_as_read() -> np.ndarray:
-    values = np.full((HEIGHT, WIDTH, 3), 100, np.uint8)
-    values[0] = 255
+    values = np.full((HEIGHT, WIDTH, 3), 0x12, np.uint8)
+    values[0] = 0xFF
     return values
 
 
@@ -155,8 +155,17 @@ CASES = [
         "16 bits per channel",
         "a.png",
         deep,
-        "read as 8 bits, values above 255 as 255; meinst check says so",
+        "read as the upper 8 of the 16 bits, with a warning; meinst check says so",
         deep_as_read,
+    ),
+    works(
+        "a TIFF of several pages",
+        "a.tif",
+        lambda: Image.fromarray(colours()),
+        "the first page is read, with a warning; meinst check says so",
+        colours,
+        save_all=True,
+        append_images=[Image.new("RGB", (WIDTH, HEIGHT))],
     ),
     works(
         "CMYK",
@@ -193,7 +202,7 @@ CASES = [
     Case(
         "meinst predict",
         "no image among the inputs",
-        "could not be read: a.png: cannot identify image file",
+        "meinst predict: the image a.png cannot be read: cannot identify image file",
         lambda folder: ((folder / "a.png").write_text("no"), show_with(folder, folder / "a.png"))[1],
     ),
     Case(

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from meinst_d2.check import problems as p
+from meinst_d2.check import FINE, HURTS, Report, Severity
+from meinst_d2.check import coverage as p
+from meinst_d2.check.coco_file import scan
 from meinst_d2.check.coverage import Settings, measure_coverage, settings_of
-from meinst_d2.check.findings import Context, find
-from meinst_d2.check.problem import FINE, HURTS, Severity
-from meinst_d2.check.scan import scan
+from meinst_d2.check.report import find
 from meinst_d2.fcos.assign import AssignmentRule
 from tests.check.datasets import Content, config, good_content, square, write
 from tests.models import load_cfg
@@ -97,7 +97,7 @@ def severity(tmp_path: Path, lost: int, learned: int) -> tuple[Severity, str]:
         annotation["image_id"] = n
     file = scan(write(tmp_path, content))
     coverage = measure_coverage(file, settings(48))
-    (found,) = [f for f in find(Context(file, coverage)) if f.problem is p.NO_CELL]
+    (found,) = [f for f in find(Report(file, coverage)) if f.rule is p.NO_CELL]
     return found.severity, found.note
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from meinst_d2.check import encodings
+from meinst_d2.check.annotation_rules import check_masks
+from meinst_d2.check.coco_file import CocoFile, scan
 from meinst_d2.check.encodings import held_out, measure_classes
-from meinst_d2.check.masks import check_masks
-from meinst_d2.check.scan import CocoFile, scan
 from meinst_d2.data.coco import read_coco_json
 from meinst_d2.data.shapes import generate
 from meinst_d2.encoding import SigmoidClamp, fit_pca, save_components

@@ -9,8 +9,7 @@ import torch
 from meinst_d2.checkpoint.checkpointer import CheckpointInfo, MEInstCheckpointer
 from meinst_d2.checkpoint.compatibility import CLASS_LAYER, MASK_LAYER, changed_layers, leave_out
 from meinst_d2.data.datasets import register_shapes
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from meinst_d2.engine import Trainer
 from tests.models import tiny_cfg, tiny_model, write_components
 

@@ -17,12 +17,11 @@ from tests.check.large_file import write_large
 from tests.conftest import ROOT
 from tests.models import write_components
 
-TOOL = ROOT / "meinst check"
 CONFIG = str(ROOT / "configs/demo/shapes.yaml")
 
 
 def run(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(TOOL), *map(str, args)]
+    command = [sys.executable, "-m", "meinst_d2.commands", "check", *map(str, args)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=170)
 
@@ -30,11 +29,10 @@ def run(*args: object) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def main(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """The tool in this process: exit status, what it prints, and its complaints."""
-    tool = check_command
 
     def call(*args: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as status:
-            tool.main([*map(str, args), "--workers", "1"])
+            check_command.main([*map(str, args), "--workers", "1"])
         printed = capsys.readouterr()
         return int(status.value.code or 0), printed.out, printed.err
 
@@ -91,9 +89,9 @@ def test_too_few_masks_for_an_encoding(main: Callable[..., tuple[int, str, str]]
     assert status == 0 and "not measured: 28/60: " in out
 
 
-def test_a_class_that_no_encoding_redraws(main: Callable[..., tuple[int, str, str]], shapes: Path) -> None:
+def test_a_class_that_no_encoding_reconstructs(main: Callable[..., tuple[int, str, str]], shapes: Path) -> None:
     status, out, _ = main(shapes / "annotations/instances_train.json", "--encodings", "4/2", "--config-file", CONFIG)
-    assert status == 1 and "classes that no measured encoding redraws well" in out and "ring (0." in out
+    assert status == 1 and "classes that no measured encoding reconstructs well" in out and "ring (0." in out
 
 
 def test_what_hurts(main: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
@@ -103,8 +101,8 @@ def test_what_hurts(main: Callable[..., tuple[int, str, str]], tmp_path: Path) -
     path = spoiled(tmp_path, spoil)
     out_json = tmp_path / "usable.json"
     status, out, _ = main(path, tmp_path, "--no-encodings", "--drop-bad", out_json)
-    assert status == 1 and "1 annotations without a segmentation" in out
-    assert "left out: annotation 10 of 1.png (no-segmentation)" in out and "without 1 annotations" in out
+    assert status == 1 and "annotations without a segmentation: 1" in out
+    assert "left out: annotation 10 of 1.png (no-segmentation)" in out and "annotations left out: 1" in out
     assert main(out_json, tmp_path, "--no-encodings")[0] == 0
 
 
@@ -163,8 +161,8 @@ def test_real_images(main: Callable[..., tuple[int, str, str]], real_data: Path,
 MEASURE = """
 import resource, sys
 import torch
-tool = check_command
-import meinst_d2.check.contact_sheet, meinst_d2.check.doctor, meinst_d2.check.drop
+from meinst_d2.commands import check as tool
+import meinst_d2.check.contact_sheet, meinst_d2.check.report
 tool.load_config(None)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

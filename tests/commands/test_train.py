@@ -20,8 +20,7 @@ from meinst_d2.checkpoint.checkpointer import CheckpointInfo, MEInstCheckpointer
 from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.commands import train as train_command
 from meinst_d2.data.datasets import DatasetError, require_dataset
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from meinst_d2.engine import Trainer
 from tests.conftest import ROOT
 from tests.models import tiny_model, write_components

@@ -15,8 +15,7 @@ from meinst_d2.data.datasets import (
     register_shapes,
     require_dataset,
 )
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import CATEGORIES
+from meinst_d2.data.shapes import CATEGORIES, generate
 from tests.conftest import ROOT
 
 
@@ -45,7 +44,7 @@ def test_category_names_are_read_without_the_annotations(tmp_path: Path) -> None
     path.write_text(json.dumps({"info": {"categories": "all"}, "categories": categories, "images": []}))
     assert read_category_names(path) == ["a", "b"]
     path.write_text(json.dumps({"images": []}))
-    with pytest.raises(ValueError, match="no readable 'categories'"):
+    with pytest.raises(ValueError, match="has no 'categories'"):
         read_category_names(path)
 
 

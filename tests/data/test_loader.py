@@ -8,8 +8,7 @@ import torch
 
 from meinst_d2.data.datasets import register_shapes
 from meinst_d2.data.loader import build_train_loader, seeded
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from tests.models import tiny_cfg
 
 

@@ -4,7 +4,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from meinst_d2.data.sampler import TrainingBatches
+from meinst_d2.data.loader import TrainingBatches
 
 GROUPS = np.arange(23) % 3 // 2  # 7 of group 1, 16 of group 0
 

@@ -8,8 +8,7 @@ from PIL import Image
 
 from meinst_d2.data.coco import read_coco_json
 from meinst_d2.data.instances import make_templates
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import CATEGORIES, ShapesConfig, draw_image
+from meinst_d2.data.shapes import CATEGORIES, ShapesConfig, draw_image, generate
 from meinst_d2.masks.rle import CROWD, decode_rle
 
 

@@ -15,8 +15,7 @@ from PIL import Image
 from benchmarks import infer, models
 from benchmarks.common import Goal, PeakMemory, Row, Side, add_common_arguments, alternate, print_table, write_json
 from benchmarks.source import find_source
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from tests.conftest import ROOT
 
 
@@ -53,11 +52,11 @@ def test_data_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 
 def test_help_does_not_import_torch() -> None:
-    code = "import runpy, sys; sys.argv = ['benchmark.py', '--help']\n"
-    code += "try:\n runpy.run_path('dev/benchmark.py', run_name='__main__')\n"
-    code += "finally:\n print('torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "examples:" in result.stdout and result.stdout.endswith("False\n")
+    command = [sys.executable, "-X", "importtime", "dev/benchmark.py", "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "examples:" in result.stdout
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "benchmarks.common" in imported and "torch" not in imported
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +84,12 @@ def few_components(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import detections
 
     monkeypatch.setattr(detections, "DIM", 4)  # a few objects have no more
+
+
+def test_reading_takes_less_time_and_memory_than_parsing(data: Path) -> None:
+    time, memory = measure("read", data, "--objects", "2000")
+    assert time.baseline is not None and time.ratio > 1 and time.goal is not None
+    assert memory.unit == "x" and memory.ours.samples[0] < 20  # of a small file
 
 
 def test_paste(data: Path, few_components: None) -> None:

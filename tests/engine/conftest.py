@@ -6,8 +6,7 @@ import pytest
 from soaking.run import make_data
 
 from meinst_d2.data.datasets import register_shapes
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ from detectron2.utils.events import EventStorage
 from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
 from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.data.datasets import register_shapes
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from meinst_d2.engine import Trainer
 from meinst_d2.engine.hooks import Validation, WeightAverage, draw_sample, validation_losses
 from meinst_d2.engine.launch import Termination

@@ -15,8 +15,7 @@ from detectron2.structures import Boxes, Instances
 from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
 from meinst_d2.commands import evaluate as evaluate_command
 from meinst_d2.data.datasets import register_shapes
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from meinst_d2.engine import Trainer
 from meinst_d2.evaluation import coco
 from meinst_d2.evaluation.coco import evaluate_at_scale

@@ -30,18 +30,24 @@ def check(boxes: torch.Tensor, shapes: list[tuple[int, int]], radius: float | No
         assert iou_loss(torch.zeros_like(positives.ltrb), positives.ltrb, kind).isfinite().all()
 
 
-coordinate = st.floats(-20_000, 20_000, width=32) | st.integers(-40, 400).map(float)
-side = st.floats(-300, 20_000, width=32) | st.sampled_from([0.0, 1.0, -1.0, 2.0, 20_000.0, 1e-3])
+coordinate = st.floats(-20_000, 20_000, width=32) | st.integers(-40, 400).map(float) | st.floats(-40, 360, width=32)
+side = st.floats(-300, 20_000, width=32) | st.sampled_from([0.0, 1.0, -1.0, 8.0, 64.0, 128.0, 256.0, 20_000.0, 1e-3])
+side |= st.floats(0, 400, width=32)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     boxes=st.lists(st.tuples(coordinate, coordinate, side, side), min_size=1, max_size=10),
     copies=st.integers(1, 3),
-    radius=st.sampled_from(RADII),
+    radius=st.sampled_from([*RADII, 0.5, 1.0, 2.5]),
+    whole=st.booleans(),
 )
-def test_boxes_of_any_size_or_turned_round(boxes: list[tuple[float, ...]], copies: int, radius: float | None) -> None:
+def test_boxes_of_any_size_or_turned_round(
+    boxes: list[tuple[float, ...]], copies: int, radius: float | None, whole: bool
+) -> None:
     xywh = torch.tensor(boxes).reshape(-1, 4).repeat(copies, 1)
+    if whole:  # ties of areas, and sides on locations
+        xywh = xywh.round()
     check(torch.cat((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), 1), SHAPES, radius)
 
 
@@ -57,17 +63,6 @@ def test_images_of_20000_pixels_by_one_and_of_one_pixel(shapes: list[tuple[int, 
     check(torch.cat((tall, wide, whole)), shapes, radius)
 
 
-@pytest.mark.parametrize("radius", RADII)
-def test_hundreds_of_overlapping_instances(radius: float | None) -> None:
-    """On one place: equal ones, of which the first wins, and nested ones, of which the smallest."""
-    generator = torch.Generator().manual_seed(1)
-    grown = torch.rand(200, 1, generator=generator) * torch.tensor([-1.0, -1, 1, 1])
-    nested = torch.tensor([100.0, 90.0, 180.0, 170.0]) + grown
-    around = torch.rand(200, 4, generator=generator) * 100 + torch.tensor([0.0, 0, 100, 100])
-    boxes = torch.cat((nested, nested.flip(0), around, around))[torch.randperm(800, generator=generator)]
-    check(boxes, SHAPES, radius)
-
-
 def test_a_location_has_one_instance_in_a_crowd() -> None:
     boxes = torch.tensor([[40.0, 40.0, 100.0, 100.0]]).repeat(500, 1)
     positives = assign_batch([boxes, boxes], SHAPES, RULE)
@@ -79,18 +74,3 @@ def test_a_location_has_one_instance_in_a_crowd() -> None:
 def test_a_box_beyond_all_integers_covers_the_image(reach: float) -> None:
     positives = assign_batch([torch.tensor([[-reach, -reach, reach, reach]])], [(3, 4)], AssignmentRule((8,), (), None))
     assert positives.location_idx.tolist() == list(range(12))
-
-
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), shift=st.integers(-3, 3))
-def test_moving_boxes_by_the_coarsest_stride_moves_the_locations(seed: int, shift: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    corners = (torch.rand(6, 2, generator=generator) * 300 + 400).round()
-    boxes = torch.cat((corners, corners + (torch.rand(6, 2, generator=generator) * 300).round()), 1)
-    shapes = [(1536 // s, 1536 // s) for s in STRIDES]
-    before, after = (assign_locations(b, shapes, RULE) for b in (boxes, boxes + 128 * shift))
-    areas = [h * w for h, w in shapes]
-    for level, moved, stride in zip(before.split(areas), after.split(areas), STRIDES, strict=True):
-        side_ = 1536 // stride
-        cells = shift * 128 // stride
-        assert torch.equal(level.view(side_, side_).roll((cells, cells), (0, 1)), moved.view(side_, side_))

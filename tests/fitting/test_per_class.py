@@ -4,7 +4,7 @@ import pytest
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.encoding import PCABasis, fit_pca
 from meinst_d2.fitting.count import count_moments, fit_classes
-from meinst_d2.reconstruction.encodings import fitted_encodings
+from meinst_d2.reconstruction.encodings import make_encodings
 from meinst_d2.reconstruction.measure import Quality, measure_encodings
 from tests.conftest import blob_masks
 
@@ -53,7 +53,7 @@ def test_too_few_masks_for_anyone() -> None:
 
 def measured(found: list[InstanceAnnotation], bases: list[PCABasis]) -> Quality:
     family, num_classes = ("class-pca", len(bases)) if len(bases) > 1 else ("pca", None)
-    encodings = list(fitted_encodings(family, 10, [4], [True], [False], lambda *_: bases))
+    encodings = list(make_encodings(family, [10], [4], [True], [False], bases))
     return measure_encodings(found, encodings, num_classes, templates_only=True).quality(0)
 
 

@@ -13,8 +13,7 @@ import torch
 import yaml
 
 from meinst_d2.config_file import read_plain_yaml
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from meinst_d2.encoding import load_components
 from meinst_d2.model_zoo import load_trained
 from meinst_d2.model_zoo.adelaidet import import_checkpoint

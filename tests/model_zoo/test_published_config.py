@@ -12,7 +12,7 @@ from meinst_d2.model_zoo.adelaidet.config import TranslatedConfig, translate_con
 from meinst_d2.model_zoo.adelaidet.keys import DEFAULTS
 from meinst_d2.model_zoo.trained import build, require_same_tensors
 from meinst_d2.model_zoo.zoo import config_from_text
-from meinst_d2.modeling.published_names import settle_names
+from meinst_d2.modeling.proposal_generator import settle_names
 from tests.parity_cases import FOLDER
 from tests.published_configs import write_published_config
 

@@ -37,16 +37,16 @@ def assert_sound(found: Instances, height: int, width: int) -> None:
     assert found.pred_mask_boxes.tensor.isfinite().all()
 
 
-def model_with(precision: str = "float32", mask_output: str = "template") -> torch.nn.Module:
+def model_with(precision: str) -> torch.nn.Module:
     """An untrained model, whose boxes reach two strides or more to every side."""
-    model = tiny_model("MODEL.MEINST.PRECISION", precision, "MODEL.MEINST.MASK_OUTPUT", mask_output, *FIXED)
+    model = tiny_model("MODEL.MEINST.PRECISION", precision, "MODEL.MEINST.MASK_OUTPUT", "template", *FIXED)
     torch.nn.init.constant_(model.proposal_generator.head.bbox_pred.bias, 2.0)
     return model
 
 
-def predict(model: torch.nn.Module, *images: torch.Tensor, **size: int) -> list[Instances]:
+def predict(model: torch.nn.Module, *images: torch.Tensor) -> list[Instances]:
     with torch.no_grad():
-        return [x["instances"] for x in model.eval()([{"image": image, **size} for image in images])]
+        return [x["instances"] for x in model.eval()([{"image": image} for image in images])]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -58,21 +58,6 @@ def test_any_image_gives_finite_detections(precision: str) -> None:
         assert len(found) > 0, name
     together = predict(model, *(IMAGES[name] for name in ("black", "one pixel", "white")))
     assert [x.image_size for x in together] == [(64, 96), (1, 1), (64, 96)]
-
-
-@pytest.mark.parametrize("mask_output", ["bitmask", "rle"])
-def test_masks_of_one_pixel_and_of_thin_images(mask_output: str) -> None:
-    model = model_with(mask_output=mask_output)
-    for name in ("one pixel", "one column", "2 x 2000"):
-        (found,) = predict(model, IMAGES[name])
-        height, width = IMAGES[name].shape[1:]
-        if mask_output == "bitmask":
-            assert found.pred_masks.shape == (len(found), height, width)
-            assert len(found) > 0
-        else:
-            assert {tuple(rle["size"]) for rle in found.pred_masks_rle} == {(height, width)}
-    (found,) = predict(model, IMAGES["black"], height=1, width=5000)
-    assert found.image_size == (1, 5000)
 
 
 def scaled(precision: str, predictor: str, factor: float) -> torch.nn.Module:
@@ -98,17 +83,6 @@ def test_predictions_of_a_model_with_huge_logits(precision: str, predictor: str,
         assert_sound(found, 64, 96)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_predictions_of_a_model_that_overflowed_everywhere(precision: str) -> None:
-    """Where a tower gives no numbers, nothing is found, or what is found is finite."""
-    for tower in ("cls_tower", "bbox_tower", "mask_tower"):
-        model = model_with(precision)
-        with torch.no_grad():
-            getattr(model.proposal_generator.head, tower)[0].weight.fill_(float("inf"))
-        (found,) = predict(model, IMAGES["white"])
-        assert_sound(found, 64, 96)
-
-
 def step(model: torch.nn.Module, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     losses = model.train()(batch)
     sum(losses.values()).backward()
@@ -126,6 +100,7 @@ def test_losses_and_gradients_with_huge_logits(predictor: str) -> None:
 BOXES = {
     "none": [],
     "one pixel": [[30.0, 30.0, 31.0, 31.0]],
+    "on borders": [[0.0, 20.0, 30.0, 44.0], [66.0, 20.0, 96.0, 44.0], [30.0, 0.0, 60.0, 24.0], [30, 40, 60, 64]],
     "no area": [[30.0, 30.0, 30.0, 50.0], [20.0, 20.0, 20.0, 20.0]],
     "the image": [[0.0, 0.0, 96.0, 64.0]],
     "20,000 pixels": [[-9000.0, -9000.0, 11000.0, 11000.0]],

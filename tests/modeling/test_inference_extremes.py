@@ -13,15 +13,7 @@ from torchvision.ops import box_iou
 from meinst_d2.encoding import PixelEncoder
 from meinst_d2.fcos.boxes import level_locations
 from meinst_d2.modeling.head import HeadOutput
-from meinst_d2.modeling.inference import (
-    LIMIT,
-    InferenceRule,
-    MaskOutput,
-    PasteBox,
-    _survivors,
-    detect,
-    postprocess,
-)
+from meinst_d2.modeling.inference import LIMIT, InferenceRule, MaskOutput, PasteBox, _survivors, detect, postprocess
 
 STRIDES, SHAPES, SIZE = (8, 128), [(5, 7), (1, 1)], (40, 56)
 RULE = InferenceRule()
@@ -177,13 +169,3 @@ def test_distances_of_real_objects_are_not_cut() -> None:
     output = output_of(0.0, 20_000 / 128, 1.0, 3.0)
     found = detections(output, nms_thresh=0.0, max_detections=0)
     assert found.pred_boxes.tensor.max() == 64 + 20_000 and found.pred_boxes.tensor.min() == 64 - 20_000
-
-
-def test_predictions_without_area_leave_nothing_behind() -> None:
-    output = output_of(1e4, 0.0, 1e4, 1e4)
-    for level in output.box_ltrb:
-        level.zero_()
-    found = detections(output)
-    assert_finite(found)
-    for kind in get_args(MaskOutput):
-        assert len(postprocess(found, 40, 56, mask_output=kind)) == 0

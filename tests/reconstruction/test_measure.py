@@ -1,4 +1,4 @@
-"""The quality of encodings over a dataset, against definitions written anew."""
+"""The quality of encodings over a dataset, against definitions written again."""
 
 from collections import Counter
 from pathlib import Path
@@ -14,15 +14,14 @@ from meinst_d2.data.instances import make_templates
 from meinst_d2.data.shapes import generate
 from meinst_d2.encoding import ClassPCAEncoder, DCTEncoder, PCAEncoder, PixelEncoder, SigmoidClamp, fit_pca
 from meinst_d2.fitting.count import count_moments
-from meinst_d2.masks.metrics import boundary_iou, mask_iou
+from meinst_d2.masks.metrics import boundary_region, mask_iou
 from meinst_d2.masks.paste import stretch
 from meinst_d2.reconstruction import measure as reconstruction
 from meinst_d2.reconstruction.baselines import BinaryGrid, PolarRays
 from meinst_d2.reconstruction.encodings import (
     Encoding,
     FittedDictionaries,
-    fitted_encodings,
-    other_encodings,
+    make_encodings,
     reconstruct,
     reconstruct_templates,
 )
@@ -55,11 +54,11 @@ def annotations(tmp_path_factory: pytest.TempPathFactory) -> list[InstanceAnnota
 def encodings(annotations: list[InstanceAnnotation]) -> list[Encoding]:
     dictionaries = FittedDictionaries(annotations, NUM_CLASSES, [10, 30], per_class=False)
     return [
-        *fitted_encodings("pca", 28, [10, 30], [True], [True], dictionaries.bases),
-        *other_encodings("dct", [14], [10]),
-        *other_encodings("grid", [28]),
-        *other_encodings("area-grid", [28]),
-        *other_encodings("polar", [28]),
+        *make_encodings("pca", [28], [10, 30], [True], [True], dictionaries.bases),
+        *make_encodings("dct", [14], [10]),
+        *make_encodings("grid", [28]),
+        *make_encodings("area-grid", [28]),
+        *make_encodings("polar", [28]),
     ]
 
 
@@ -88,7 +87,7 @@ def test_own_resolution_by_the_definition(
         quality = tally.quality(i)
         assert quality.count == len(kept)
         assert quality.iou == pytest.approx(np.mean([mask_iou(a, b) for a, b in zip(full, again, strict=True)]))
-        expected = np.mean([boundary_iou(a, b) for a, b in zip(full, again, strict=True)])
+        expected = np.mean([mask_iou(boundary_region(a), boundary_region(b)) for a, b in zip(full, again, strict=True)])
         assert quality.boundary_iou == pytest.approx(expected)
 
 
@@ -99,7 +98,7 @@ def test_templates_by_the_definition(annotations: list[InstanceAnnotation], sigm
     basis = fit_pca(count_moments(annotations, 28)[0], SigmoidClamp() if sigmoid else None)
     masks = make_templates(annotations, 28).masks.reshape(-1, 784)
     signal, threshold = ((2.0 * masks - 1) * magnitude, 0.0) if sigmoid else (masks.astype(float), 0.5)
-    encodings = list(fitted_encodings("pca", 28, [10, 30], [sigmoid], [True], lambda *key: [basis.truncated(key[-1])]))
+    encodings = list(make_encodings("pca", [28], [10, 30], [sigmoid], [True], [basis]))
     tally = measure_encodings(annotations, encodings, None, templates_only=True)
     for i, dim in enumerate((10, 30)):
         rows = basis.components[:dim]
@@ -130,7 +129,7 @@ def test_pixels_and_fixed_logits_reconstruct_alike(annotations: list[InstanceAnn
 
     def drawn(clamp: SigmoidClamp | None) -> np.ndarray:
         bases = [fit_pca(moments, clamp).truncated(20)]
-        (one,) = fitted_encodings("pca", 28, [20], [clamp is not None], [False], lambda *_: bases, clamp or fixed)
+        (one,) = make_encodings("pca", [28], [20], [clamp is not None], [False], bases, clamp or fixed)
         return reconstruct_templates(one.codec, masks) >= 0.5
 
     assert (drawn(None) != drawn(fixed)).mean() < 1e-3
@@ -207,7 +206,7 @@ def test_each_class_has_its_own_dictionary(annotations: list[InstanceAnnotation]
         assert (basis.components.shape == (3, 196)) and (basis is not of_all)
         assert np.allclose(basis.components, of_all.components) != (k in own)
 
-    (encoding,) = fitted_encodings("class-pca", 14, [3], [True], [True], dictionaries.bases)
+    (encoding,) = make_encodings("class-pca", [14], [3], [True], [True], dictionaries.bases)
     tally = measure_encodings(annotations, [encoding], NUM_CLASSES)
     for k in own:
         single = PCAEncoder(dim=3, mask_size=14).eval()
@@ -220,9 +219,9 @@ def test_every_combination_of_settings(annotations: list[InstanceAnnotation]) ->
     dictionaries = FittedDictionaries(annotations, NUM_CLASSES, [4, 8], per_class=True)
     both = [True, False]
     found = [
-        *fitted_encodings("pca", 14, [4, 8], both, both, dictionaries.bases),
-        *fitted_encodings("class-pca", 14, [4, 8], both, both, dictionaries.bases),
-        *other_encodings("dct", [14], [4, 8], both, both),
+        *make_encodings("pca", [14], [4, 8], both, both, dictionaries.bases),
+        *make_encodings("class-pca", [14], [4, 8], both, both, dictionaries.bases),
+        *make_encodings("dct", [14], [4, 8], both, both),
     ]
     assert len({(e.family, e.sigmoid, e.whiten, e.length) for e in found}) == 24
     assert {type(e.codec) for e in found} == {PCAEncoder, ClassPCAEncoder, DCTEncoder}
@@ -294,8 +293,8 @@ def test_real_masks_measure_as_they_did_elsewhere(real_data: Path) -> None:
     ]
     dictionaries = FittedDictionaries(fit_to, 80, [20, 100], per_class=False)
     encodings = [
-        *fitted_encodings("pca", 28, [20, 100], [True], [True], dictionaries.bases),
-        *other_encodings("grid", [28]),
+        *make_encodings("pca", [28], [20, 100], [True], [True], dictionaries.bases),
+        *make_encodings("grid", [28]),
     ]
     tally = measure_encodings(measured, encodings, 80, workers=2)
     assert [tally.quality(i).iou for i in range(3)] == pytest.approx([0.885, 0.951, 0.955], abs=0.002)

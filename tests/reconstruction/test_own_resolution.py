@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from meinst_d2.data.annotations import InstanceAnnotation
-from meinst_d2.data.shapes.images import ShapesConfig, draw_image
+from meinst_d2.data.shapes import ShapesConfig, draw_image
 from meinst_d2.masks.paste import stretch
 from meinst_d2.reconstruction.measure import SIZES, own_resolution_mask, size_of
 

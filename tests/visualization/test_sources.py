@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+from PIL import Image
 
-from meinst_d2.visualization.inputs import Source, find_sources, plan_outputs
+from meinst_d2.visualization.sources import Source, find_sources, plan_outputs
 
 
 def touch(folder: Path, *names: str) -> list[Path]:
@@ -36,6 +39,19 @@ def test_globs_files_and_duplicates(tmp_path: Path) -> None:
 def test_a_file_whose_name_looks_like_a_glob(tmp_path: Path) -> None:
     touch(tmp_path, "a[1].png", "a1.png")
     assert names(find_sources([str(tmp_path / "a[1].png")])) == ["a[1].png"]
+
+
+def test_videos_are_known_by_their_suffix_or_by_trying(tmp_path: Path) -> None:
+    touch(tmp_path, "a.ts", "b.flv", "c.3gp", "d.MP4", "e.png")
+    (tmp_path / "notes.txt").write_text("neither")  # OpenCV would draw it as a terminal shows it
+    writer = cv2.VideoWriter(str(tmp_path / "v.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 5, (96, 96))
+    writer.write(np.zeros((96, 96, 3), np.uint8))
+    writer.release()
+    (tmp_path / "v.mp4").rename(tmp_path / "video")
+    Image.new("RGB", (4, 4)).save(tmp_path / "image", format="png")
+    assert names(find_sources([str(tmp_path)])) == ["a.ts", "b.flv", "c.3gp", "d.MP4", "e.png"]
+    is_video = {source.path.name: source.is_video for source in find_sources([str(tmp_path / "*")])}
+    assert {name for name, found in is_video.items() if found} == {"a.ts", "b.flv", "c.3gp", "d.MP4", "video"}
 
 
 def test_arguments_that_name_nothing(tmp_path: Path) -> None:
