@@ -201,7 +201,7 @@ def _wrong_classes(
     ``trained`` are the weights, where they have learned the classes.
     """
     num_classes, first = cfg.MODEL.MEINST.NUM_CLASSES, next(iter(cfg.DATASETS.TRAIN), "")
-    source, wanted = f"the dataset {first!r}", classes.get(first)
+    source, wanted = first and _described(first), classes.get(first)
     if wanted is None and first in DatasetCatalog:
         with suppress(ValueError, OSError):  # what was trained on need not be here
             wanted = class_names(first)
@@ -209,26 +209,28 @@ def _wrong_classes(
         source, wanted = str(trained.path), info_of(trained.content)["class_names"]
     known = wanted if wanted is not None and len(wanted) == num_classes else None
     for name, found in classes.items():
-        dataset = f"the dataset {name!r}"
         if found is None or found == known or (known is None and len(found) == num_classes):
             continue
         if known is None:
             key = "MODEL.MEINST.NUM_CLASSES"
-            yield f"{dataset} has {len(found)} classes, {key} is {num_classes}: set {key} {len(found)}"
+            yield f"the dataset {name!r} has {len(found)} classes, {key} is {num_classes}: set {key} {len(found)}"
             continue
-        dataset += f" ({MetadataCatalog.get(name).get('json_file', 'without a file')})"
         unknown = [x for x in found if x not in known]
-        lacking = [x for x in known if x not in found and name in cfg.DATASETS.TRAIN]
+        lacking = [x for x in known if x not in found and trained is None and name in cfg.DATASETS.TRAIN]
         there = [x for x in known if x in found]
         moved = [(mine, theirs) for mine, theirs in zip(found, there, strict=False) if mine != theirs]
         if unknown or lacking:
             differences = [f"has {', '.join(unknown)}, which {source} lacks"] if unknown else []
             differences += [f"lacks {', '.join(lacking)} of {source}"] if lacking else []
-            yield f"{dataset} {' and '.join(differences)}: give its categories the names that {source} has"
+            yield f"{_described(name)} {' and '.join(differences)}: give both the same categories"
         elif moved:
             mine, theirs = (", ".join(names) for names in zip(*moved, strict=True))
-            fix = f"give its categories ids that rise in the order of {source}"
-            yield f"{dataset} has the classes {mine} in the place of {theirs} of {source}: {fix}"
+            said = f"{_described(name)} has the classes {mine} in the place of {theirs} of {source}"
+            yield f"{said}: give its categories ids that rise in the same order"
+
+
+def _described(name: str) -> str:
+    return f"the dataset {name!r} ({MetadataCatalog.get(name).get('json_file', 'without a file')})"
 
 
 def _check_annotations(cfg: CfgNode, name: str, trained: OpenedCheckpoint | None) -> None:

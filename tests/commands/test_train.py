@@ -82,10 +82,10 @@ def keep_two(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize("role", ["train", "test"])
 def test_classes_are_compared_by_name(files: Path, tmp_path: Path, right: str, role: str) -> None:
     messages = {
-        rename: r"\(.*other.json\) has comet, which the dataset '.*right.json' lacks",
+        rename: r"\(.*other.json\) has comet, which the dataset '.*right.json' .* lacks",
         swap_ids: r"\(.*other.json\) has the classes star, ring in the place of ring, star of the dataset '.*right.js"
-        ".*: give its categories ids that rise in the order of",
-        keep_two: r"\(.*other.json\) lacks ring, crescent, cut, blob of the dataset '.*right.json': give its categor",
+        ".*: give its categories ids that rise in the same order",
+        keep_two: r"\(.*other.json\) lacks ring, crescent, cut, blob of the dataset '.*right.json' .*: give both the",
     }
     for change, message in messages.items():
         other = altered(files, tmp_path / "other.json", change)
