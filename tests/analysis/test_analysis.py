@@ -344,7 +344,7 @@ GOOD = {"image_id": 1, "category_id": 3, "bbox": [0, 0, 9, 9], "score": 0.5}
         (
             [GOOD | {"segmentation": {"size": [96, 120], "counts": "PR1"}}],
             [],
-            "entry 0 has a mask that cannot be read: ",
+            "entry 0 has a mask that cannot be read: an RLE whose runs do not add up to 96 x 120 pixels",
         ),
         ([GOOD | {"image_id": 999}], [], "boxes of images that the dataset does not have (ids 999)"),
         ([], ["--images", "gone"], "--images gone is not a folder"),

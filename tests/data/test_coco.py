@@ -77,6 +77,16 @@ def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> Non
         read_coco_json(path)
 
 
+def test_a_file_that_is_cut_off_or_damaged_anywhere_is_refused(tmp_path: Path) -> None:
+    path, text = tmp_path / "a.json", json.dumps(coco()).encode()
+    wrong = [text[:end] for end in range(len(text))] + [text.replace(b"a.jpg", b"\xff"), text + b" x", b"{1: 2}"]
+    wrong += [text.replace(b'"height": ', more) for more in (b'"height" ', b'"height": [, ', b'"height": 1 ')]
+    for content in wrong:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.json"):
+            read_coco_json(path)
+
+
 @pytest.mark.parametrize("depth", [10, 300, 600, 900, 3000, 100_000])
 def test_a_segmentation_that_is_nested_deeply_is_useless_or_refused(tmp_path: Path, depth: int) -> None:
     text = json.dumps(coco(annotations=[{**coco()["annotations"][0], "segmentation": "HERE"}]))

@@ -226,3 +226,13 @@ def test_what_can_be_read_stays(what: str, tmp_path: Path, caplog: pytest.LogCap
     said = f"Left out 1 of 2 annotations of {file} whose masks cannot be read: meinst check {file} says which."
     assert (said in caplog.text) == (what in UNREADABLE)
     assert average_precision(truth, [found], "bbox").ap == pytest.approx(50.495, abs=0.01)
+
+
+def test_the_evaluator_ends_and_leaves_out_what_cannot_be_read(register: Callable[..., str]) -> None:
+    register(dataset_with(SQUARE, UNREADABLE["runs that do not add up"]))
+    evaluator = MEInstCOCOEvaluator(NAME, distributed=False)
+    rle = mask_util.merge(mask_util.frPyObjects(SQUARE, HEIGHT, WIDTH))
+    found = {"image_id": 1, "category_id": 0, "bbox": [10, 10, 20, 20], "score": 0.9, "segmentation": rle}
+    evaluator._predictions = [{"image_id": 1, "instances": [found]}]
+    results = evaluator.evaluate()
+    assert results["segm"]["AP"] == pytest.approx(100) and results["bbox"]["AP"] == pytest.approx(50.495, abs=0.01)

@@ -122,6 +122,7 @@ def test_an_image_without_boxes_and_a_limit(folder: Path, model: nn.Module, trut
     assert both.num_images == one.num_images == 3
     assert both.box["AP"] == pytest.approx(100) and both.mask["AP"] < 50 and 0 < one.box["AP"] < 100
     assert len(one.scores) == len(boxes[first]) == len(both.scores) - len(boxes[second])
+    assert both.boxes_per_image(0.5) == len(both.scores) / 3
 
 
 def test_boxes_are_clipped_to_the_image_and_scaled_to_the_network() -> None:

@@ -82,10 +82,8 @@ def test_no_instances_and_instances_too_small_for_any_location() -> None:
     assert (assign_locations(torch.zeros(0, 4), SHAPES, RULE) == -1).all()
     assert (assign_locations(torch.tensor([[5.0, 5.0, 6.0, 6.0]]), SHAPES, RULE) == -1).all()
     assert (assign_locations(torch.tensor([[5.0, 5.0, 5.0, 5.0]]), SHAPES, RULE) == -1).all()
-
-
-coordinate = st.floats(-40, 360, width=32)
-side = st.one_of(st.floats(0, 400, width=32), st.sampled_from([0.0, 1.0, 8.0, 64.0, 128.0, 256.0]))
+    positives = assign_batch([torch.zeros(0, 4)] * 2, SHAPES, RULE)
+    assert len(positives) == 0 and positives.ltrb.shape == (0, 4)
 
 
 @settings(max_examples=50, deadline=None)

@@ -63,6 +63,17 @@ def test_images_of_20000_pixels_by_one_and_of_one_pixel(shapes: list[tuple[int, 
     check(torch.cat((tall, wide, whole)), shapes, radius)
 
 
+@pytest.mark.parametrize("radius", RADII)
+def test_hundreds_of_overlapping_instances(radius: float | None) -> None:
+    """On one place: equal ones, of which the first wins, and nested ones, of which the smallest."""
+    generator = torch.Generator().manual_seed(1)
+    grown = torch.rand(200, 1, generator=generator) * torch.tensor([-1.0, -1, 1, 1])
+    nested = torch.tensor([100.0, 90.0, 180.0, 170.0]) + grown
+    around = torch.rand(200, 4, generator=generator) * 100 + torch.tensor([0.0, 0, 100, 100])
+    boxes = torch.cat((nested, nested.flip(0), around, around))[torch.randperm(800, generator=generator)]
+    check(boxes, SHAPES, radius)
+
+
 def test_a_location_has_one_instance_in_a_crowd() -> None:
     boxes = torch.tensor([[40.0, 40.0, 100.0, 100.0]]).repeat(500, 1)
     positives = assign_batch([boxes, boxes], SHAPES, RULE)
@@ -74,3 +85,17 @@ def test_a_location_has_one_instance_in_a_crowd() -> None:
 def test_a_box_beyond_all_integers_covers_the_image(reach: float) -> None:
     positives = assign_batch([torch.tensor([[-reach, -reach, reach, reach]])], [(3, 4)], AssignmentRule((8,), (), None))
     assert positives.location_idx.tolist() == list(range(12))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), shift=st.integers(-3, 3))
+def test_moving_boxes_by_the_coarsest_stride_moves_the_locations(seed: int, shift: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    corners = (torch.rand(6, 2, generator=generator) * 300 + 400).round()
+    boxes = torch.cat((corners, corners + (torch.rand(6, 2, generator=generator) * 300).round()), 1)
+    sides = [1536 // s for s in STRIDES]
+    before, after = (assign_locations(b, [(n, n) for n in sides], RULE) for b in (boxes, boxes + 128 * shift))
+    areas = [n * n for n in sides]
+    for level, moved, stride, n in zip(before.split(areas), after.split(areas), STRIDES, sides, strict=True):
+        cells = shift * 128 // stride
+        assert torch.equal(level.view(n, n).roll((cells, cells), (0, 1)), moved.view(n, n))

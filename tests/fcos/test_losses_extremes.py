@@ -112,10 +112,10 @@ def test_a_box_that_is_further_off_costs_more(gt: tuple[float, ...], grow: float
 
 
 @pytest.mark.parametrize("loss_type", get_args(BoxLossType))
-def test_two_boxes_without_area_cost_nothing(loss_type: str) -> None:
-    pred = torch.tensor([[0.0, 0, 0, 0], [3, 0, 4, 0], [0, 5, 0, 0]], requires_grad=True)
+def test_equal_boxes_with_and_without_area_cost_nothing(loss_type: str) -> None:
+    pred = torch.tensor([[0.0, 0, 0, 0], [3, 0, 4, 0], [0, 5, 0, 0], [2.5, 30, 0.25, 7]], requires_grad=True)
     loss = iou_loss(pred, pred.detach(), loss_type)
-    assert loss.tolist() == [0, 0, 0]
+    assert loss.tolist() == [0, 0, 0, 0]
     assert gradient(loss, pred).isfinite().all()
 
 

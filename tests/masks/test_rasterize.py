@@ -22,6 +22,13 @@ def test_the_left_half_of_a_box() -> None:
     assert mask.tolist() == [[True, True, False, False]] * 4
 
 
+def test_the_box_need_not_be_square() -> None:
+    triangle = np.array([0.0, 0, 40, 0, 0, 10])
+    mask = rasterize_polygons([[triangle]], np.array([[0, 0, 40, 10]], np.float32), 28)[0]
+    assert mask[0, 0] and not mask[-1, -1]
+    assert mask.mean() == pytest.approx(0.5, abs=0.03)
+
+
 def test_parts_are_merged_and_instances_without_parts_are_empty() -> None:
     left, right = rectangle(10, 10, 13, 20), rectangle(17, 10, 20, 20)
     masks = rasterize_polygons([[left, right], [], [left]], BOX.repeat(3, 0), 10)

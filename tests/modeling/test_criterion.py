@@ -92,3 +92,14 @@ def test_without_positives_every_other_loss_is_an_attached_zero() -> None:
     assert predictions.mask_coeffs is not None
     for maps in (predictions.box_ltrb, predictions.centerness, predictions.mask_coeffs):
         assert all(x.grad is not None and not x.grad.any() for x in maps)
+
+
+def test_two_instances_with_one_box_keep_their_own_targets() -> None:
+    """The published lookup by box gives both the mask of the first."""
+    found = positives([0, 0], [0, 1], [0, 1], [[1, 1, 1, 1], [1, 1, 1, 1]])
+    predictions = output()
+    with torch.no_grad():
+        assert predictions.mask_coeffs is not None
+        predictions.mask_coeffs[0][0, :, 0] = torch.tensor([[5.0, -5.0], [0.0, 0.0]])
+    losses = MEInstCriterion()(predictions, found, torch.tensor([0, 0]), *masks_as([[5.0, 0.0], [-5.0, 0.0]]))
+    assert losses["loss_mask"].item() == 0
