@@ -17,7 +17,6 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from meinst_d2.engine.step import TrainStep
 from meinst_d2.masks import paste_masks
 from meinst_d2.modeling.build import mask_templates
 from meinst_d2.visualization.drawing import MaskVisualizer, masks_of
@@ -166,19 +165,6 @@ def validation_losses(model: nn.Module, loader: Iterable[Sequence[Mapping[str, A
             per_positive = name in ("loss_cls", "loss_centerness")  # the others are divided by the sum of centerness
             losses[name] += total / (max(positives, 1) if per_positive else max(centerness, 1e-6))
     return {**losses, "total_loss": losses.total()}
-
-
-class Visualization(HookBase):
-    """Draws the first image of the batch every ``period`` iterations, in the channel order of ``image_format``."""
-
-    def __init__(self, step: TrainStep, period: int, image_format: str) -> None:
-        self.step, self.period, self.image_format = step, period, image_format
-
-    def after_step(self) -> None:
-        if (self.trainer.iter + 1) % self.period == 0:
-            model = getattr(self.step.model, "module", self.step.model)
-            picture = draw_sample(model, self.step.last_batch[0], self.image_format)
-            self.trainer.storage.put_image("ground truth, reconstruction, prediction", picture)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from meinst_d2.config import check_choices, precision_of
 from meinst_d2.data.datasets import loading
 from meinst_d2.data.loader import TrainLoader, build_train_loader
 from meinst_d2.data.mapper import MEInstDatasetMapper
-from meinst_d2.engine.hooks import Validation, Visualization, WeightAverage, validation_losses
+from meinst_d2.engine.hooks import Validation, WeightAverage, draw_sample, validation_losses
 from meinst_d2.engine.launch import Preempted, settle_seed
 from meinst_d2.engine.step import TrainStep
 from meinst_d2.evaluation import build_evaluator
@@ -102,11 +102,16 @@ class Trainer(DefaultTrainer):
 
         rules = {"period": cfg.TEST.EVAL_PERIOD, "patience": cfg.TEST.PATIENCE}
         validation = Validation(self._evaluate, **rules, metric=metric, keep_best=keep_best)
+        ours = (validation, hooks.CallbackHook(after_step=type(self)._draw))
         for hook in super().build_hooks():
-            built.append(validation if isinstance(hook, hooks.EvalHook) else hook)
-            if built[-1] is validation and cfg.VIS_PERIOD > 0 and comm.is_main_process():
-                built.append(Visualization(self._trainer, cfg.VIS_PERIOD, cfg.INPUT.FORMAT))
+            built += ours if isinstance(hook, hooks.EvalHook) else (hook,)
         return built
+
+    def _draw(self) -> None:
+        period = self.cfg.VIS_PERIOD
+        if period > 0 and (self.iter + 1) % period == 0 and comm.is_main_process():
+            picture = draw_sample(self.checkpointer.model, self._trainer.last_batch[0], self.cfg.INPUT.FORMAT)
+            self.storage.put_image("ground truth, reconstruction, prediction", picture)
 
     def _evaluate(self) -> Mapping[str, Any]:
         model, cfg = self.evaluated_model, self.cfg
