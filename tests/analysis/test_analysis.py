@@ -173,8 +173,7 @@ def test_the_parts_of_an_error_by_hand() -> None:
     assert error.parts == pytest.approx({"box": 0.1, "template": 0.1, "coefficients": 0.1, "regression": 0.2})
     assert error.shares == pytest.approx({"box": 0.2, "encoding": 0.4, "regression": 0.4})
     assert [len(e) for e in pairs.by_size().values()] == [4, 1, 1, 2]
-    assert [len(e) for e in pairs.by_class(3)] == [2, 2, 0]
-    assert math.isnan(pairs.by_class(3)[2].error)
+    assert [len(e) for e in pairs.by_class(3)] == [2, 2, 0] and math.isnan(pairs.by_class(3)[2].error)
     perfect = Pairs(np.ones(1), np.zeros(1, np.int64), np.ones((1, 4)))
     assert perfect.error == 0 and math.isnan(perfect.shares["encoding"])
 

@@ -19,8 +19,7 @@ def test_round_trip_keeps_arrays_and_provenance(tmp_path: Path, basis) -> None: 
     save_components(path, [basis], {"datasets": ["x"], "sigmoid": True, "whiten": False})
     loaded = load_components(path)
     np.testing.assert_array_equal(loaded.basis.components, basis.components.astype(np.float32))
-    assert loaded.basis.components.dtype == np.float32
-    assert (loaded.basis.dim, loaded.basis.mask_size) == (6, 8)
+    assert loaded.basis.components.dtype == np.float32 and (loaded.basis.dim, loaded.basis.mask_size) == (6, 8)
     assert loaded.sigmoid and loaded.whiten is False
     with np.load(path, allow_pickle=False) as file:
         assert {name: file[name].shape for name in file.files if name != "provenance"} == {
@@ -33,8 +32,7 @@ def test_round_trip_keeps_arrays_and_provenance(tmp_path: Path, basis) -> None: 
 
 def test_a_file_of_the_published_tool_loads() -> None:
     loaded = load_components(ROOT / "tests/parity/components_60.npz")
-    assert (loaded.basis.dim, loaded.basis.mask_size) == (60, 28)
-    assert loaded.sigmoid and loaded.whiten is None
+    assert (loaded.basis.dim, loaded.basis.mask_size) == (60, 28) and loaded.sigmoid and loaded.whiten is None
 
 
 def test_published_files_of_other_kinds_load(real_data: Path) -> None:

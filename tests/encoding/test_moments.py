@@ -15,8 +15,7 @@ def moments_of(masks: np.ndarray) -> PixelMoments:
 
 def test_worked_example() -> None:
     moments = moments_of(np.array([[[1, 1], [0, 0]], [[1, 0], [0, 1]], [[1, 0], [0, 0]]], np.uint8))
-    assert moments.count == 3
-    assert moments.total.tolist() == [3, 1, 0, 1]
+    assert moments.count == 3 and moments.total.tolist() == [3, 1, 0, 1]
     assert moments.cooccurrence.tolist() == [[3, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 1]]
     assert moments.mean().tolist() == [1, 1 / 3, 0, 1 / 3]
 
@@ -33,8 +32,7 @@ def test_any_split_and_order_gives_the_same_bits(rng: np.random.Generator) -> No
     merged = PixelMoments(10)
     for part in np.array_split(shuffled, 7):
         merged.merge(moments_of(part))
-    assert merged.count == whole.count
-    assert (merged.total == whole.total).all()
+    assert merged.count == whole.count and (merged.total == whole.total).all()
     assert (merged.cooccurrence == whole.cooccurrence).all()
 
 

@@ -64,8 +64,7 @@ def test_closed_form_is_the_limit_of_random_clamps(masks: np.ndarray) -> None:
         )
 
     few, many = error(2), error(60)
-    assert many[0] < 0.01 and many[1] < 0.01
-    assert many[0] < few[0] and many[1] < few[1]
+    assert many[0] < 0.01 and many[1] < 0.01 and many[0] < few[0] and many[1] < few[1]
 
 
 def test_components_do_not_depend_on_the_clamp(masks: np.ndarray) -> None:
@@ -78,8 +77,7 @@ def test_moments_of_the_random_logit_match_a_sample() -> None:
     mean, variance = clamp.logit_moments()
     v = np.maximum(0.05 * np.random.default_rng(0).random(2_000_000), 0.01)
     c = np.log((1 - v) / v)
-    assert mean == pytest.approx(c.mean(), abs=2e-3)
-    assert variance == pytest.approx(c.var(), abs=2e-3)
+    assert mean == pytest.approx(c.mean(), abs=2e-3) and variance == pytest.approx(c.var(), abs=2e-3)
     # The mean in closed form: the integral of a logit is the binary entropy.
     entropy = lambda p: -(1 - p) * math.log(1 - p) - p * math.log(p)  # noqa: E731
     assert mean == pytest.approx(0.2 * math.log(99) + (entropy(0.05) - entropy(0.01)) / 0.05, abs=1e-13)

@@ -129,8 +129,7 @@ def test_boxes_are_clipped_to_the_image_and_scaled_to_the_network() -> None:
     boxes = np.array([[-10, 20, 60, 120], [210, 0, 250, 50], [4, 8, 4, 9]], np.float32)
     found = DetectedBoxes(boxes, np.array([0.9, 0.8, 0.7], np.float32), np.array([2, 1, 0]))
     instances = in_network_pixels(found, (100, 200), (50, 400))
-    assert instances.image_size == (50, 400)
-    assert instances.pred_boxes.tensor.tolist() == [[0, 10, 120, 50]]
+    assert instances.image_size == (50, 400) and instances.pred_boxes.tensor.tolist() == [[0, 10, 120, 50]]
     assert instances.pred_classes.tolist() == [2] and instances.scores.tolist() == [pytest.approx(0.9)]
     assert found.xyxy[0, 0] == -10
 

@@ -109,21 +109,18 @@ def test_positives_index_instances_of_the_whole_batch() -> None:
     images = [torch.tensor([[0.0, 0.0, 60.0, 60.0]]), torch.zeros(0, 4), torch.tensor([[100.0, 100.0, 180.0, 150.0]])]
     locations = level_locations(SHAPES, STRIDES)
     positives = assign_batch(images, SHAPES, RULE)
-    assert set(positives.image_idx.tolist()) == {0, 2}
-    assert (positives.gt_idx == (positives.image_idx == 2).long()).all()
+    assert set(positives.image_idx.tolist()) == {0, 2} and (positives.gt_idx == (positives.image_idx == 2).long()).all()
     boxes = torch.cat(images)[positives.gt_idx]
     at = torch.cat(locations)[positives.location_idx]
     strides = torch.cat([torch.full((len(loc),), s) for loc, s in zip(locations, STRIDES, strict=True)])
     expected = xyxy_to_ltrb(at, boxes) / strides[positives.location_idx, None]
-    assert torch.equal(positives.ltrb, expected)
-    assert torch.equal(positives.centerness, centerness(expected))
+    assert torch.equal(positives.ltrb, expected) and torch.equal(positives.centerness, centerness(expected))
     assert positives.centerness.min() > 0 and positives.centerness.max() <= 1
 
 
 def test_centerness_worked_example() -> None:
     assert centerness(torch.tensor([[1.0, 2.0, 4.0, 8.0]])).item() == pytest.approx(0.25)
-    assert centerness(torch.tensor([[3.0, 5.0, 3.0, 5.0]])).item() == 1
-    assert centerness(torch.zeros(0, 4)).shape == (0,)
+    assert centerness(torch.tensor([[3.0, 5.0, 3.0, 5.0]])).item() == 1 and centerness(torch.zeros(0, 4)).shape == (0,)
 
 
 @pytest.mark.parametrize(

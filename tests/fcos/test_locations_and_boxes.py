@@ -15,8 +15,7 @@ def test_odd_strides_round_down() -> None:
 
 def test_distances_of_a_worked_example() -> None:
     location, box = torch.tensor([10.0, 20.0]), torch.tensor([4.0, 5.0, 30.0, 22.0])
-    assert xyxy_to_ltrb(location, box).tolist() == [6, 15, 20, 2]
-    assert box_area(box).item() == 26 * 17
+    assert xyxy_to_ltrb(location, box).tolist() == [6, 15, 20, 2] and box_area(box).item() == 26 * 17
 
 
 def test_distances_and_boxes_are_inverse() -> None:

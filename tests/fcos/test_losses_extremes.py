@@ -56,8 +56,7 @@ def test_focal_loss(logits: list[tuple[float, bool]], gamma: float, alpha: float
     loss = focal_loss(values, zero, zero, at, alpha=alpha, gamma=gamma)
     expected = sum(exact_focal(x, is_positive, alpha, gamma) for x, is_positive in logits)
     # 1 - p is rounded to float32's 6e-8, so a term where p is next to 1 is known to that times gamma.
-    assert loss.item() == pytest.approx(expected, rel=1e-4, abs=2e-6)
-    assert gradient(loss, values).isfinite().all()
+    assert loss.item() == pytest.approx(expected, rel=1e-4, abs=2e-6) and gradient(loss, values).isfinite().all()
     order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))
     moved = focal_loss(values[..., order], zero, zero, order.argsort()[at], alpha=alpha, gamma=gamma)
     assert moved.item() == pytest.approx(loss.item(), rel=1e-5, abs=1e-6)
@@ -115,8 +114,7 @@ def test_a_box_that_is_further_off_costs_more(gt: tuple[float, ...], grow: float
 def test_equal_boxes_with_and_without_area_cost_nothing(loss_type: str) -> None:
     pred = torch.tensor([[0.0, 0, 0, 0], [3, 0, 4, 0], [0, 5, 0, 0], [2.5, 30, 0.25, 7]], requires_grad=True)
     loss = iou_loss(pred, pred.detach(), loss_type)
-    assert loss.tolist() == [0, 0, 0, 0]
-    assert gradient(loss, pred).isfinite().all()
+    assert loss.tolist() == [0, 0, 0, 0] and gradient(loss, pred).isfinite().all()
 
 
 @settings(max_examples=100, deadline=None)

@@ -25,15 +25,13 @@ def test_the_left_half_of_a_box() -> None:
 def test_the_box_need_not_be_square() -> None:
     triangle = np.array([0.0, 0, 40, 0, 0, 10])
     mask = rasterize_polygons([[triangle]], np.array([[0, 0, 40, 10]], np.float32), 28)[0]
-    assert mask[0, 0] and not mask[-1, -1]
-    assert mask.mean() == pytest.approx(0.5, abs=0.03)
+    assert mask[0, 0] and not mask[-1, -1] and mask.mean() == pytest.approx(0.5, abs=0.03)
 
 
 def test_parts_are_merged_and_instances_without_parts_are_empty() -> None:
     left, right = rectangle(10, 10, 13, 20), rectangle(17, 10, 20, 20)
     masks = rasterize_polygons([[left, right], [], [left]], BOX.repeat(3, 0), 10)
-    assert masks[0].all(0).tolist() == [True] * 3 + [False] * 4 + [True] * 3
-    assert not masks[1].any()
+    assert masks[0].all(0).tolist() == [True] * 3 + [False] * 4 + [True] * 3 and not masks[1].any()
     assert masks[2].all(0).tolist() == [True] * 3 + [False] * 7
 
 
@@ -86,5 +84,4 @@ def test_boxes_that_leave_the_bit_mask_see_zeros_there() -> None:
     mask = np.ones((10, 10), bool)
     template = crop_bitmask(mask, [-10, 0, 10, 10], 4)
     assert template.tolist() == [[False, False, True, True]] * 4
-    assert not crop_bitmask(mask, [30, 30, 40, 40], 4).any()
-    assert not crop_bitmask(mask, [5, 5, 5, 9], 4).any()
+    assert not crop_bitmask(mask, [30, 30, 40, 40], 4).any() and not crop_bitmask(mask, [5, 5, 5, 9], 4).any()

@@ -64,8 +64,7 @@ def test_encodings_are_indexed_like_a_tensor() -> None:
         assert isinstance(chosen, RLEs)
         return b"".join(rle["counts"] for rle in chosen)
 
-    assert rles[1]["counts"] == b"B" and rles[-1]["counts"] == b"D"
-    assert letters(rles[1:3]) == b"BC"
+    assert rles[1]["counts"] == b"B" and rles[-1]["counts"] == b"D" and letters(rles[1:3]) == b"BC"
     assert letters(rles[torch.tensor([True, False, False, True])]) == b"AD"
     assert letters(rles[torch.tensor([2, 0])]) == b"CA"
     assert letters(rles[np.array([3])]) == b"D" and letters(rles[[1, 1]]) == b"BB"

@@ -77,8 +77,7 @@ def test_added_levels_halve_p5_again_and_again() -> None:
 
 def test_nothing_is_added_where_nothing_lacks_or_may_be_added() -> None:
     bare = ThreeLevels()
-    assert complete_pyramid(bare, ["p3", "p4", "p5"], 2) is bare
-    assert complete_pyramid(bare, ["p3", "p6"], 0) is bare
+    assert complete_pyramid(bare, ["p3", "p4", "p5"], 2) is bare and complete_pyramid(bare, ["p3", "p6"], 0) is bare
 
 
 @pytest.mark.usefixtures("registered")

@@ -13,8 +13,7 @@ def head(**options: object) -> MEInstHead:
 def test_shapes_of_every_level() -> None:
     output = head()(LEVELS)
     for level, (h, w) in enumerate([(6, 8), (3, 4)]):
-        assert output.cls_logits[level].shape == (2, 5, h, w)
-        assert output.box_ltrb[level].shape == (2, 4, h, w)
+        assert output.cls_logits[level].shape == (2, 5, h, w) and output.box_ltrb[level].shape == (2, 4, h, w)
         assert output.centerness[level].shape == (2, 1, h, w)
         assert output.mask_coeffs is not None and output.mask_coeffs[level].shape == (2, 7, h, w)
     assert output.level_shapes == [(6, 8), (3, 4)]
@@ -39,8 +38,7 @@ def test_distances_are_never_negative_and_scaled_per_level() -> None:
 
 def test_without_a_mask_branch_there_is_none() -> None:
     model = head(mask_dim=None)
-    assert model(LEVELS).mask_coeffs is None
-    assert not any("mask" in name for name in model.state_dict())
+    assert model(LEVELS).mask_coeffs is None and not any("mask" in name for name in model.state_dict())
     model.reset_mask_predictor()
 
 
@@ -49,8 +47,7 @@ def test_shared_convolutions_come_before_every_tower() -> None:
     with torch.no_grad():
         model.share_tower[1].weight.zero_()  # the norm: nothing passes
     output = model(LEVELS)
-    assert output.cls_logits[0].std() < 1e-6 and output.mask_coeffs is not None
-    assert output.mask_coeffs[0].std() < 1e-6
+    assert output.cls_logits[0].std() < 1e-6 and output.mask_coeffs is not None and output.mask_coeffs[0].std() < 1e-6
 
 
 def test_resetting_the_mask_predictor_touches_nothing_else() -> None:

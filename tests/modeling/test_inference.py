@@ -62,8 +62,7 @@ def test_suppression_is_torchvisions_per_class() -> None:
     kept = run(output, nms_thresh=0.1, max_detections=0)
     for before, after in zip(every, kept, strict=True):
         index = batched_nms(before.pred_boxes.tensor, before.scores, before.pred_classes, 0.1)
-        assert len(index) < len(before)
-        assert torch.equal(before.pred_boxes.tensor[index], after.pred_boxes.tensor)
+        assert len(index) < len(before) and torch.equal(before.pred_boxes.tensor[index], after.pred_boxes.tensor)
 
 
 def test_ties_do_not_break_the_cap() -> None:
@@ -124,8 +123,7 @@ def test_every_kind_of_output_is_the_same_masks(paste_box: str) -> None:
     boxes = [[-8.0, 3.0, 21.5, 50.2], [5.0, 5.0, 5.0, 9.0], [10.2, 11.0, 39.0, 39.5]]  # the second one goes
     found = detections(boxes, torch.rand(3, 28, 28))
     masks, rles, templates = (postprocess(found, 80, 100, paste_box, kind) for kind in ("bitmask", "rle", "template"))
-    assert len(masks) == len(rles) == len(templates) == 2
-    assert masks.pred_masks.any((1, 2)).all()
+    assert len(masks) == len(rles) == len(templates) == 2 and masks.pred_masks.any((1, 2)).all()
     assert np.array_equal(mask_util.decode(list(rles.pred_masks_rle)).transpose(2, 0, 1), masks.pred_masks)
     pasted = paste_masks(templates.pred_mask_templates, templates.pred_mask_boxes.tensor, 80, 100)
     assert torch.equal(pasted, masks.pred_masks)
@@ -139,8 +137,7 @@ def test_encodings_can_be_chosen_from_like_other_fields() -> None:
     found = detections([[0.0, 0.0, 20.0, 20.0], [10.0, 0.0, 40.0, 20.0]], torch.ones(2, 28, 28))
     rles = postprocess(found, 40, 40, mask_output="rle")
     kept = rles[rles.scores < 0.7]
-    assert len(kept) == 1 and mask_util.area(kept.pred_masks_rle[0]) == 600
-    assert len(type(rles).cat([rles, kept])) == 3
+    assert len(kept) == 1 and mask_util.area(kept.pred_masks_rle[0]) == 600 and len(type(rles).cat([rles, kept])) == 3
 
 
 @pytest.mark.parametrize("kind", ["bitmask", "rle", "template"])

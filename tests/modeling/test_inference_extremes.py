@@ -81,8 +81,7 @@ def test_thousands_of_candidates_with_one_score(count: int) -> None:
     kept = _survivors(boxes, scores, classes, InferenceRule(max_detections=0))
     iou = box_iou(boxes.double(), boxes.double())
     clash = (iou > 0.6) & (classes[:, None] == classes)
-    assert 0 < len(kept) < count and len(set(kept.tolist())) == len(kept)
-    assert not clash[kept][:, kept].triu(1).any()
+    assert 0 < len(kept) < count and len(set(kept.tolist())) == len(kept) and not clash[kept][:, kept].triu(1).any()
     assert clash[:, kept].any(1).all()  # what has gone overlaps what stays, which overlaps itself
     for cap in (len(kept) - 1, len(kept), len(kept) + 1):  # ties across the cap
         capped = _survivors(boxes, scores, classes, InferenceRule(max_detections=cap))
@@ -146,8 +145,7 @@ def test_nothing_but_finite_numbers_leaves(
     output = output_of(cls, max(ltrb, 0.0) if not math.isnan(ltrb) else ltrb, centerness, coeff)
     found = detections(output, nms_thresh=nms_thresh, thresh_with_centerness=with_centerness, max_detections=50)
     assert_finite(found)
-    assert 0 < len(found) <= 50
-    assert ((found.scores >= 0) & (found.scores <= 1)).all()
+    assert 0 < len(found) <= 50 and ((found.scores >= 0) & (found.scores <= 1)).all()
     done = postprocess(found, 37, 111, paste_box, mask_output)
     assert_finite(done)
     boxes = done.pred_boxes.tensor

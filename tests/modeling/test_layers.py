@@ -9,8 +9,7 @@ from meinst_d2.modeling.layers import DeformConv, LargeKernelConv, Scale
 def test_scale_multiplies_and_learns() -> None:
     scale = Scale(2.0)
     scale(torch.ones(3)).sum().backward()
-    assert scale(torch.ones(3)).tolist() == [2, 2, 2]
-    assert scale.scale.grad is not None and scale.scale.grad.item() == 3
+    assert scale(torch.ones(3)).tolist() == [2, 2, 2] and scale.scale.grad is not None and scale.scale.grad.item() == 3
 
 
 def test_an_untrained_deformable_convolution_is_a_plain_one() -> None:
@@ -78,8 +77,7 @@ def test_all_or_the_last_convolution_of_a_tower_deforms() -> None:
     def deformable(**options: object) -> list[bool]:
         return [isinstance(layer, DeformConv) for layer in TowerConfig(**options).build(32, 3)][::3]
 
-    assert deformable() == [False, False, False]
-    assert deformable(deform="last") == [False, False, True]
+    assert deformable() == [False, False, False] and deformable(deform="last") == [False, False, True]
     assert deformable(deform="all", deform_modulated=True) == [True, True, True]
     assert TowerConfig(deform="all", deform_modulated=True).build(32, 1)[0].offset.out_channels == 27
 
@@ -99,8 +97,7 @@ def test_a_tower_is_conv_norm_relu_and_numbered_as_published() -> None:
 
 def test_a_tower_starts_small() -> None:
     conv = TowerConfig().build(64, 1)[0]
-    assert conv.weight.std().item() == pytest.approx(0.01, rel=0.05)
-    assert not conv.bias.any()
+    assert conv.weight.std().item() == pytest.approx(0.01, rel=0.05) and not conv.bias.any()
 
 
 def test_norms_and_channels_that_cannot_be() -> None:

@@ -66,8 +66,7 @@ def test_detections_are_detectron2s() -> None:
         for found, expected in zip(ours(BATCH), theirs(BATCH), strict=True):
             found, expected = found["instances"], expected["instances"]
             assert len(found) > 5 and torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
-            assert torch.equal(found.scores, expected.scores)
-            assert found.pred_masks.shape == (len(found), 64, 96)
+            assert torch.equal(found.scores, expected.scores) and found.pred_masks.shape == (len(found), 64, 96)
 
 
 def test_without_masks_it_is_plain_retinanet() -> None:

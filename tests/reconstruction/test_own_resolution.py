@@ -70,8 +70,7 @@ def test_sizes_are_cocos(area: float, size: str) -> None:
 def test_without_an_area_the_mask_tells_the_size(area: object) -> None:
     annotation = dataclasses.replace(rectangle(0, 0, 40, 40), area=area)
     half = np.arange(40)[:, None].repeat(40, 1) < 20
-    assert SIZES[size_of(annotation, half)] == "small"
-    assert SIZES[size_of(annotation, ~half | half)] == "medium"
+    assert SIZES[size_of(annotation, half)] == "small" and SIZES[size_of(annotation, ~half | half)] == "medium"
 
 
 @pytest.mark.parametrize(("height", "width"), [(56, 90), (28, 28), (5, 300), (1, 1), (11, 17)])
