@@ -1,4 +1,4 @@
-"""Detectron2's crop_and_resize as the oracle."""
+"""Detectron2 as the oracle: crop_and_resize, and pasting at the ends of the sizes, 1 to 20,000 pixels."""
 
 import json
 from pathlib import Path
