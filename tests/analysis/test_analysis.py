@@ -116,9 +116,7 @@ def test_encoded_masks_in_perfect_boxes_lose_by_the_encoding_alone(
 
 def test_a_template_that_is_too_coarse_is_told_from_too_few_coefficients(truth: Truth, tmp_path: Path) -> None:
     coarse = fitted_encoder(truth.annotations, 4, 16)  # as many coefficients as pixels
-    results = detect(truth, lambda masks, classes: masks.float())
-    analysis = analyzed(truth, results, coarse, tmp_path)
-    parts = analysis.pairs.parts
+    parts = analyzed(truth, detect(truth, lambda masks, classes: masks.float()), coarse, tmp_path).pairs.parts
     assert parts["template"] > 0.1 and abs(parts["coefficients"]) < 0.1 * parts["template"]
     assert parts["regression"] < 0  # masks of 16 x 16 are better than what 4 x 4 can draw
 
@@ -243,8 +241,7 @@ def test_detections_in_a_crowd_region_are_not_false(tmp_path: Path) -> None:
 
 
 def test_no_detections(tmp_path: Path) -> None:
-    truth = scene(tmp_path, thing(5, 5, 10), thing(20, 5, 12, category=5))
-    analysis = analyzed(truth, [], PIXELS, tmp_path)
+    analysis = analyzed(scene(tmp_path, thing(5, 5, 10), thing(20, 5, 12, category=5)), [], PIXELS, tmp_path)
     assert analysis.box.ap == analysis.masks["predicted"].ap == 0 and analysis.box.by_class == (0, 0)
     assert analysis.lost == {"detection": 100, "box": 0, "encoding": 0, "regression": 0}
     assert analysis.images[0].total == 2 and len(analysis.pairs) == 0
@@ -255,8 +252,7 @@ def test_no_detections(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("annotations", [[], [crowd_region()]])
 def test_no_objects(annotations: Results, tmp_path: Path) -> None:
-    truth = scene(tmp_path, *annotations)
-    analysis = analyzed(truth, [detection(5, 5, 10)], PIXELS, tmp_path)
+    analysis = analyzed(scene(tmp_path, *annotations), [detection(5, 5, 10)], PIXELS, tmp_path)
     assert math.isnan(analysis.box.ap) and analysis.images[0].false == 1
     assert conclusions(analysis) == ["improve next: the ground truth has no objects, so there is nothing to measure"]
     text_of(analysis), json.dumps(json_of(analysis), allow_nan=False)

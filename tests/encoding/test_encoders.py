@@ -67,8 +67,7 @@ def test_a_decoded_code_is_close_to_its_mask(name: str, sigmoid: bool, whiten: b
     assert coeffs.grad is not None and coeffs.grad.abs().sum() > 0
     assert decoded.shape == (50, 12, 12) and decoded.min() > 0 and decoded.max() < 1
     found = decoded >= 0.5
-    iou = (found & masks).sum((1, 2)) / (found | masks).sum((1, 2))
-    assert iou.mean() > 0.85
+    assert ((found & masks).sum((1, 2)) / (found | masks).sum((1, 2))).mean() > 0.85
 
 
 @pytest.mark.parametrize("whiten", [True, False])
@@ -106,8 +105,7 @@ def test_what_an_encoder_knows_travels_in_its_state_dict(name: str) -> None:
 
 
 def test_the_frequencies_are_the_lowest_and_the_rows_are_scipys() -> None:
-    frequencies = low_frequencies(6, 8)
-    assert frequencies.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [2, 0]]
+    assert low_frequencies(6, 8).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [2, 0]]
     mask = MASKS[0].astype(float)
     every = low_frequencies(144, 12)
     coefficients = dct_rows(every, 12) @ mask.ravel()
@@ -255,8 +253,7 @@ def test_pixels_that_never_change_have_no_component() -> None:
         assert basis.dim == 4 and (basis.explained_variance > 0).all()
         encoder = PCAEncoder(dim=4, mask_size=SIDE, sigmoid=clamp is not None, clamp=CLAMP).eval()
         encoder.load_bases([basis])
-        other = torch.from_numpy(np.concatenate((masks, ~masks)))
-        coeffs = encoder.encode(other)
+        coeffs = encoder.encode(torch.from_numpy(np.concatenate((masks, ~masks))))
         assert coeffs.isfinite().all() and encoder.decode(coeffs).isfinite().all()
         assert torch.equal(encoder.decode(coeffs)[:16] > 0.5, torch.from_numpy(masks))
 

@@ -31,8 +31,7 @@ def signal(masks: np.ndarray, clamp: SigmoidClamp | None) -> np.ndarray:
 
 def principal_angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Angles between the row spaces, from the sine, which is exact for small ones."""
-    residual = b - (b @ a.T) @ a
-    return np.arcsin(np.clip(np.linalg.svd(residual, compute_uv=False), 0, 1))
+    return np.arcsin(np.clip(np.linalg.svd(b - (b @ a.T) @ a, compute_uv=False), 0, 1))
 
 
 @pytest.mark.parametrize("clamp", [None, FIXED])
@@ -75,8 +74,7 @@ def test_components_do_not_depend_on_the_clamp(masks: np.ndarray) -> None:
 
 
 def test_moments_of_the_random_logit_match_a_sample() -> None:
-    clamp = SigmoidClamp(0.01, 0.05)
-    mean, variance = clamp.logit_moments()
+    mean, variance = SigmoidClamp(0.01, 0.05).logit_moments()
     v = np.maximum(0.05 * np.random.default_rng(0).random(2_000_000), 0.01)
     c = np.log((1 - v) / v)
     assert mean == pytest.approx(c.mean(), abs=2e-3) and variance == pytest.approx(c.var(), abs=2e-3)
@@ -99,12 +97,10 @@ def test_rows_are_orthonormal_and_variances_fall(masks: np.ndarray) -> None:
 
 def test_the_first_largest_entry_is_positive_even_in_a_tie() -> None:
     mirrored = np.zeros((40, 4, 4), bool)
-    rng = np.random.default_rng(3)
-    mirrored[:20] = rng.random((20, 4, 4)) < 0.5
+    mirrored[:20] = np.random.default_rng(3).random((20, 4, 4)) < 0.5
     mirrored[20:] = mirrored[:20, :, ::-1]
     for row in fit_pca(moments_of(mirrored), None).components:
-        peaks = np.abs(row) >= np.abs(row).max() * (1 - 1e-6)
-        assert row[peaks.argmax()] > 0
+        assert row[(np.abs(row) >= np.abs(row).max() * (1 - 1e-6)).argmax()] > 0
 
 
 def test_too_few_masks_and_equal_masks_are_errors(masks: np.ndarray) -> None:

@@ -117,8 +117,7 @@ def test_an_image_without_boxes_and_a_limit(folder: Path, model: nn.Module, trut
     loader = build_detection_test_loader(config(folder), "shapes_val")
     boxes = boxes_by_image(truth, *IDS)
     first, second = list(boxes)[:2]
-    sources = {"both": boxes, "first": {first: boxes[first]}}
-    both, one = swap_boxes(model, loader, sources, "shapes_val", limit=3)
+    both, one = swap_boxes(model, loader, {"both": boxes, "first": {first: boxes[first]}}, "shapes_val", limit=3)
     assert both.num_images == one.num_images == 3
     assert both.box["AP"] == pytest.approx(100) and both.mask["AP"] < 50 and 0 < one.box["AP"] < 100
     assert len(one.scores) == len(boxes[first]) == len(both.scores) - len(boxes[second])

@@ -50,8 +50,7 @@ def test_giou_is_torchvisions_where_the_smoothing_vanishes() -> None:
 
 def test_centerness_and_coefficient_losses_worked_examples() -> None:
     assert centerness_loss(torch.zeros(2), torch.tensor([0.5, 1.0])).item() == pytest.approx(2 * math.log(2))
-    distance = coefficient_loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]]))
-    assert distance.tolist() == [5]
+    assert coefficient_loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]])).tolist() == [5]
 
 
 def test_nothing_is_a_differentiable_zero() -> None:
@@ -176,8 +175,7 @@ def test_centerness_loss(rows: list[tuple[float, float]]) -> None:
     p = logits.double()
     exact = (softplus(p) - p * target.double()).sum()  # -t ln p - (1 - t) ln(1 - p)
     assert loss.item() == pytest.approx(exact.item(), rel=1e-5, abs=1e-5)
-    grad = gradient(loss, logits)
-    torch.testing.assert_close(grad, logits.detach().sigmoid() - target, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradient(loss, logits), logits.detach().sigmoid() - target, rtol=1e-4, atol=1e-6)
 
 
 coefficient = st.sampled_from([0.0, 1e4, -1e4, 1.0]) | st.floats(-1e4, 1e4, width=32)

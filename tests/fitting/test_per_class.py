@@ -45,8 +45,7 @@ def test_masks_of_no_class_count_for_the_shared_dictionary_only() -> None:
 
 def test_a_class_that_determines_fewer_components_shares() -> None:
     two = [InstanceAnnotation(a.segmentation, a.box, (10, 10), 1, False) for a in annotations([2])]
-    fitted = fit_classes([*annotations([60]), *two * 25], 2, 10, 5, min_masks=10)
-    assert fitted.shared == [1]
+    assert fit_classes([*annotations([60]), *two * 25], 2, 10, 5, min_masks=10).shared == [1]
 
 
 def test_too_few_masks_for_anyone() -> None:

@@ -28,8 +28,7 @@ def encode_whole(masks: np.ndarray) -> list[dict]:
 def test_any_mask_even_outside_its_box(height: int, width: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     masks = rng.random((3, height, width)) < rng.random((3, 1, 1))
-    boxes = rng.uniform(-2, 10, (3, 4)).astype(np.float32)
-    assert encode_masks(masks, boxes) == encode_whole(masks)
+    assert encode_masks(masks, rng.uniform(-2, 10, (3, 4)).astype(np.float32)) == encode_whole(masks)
 
 
 def test_what_there_is_at_the_ends_of_the_image() -> None:
@@ -79,8 +78,7 @@ def test_encodings_are_indexed_like_a_tensor() -> None:
 def encoded(mask: np.ndarray, compressed: bool = True) -> dict:
     if compressed:
         return mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
-    flat = np.concatenate(([0], mask.ravel(order="F")))
-    edges = np.concatenate(((np.diff(flat) != 0).nonzero()[0], [mask.size]))
+    edges = np.concatenate(((np.diff(np.concatenate(([0], mask.ravel(order="F")))) != 0).nonzero()[0], [mask.size]))
     return {"size": list(mask.shape), "counts": np.diff(np.concatenate(([0], edges))).tolist()}
 
 

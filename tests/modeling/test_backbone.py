@@ -56,8 +56,7 @@ def test_a_backbone_with_p3_to_p5_trains_and_predicts(name: str) -> None:
             *FIVE, *("MODEL.BACKBONE.NAME", name, "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.NORM", "BN"), *ours_need
         )
     )
-    wrapped = isinstance(model.backbone, ExtraLevels)
-    assert wrapped == (name != "build_retinanet_resnet_fpn_backbone")
+    assert isinstance(model.backbone, ExtraLevels) == (name != "build_retinanet_resnet_fpn_backbone")
     losses = model([image_with([[10, 8, 40, 44], [4, 2, 90, 60]]), image_with([])])
     sum(losses.values()).backward()
     assert losses["loss_mask"] > 0

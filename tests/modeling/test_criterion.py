@@ -176,8 +176,7 @@ def test_implicit_is_the_cross_entropy_of_the_decoded_pixels() -> None:
     encoder = pca_encoder()
     pred = torch.randn(3, 4, requires_grad=True)
     found = loss(pred, [0, 0, 2], encoder, representation="implicit")
-    probabilities = encoder.decode(pred.detach())
-    expected = F.binary_cross_entropy(probabilities, torch.from_numpy(MASKS[[0, 0, 2]]).float())
+    expected = F.binary_cross_entropy(encoder.decode(pred.detach()), torch.from_numpy(MASKS[[0, 0, 2]]).float())
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     found.backward()
     assert pred.grad is not None and pred.grad.abs().sum() > 0

@@ -150,8 +150,7 @@ def test_impossible_configs_are_refused_when_the_model_is_built(key: str, value:
 def test_the_path_of_the_components_is_taken_literally(tmp_path: Path) -> None:
     """The published loader replaces every "60" in it by the dimension."""
     path = write_components(tmp_path / "160gb" / "agnosticTrue_60.npz")
-    model = build_model(tiny_cfg("MODEL.MEINST.COMPONENTS", str(path)))
-    assert model.proposal_generator.mask_encoder.is_fitted
+    assert build_model(tiny_cfg("MODEL.MEINST.COMPONENTS", str(path))).proposal_generator.mask_encoder.is_fitted
 
 
 def test_components_that_do_not_fit_are_found_when_the_model_is_built(tmp_path: Path) -> None:
@@ -178,8 +177,7 @@ def test_top_levels_are_built_as_asked() -> None:
 def test_losses_need_no_value_of_the_device() -> None:
     """Tensors of the meta device have no values: whatever needs one (item, nonzero, a comparison) raises."""
     model = tiny_model().train()
-    encoder = model.proposal_generator.mask_encoder
-    assert encoder.is_fitted  # asked once, before training
+    assert model.proposal_generator.mask_encoder.is_fitted  # asked once, before training
     model.to("meta")
     losses = model([image_with(TWO), image_with([])])
     assert all(loss.device.type == "meta" for loss in losses.values())

@@ -52,13 +52,11 @@ def test_every_detection_is_what_its_location_says() -> None:
         scores = (flat(output.cls_logits)[i].sigmoid() * flat(output.centerness)[i].sigmoid()).sqrt()  # (K, R)
         at = []
         for location, k, score in zip(found.locations, found.pred_classes, found.scores, strict=True):
-            matches = (all_locations == location).all(1) & (scores[k] == score)
-            at.append(matches.nonzero()[0, 0].item())
+            at.append(((all_locations == location).all(1) & (scores[k] == score)).nonzero()[0, 0].item())
         ltrb = flat(output.box_ltrb)[i, :, at].T * strides[at, None]
         expected = torch.cat((all_locations[at] - ltrb[:, :2], all_locations[at] + ltrb[:, 2:]), 1)
         assert torch.equal(found.pred_boxes.tensor, expected)
-        decoded = encoder().decode(flat(output.mask_coeffs)[i, :, at].T)
-        torch.testing.assert_close(found.pred_masks, decoded[:, None])
+        torch.testing.assert_close(found.pred_masks, encoder().decode(flat(output.mask_coeffs)[i, :, at].T)[:, None])
 
 
 def test_suppression_is_torchvisions_per_class() -> None:
@@ -210,10 +208,8 @@ def test_a_box_that_leaves_the_image_suppresses_no_other_class() -> None:
 
 def test_a_huge_box_does_not_spare_the_copies_of_small_ones() -> None:
     """In float32 one pixel is lost beside class 79's offset of a hundred million."""
-    small = [[10.0, 10.0, 11.0, 11.0], [10.1, 10.0, 11.1, 11.0]]
-    boxes = torch.tensor([*small, [-LIMIT, -LIMIT, LIMIT, LIMIT]])
-    found = _survivors(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([79, 79, 0]), RULE)
-    assert found.tolist() == [0, 2]
+    boxes = torch.tensor([[10.0, 10.0, 11.0, 11.0], [10.1, 10.0, 11.1, 11.0], [-LIMIT, -LIMIT, LIMIT, LIMIT]])
+    assert _survivors(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([79, 79, 0]), RULE).tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("count", [900, 3000])
@@ -225,13 +221,11 @@ def test_thousands_of_candidates_with_one_score(count: int) -> None:
     classes = torch.randint(0, 3, (count,), generator=generator)
     scores = torch.full((count,), 0.25)
     kept = _survivors(boxes, scores, classes, InferenceRule(max_detections=0))
-    iou = box_iou(boxes.double(), boxes.double())
-    clash = (iou > 0.6) & (classes[:, None] == classes)
+    clash = (box_iou(boxes.double(), boxes.double()) > 0.6) & (classes[:, None] == classes)
     assert 0 < len(kept) < count and len(set(kept.tolist())) == len(kept) and not clash[kept][:, kept].triu(1).any()
     assert clash[:, kept].any(1).all()  # what has gone overlaps what stays, which overlaps itself
     for cap in (len(kept) - 1, len(kept), len(kept) + 1):  # ties across the cap
-        capped = _survivors(boxes, scores, classes, InferenceRule(max_detections=cap))
-        assert capped.tolist() == kept[:cap].tolist()
+        assert _survivors(boxes, scores, classes, InferenceRule(max_detections=cap)).tolist() == kept[:cap].tolist()
 
 
 def output_of(cls: float, ltrb: float, centerness: float, coeff: float) -> HeadOutput:
@@ -310,6 +304,5 @@ def test_ordinary_locations_are_as_without_extreme_ones() -> None:
 
 def test_distances_of_real_objects_are_not_cut() -> None:
     """20,000 pixels on either side, at the coarsest stride."""
-    output = output_of(0.0, 20_000 / 128, 1.0, 3.0)
-    found = detect_all(output, nms_thresh=0.0, max_detections=0)
+    found = detect_all(output_of(0.0, 20_000 / 128, 1.0, 3.0), nms_thresh=0.0, max_detections=0)
     assert found.pred_boxes.tensor.max() == 64 + 20_000 and found.pred_boxes.tensor.min() == 64 - 20_000

@@ -44,8 +44,7 @@ def test_detectron2s_switch_means_float16() -> None:
 def test_channels_last_changes_the_layout_and_nothing_else() -> None:
     (_, plain), (_, last) = (pair("MODEL.MEINST.CHANNELS_LAST", choice) for choice in ("never", "auto"))
     assert plain.preprocess_image(BATCH).tensor.is_contiguous()
-    weight = last.proposal_generator.head.cls_logits.weight
-    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert last.proposal_generator.head.cls_logits.weight.is_contiguous(memory_format=torch.channels_last)
     assert last.preprocess_image(BATCH).tensor.is_contiguous(memory_format=torch.channels_last)
     expected, found = plain(BATCH), last(BATCH)
     for name, loss in expected.items():

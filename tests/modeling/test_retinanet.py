@@ -95,15 +95,13 @@ def test_every_detection_has_the_mask_of_its_own_anchor() -> None:
     boxes = ours.box2box_transform.apply_deltas(flat(deltas, 4), anchors)
     for i in range(len(found)):
         anchor = (boxes - found.pred_boxes.tensor[i]).abs().sum(1).argmin()
-        expected = ours.mask_encoder.decode(flat(coeffs, 8)[anchor][None])
-        torch.testing.assert_close(found.pred_masks[i], expected)
+        torch.testing.assert_close(found.pred_masks[i], ours.mask_encoder.decode(flat(coeffs, 8)[anchor][None]))
 
 
 def test_positive_anchors_learn_the_mask_of_the_object_they_overlap() -> None:
     ours = model()
     instances = [x["instances"] for x in [BATCH[1], BATCH[0], BATCH[0]]]
-    features = [torch.zeros(3, 32, 64 // s, 96 // s) for s in (8, 16, 32)]
-    anchors = ours.anchor_generator(features)
+    anchors = ours.anchor_generator([torch.zeros(3, 32, 64 // s, 96 // s) for s in (8, 16, 32)])
     labels, _, gt_idx = ours._label_anchors(anchors, instances)
     plain_labels, plain_boxes = ours.label_anchors(anchors, instances)
     assert all(torch.equal(a, b) for a, b in zip(labels, plain_labels, strict=True))

@@ -103,8 +103,7 @@ def test_polar_distances_of_a_rectangle() -> None:
 def test_a_ray_counts_its_last_exit_and_none_counts_nothing() -> None:
     mask = np.zeros((11, 40), bool)
     mask[5, 10:12] = mask[5, 20:25] = True
-    radii = outermost_radii(mask, np.array([5.5, 5.5]), 4)
-    assert radii == pytest.approx([25 - 5.5, 0, 0, 0], abs=STEP)
+    assert outermost_radii(mask, np.array([5.5, 5.5]), 4) == pytest.approx([25 - 5.5, 0, 0, 0], abs=STEP)
 
 
 def test_the_center_may_lie_beside_the_mask() -> None:

@@ -118,8 +118,7 @@ def test_templates_alone_measure_the_same(
     annotations: list[InstanceAnnotation], encodings: list[Encoding], tally: reconstruction.Tally
 ) -> None:
     alone = measure_encodings(annotations, encodings, NUM_CLASSES, templates_only=True)
-    whole = tally.sums.sum(axis=1)
-    assert (alone.sums[:, 0, :, TEMPLATE_IOU] == whole[..., TEMPLATE_IOU]).mean() > 0.9
+    assert (alone.sums[:, 0, :, TEMPLATE_IOU] == tally.sums.sum(axis=1)[..., TEMPLATE_IOU]).mean() > 0.9
     for i in range(len(encodings)):
         assert alone.quality(i).template_iou == pytest.approx(tally.quality(i).template_iou, rel=1e-5, nan_ok=True)
         assert alone.quality(i).pooled_miou == pytest.approx(tally.quality(i).pooled_miou, rel=1e-5, nan_ok=True)
@@ -156,8 +155,7 @@ def test_groups_add_up(annotations: list[InstanceAnnotation], tally: reconstruct
     assert [q.count for q in by_size] == [sizes.count(size) for size in range(3)]
     for groups in (by_class, [q for q in by_size if q.count]):
         assert sum(q.count * q.iou for q in groups) / len(kept) == pytest.approx(tally.quality(0).iou)
-    some = tally.quality(0, classes=[1, 4])
-    assert some.count == by_class[1].count + by_class[4].count
+    assert tally.quality(0, classes=[1, 4]).count == by_class[1].count + by_class[4].count
     assert np.isnan(tally.quality(0, classes=[]).iou) and tally.quality(0, classes=[]).count == 0
 
 
@@ -304,8 +302,7 @@ def test_real_masks_measure_as_they_did_elsewhere(real_data: Path) -> None:
 
 
 def rectangle(x0: float, y0: float, x1: float, y1: float, area: float | None = None) -> InstanceAnnotation:
-    polygon = [x0, y0, x1, y0, x1, y1, x0, y1]
-    return InstanceAnnotation([polygon], (x0, y0, x1, y1), (1000, 1000), 0, False, area)
+    return InstanceAnnotation([[x0, y0, x1, y0, x1, y1, x0, y1]], (x0, y0, x1, y1), (1000, 1000), 0, False, area)
 
 
 @pytest.mark.parametrize(
@@ -338,8 +335,7 @@ def test_polygons_and_their_bit_mask_agree() -> None:
         for a in found:
             if isinstance(a["segmentation"], list):
                 x, y, w, h = (round(v) for v in a["bbox"])
-                box = (x, y, x + w, y + h)
-                polygon = InstanceAnnotation(a["segmentation"], box, (160, 160), 0, False)
+                polygon = InstanceAnnotation(a["segmentation"], (x, y, x + w, y + h), (160, 160), 0, False)
                 bits = mask_util.decode(mask_util.merge(mask_util.frPyObjects(a["segmentation"], 160, 160)))
                 of_bits = dataclasses.replace(polygon, segmentation=bits.astype(bool))
                 one, two = own_resolution_mask(polygon), own_resolution_mask(of_bits)
@@ -369,9 +365,7 @@ def test_stretching_is_detectron2s_pasting(rng: np.random.Generator, height: int
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).expand(3, -1, -1, -1)
     pasted = F.grid_sample(torch.from_numpy(probabilities)[:, None], grid, align_corners=False)[:, 0].numpy()
     stretched = stretch(probabilities, height, width)
-    assert stretched.shape == (3, height, width)
-    differ = stretched != (pasted >= 0.5)
-    assert (np.abs(pasted[differ] - 0.5) < 1e-5).all()
+    assert stretched.shape == (3, height, width) and (np.abs(pasted[stretched != (pasted >= 0.5)] - 0.5) < 1e-5).all()
 
 
 def test_stretching_to_the_same_size_changes_nothing(rng: np.random.Generator) -> None:
