@@ -16,14 +16,13 @@ from meinst_d2.encoding import (
     PCABasis,
     PCAEncoder,
     PixelEncoder,
-    PixelMoments,
     SigmoidClamp,
     fit_pca,
     load_components,
     save_components,
 )
 from meinst_d2.encoding.dct import dct_rows, low_frequencies
-from tests.conftest import blob_masks
+from tests.conftest import blob_masks, moments_of
 
 FIXED = SigmoidClamp(0.02, 0.02)
 MASKS = blob_masks(np.random.default_rng(0), 400, 12)
@@ -31,9 +30,7 @@ CLASSES = torch.arange(400) % 2
 
 
 def basis(masks: np.ndarray, dim: int, sigmoid: bool = True):  # type: ignore[no-untyped-def]
-    moments = PixelMoments(masks.shape[1])
-    moments.update(masks)
-    return fit_pca(moments, FIXED if sigmoid else None).truncated(dim)
+    return fit_pca(moments_of(masks), FIXED if sigmoid else None).truncated(dim)
 
 
 def make(name: str, **options: object) -> MaskEncoder:
@@ -153,8 +150,7 @@ def complete(name: str, *, whiten: bool = True, sigmoid: bool = True) -> MaskEnc
     options = {"dim": SIDE**2, "mask_size": SIDE, "whiten": whiten, "sigmoid": sigmoid, "clamp": CLAMP}
     if name == "dct":
         return DCTEncoder(**options).eval()
-    moments = PixelMoments(SIDE)
-    moments.update(np.random.default_rng(0).random((300, SIDE, SIDE)) < 0.4)  # noise has every component
+    moments = moments_of(np.random.default_rng(0).random((300, SIDE, SIDE)) < 0.4)  # noise has every component
     encoder = PCAEncoder(**options).eval()
     encoder.load_bases([fit_pca(moments, CLAMP if sigmoid else None)])
     return encoder
@@ -244,10 +240,9 @@ def test_clamps_at_their_ends(clamp: SigmoidClamp, training: bool) -> None:
 
 def test_pixels_that_never_change_have_no_component() -> None:
     """Masks that differ in four pixels: four components of 36, each with a variance that can be divided by."""
-    moments = PixelMoments(SIDE)
     masks = np.zeros((16, SIDE, SIDE), bool)
     masks[:, 2, 1:5] = (np.arange(16)[:, None] >> np.arange(4)) & 1
-    moments.update(masks)
+    moments = moments_of(masks)
     for clamp in (CLAMP, None):
         basis = fit_pca(moments, clamp)
         assert basis.dim == 4 and (basis.explained_variance > 0).all()

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meinst_d2.encoding import PixelMoments, components, fit_pca, load_components, save_components
-from tests.conftest import ROOT, blob_masks
+from meinst_d2.encoding import components, fit_pca, load_components, save_components
+from tests.conftest import ROOT, blob_masks, moments_of
 
 ARRAYS = {
     "components_c": np.array([[[1, 0, 0, 0]]], np.float32),
@@ -166,9 +166,7 @@ def test_one_changed_byte_gives_the_components_or_a_sentence(
 
 @pytest.fixture(scope="module")
 def basis():  # type: ignore[no-untyped-def]
-    moments = PixelMoments(8)
-    moments.update(blob_masks(np.random.default_rng(0), 400, 8))
-    return fit_pca(moments).truncated(6)
+    return fit_pca(moments_of(blob_masks(np.random.default_rng(0), 400, 8))).truncated(6)
 
 
 def test_round_trip_keeps_arrays_and_provenance(tmp_path: Path, basis) -> None:  # type: ignore[no-untyped-def]

@@ -8,15 +8,9 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
 from meinst_d2.encoding import PCAEncoder, PixelMoments, SigmoidClamp, fit_pca
-from tests.conftest import blob_masks
+from tests.conftest import blob_masks, moments_of
 
 FIXED = SigmoidClamp(0.01, 0.01)
-
-
-def moments_of(masks: np.ndarray) -> PixelMoments:
-    moments = PixelMoments(masks.shape[1])
-    moments.update(masks)
-    return moments
 
 
 @pytest.fixture(scope="module")

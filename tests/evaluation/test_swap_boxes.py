@@ -138,9 +138,7 @@ def test_boxes_per_image_counts_what_scores_above_the_threshold() -> None:
     assert [result.boxes_per_image(t) for t in (0, 0.05, 0.5, 1)] == [2, 1.5, 0.5, 0]
 
 
-def test_the_command_prints_a_table_and_writes_figures(
-    folder: Path, truth: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_and_writes(folder: Path, truth: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--config-file", str(folder / "mask_rcnn.yaml"), "--boxes", f"truth={truth}", "--limit", "3"]
     overrides = ["MODEL.WEIGHTS", str(folder / "model.pth")]
     swap_boxes_command.main([*arguments, "--output", str(folder / "out"), *overrides])

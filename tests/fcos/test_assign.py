@@ -165,9 +165,7 @@ side |= st.floats(0, 400, width=32)
     radius=st.sampled_from([*RADII, 0.5, 1.0, 2.5]),
     whole=st.booleans(),
 )
-def test_boxes_of_any_size_or_turned_round(
-    boxes: list[tuple[float, ...]], copies: int, radius: float | None, whole: bool
-) -> None:
+def test_boxes_of_any_size_or_turned_round(boxes: list, copies: int, radius: float | None, whole: bool) -> None:
     xywh = torch.tensor(boxes).reshape(-1, 4).repeat(copies, 1)
     if whole:  # ties of areas, and sides on locations
         xywh = xywh.round()

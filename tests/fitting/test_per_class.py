@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from meinst_d2.data.annotations import InstanceAnnotation
-from meinst_d2.encoding import PCABasis, PixelMoments, fit_pca
+from meinst_d2.encoding import PCABasis, fit_pca
 from meinst_d2.fitting import count as fit
 from meinst_d2.fitting.count import count_moments, fit_classes
 from meinst_d2.reconstruction.encodings import make_encodings
 from meinst_d2.reconstruction.measure import Quality, measure_encodings
-from tests.conftest import blob_masks
+from tests.conftest import blob_masks, moments_of
 
 
 def annotations(counts: list[int], size: int = 10) -> list[InstanceAnnotation]:
@@ -72,8 +72,10 @@ def test_dictionaries_of_ones_own_class_reconstruct_better() -> None:
     assert measured([*found, *strays], fitted.bases) == own  # no class, no dictionary
 
 
-@pytest.fixture(scope="module")
-def ellipses() -> list[InstanceAnnotation]:
+@pytest.fixture
+def ellipses(monkeypatch: pytest.MonkeyPatch) -> list[InstanceAnnotation]:
+    """900, a crowd region among them, in chunks of 100."""
+    monkeypatch.setattr(fit, "CHUNK", 100)
     masks = blob_masks(np.random.default_rng(0), 900, 16)
     found = [InstanceAnnotation(mask, (0, 0, 16, 16), (16, 16), 1, False) for mask in masks]
     found[5] = InstanceAnnotation(None, (0, 0, 16, 16), (16, 16), 1, True)
@@ -81,13 +83,9 @@ def ellipses() -> list[InstanceAnnotation]:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_any_number_of_workers_counts_the_same(
-    ellipses: list[InstanceAnnotation], workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fit, "CHUNK", 100)
+def test_any_number_of_workers_counts_the_same(ellipses: list[InstanceAnnotation], workers: int) -> None:
     moments, skipped = count_moments(ellipses, 16, workers)
-    expected = PixelMoments(16)
-    expected.update(np.stack([a.segmentation for a in ellipses if not a.iscrowd]))
+    expected = moments_of(np.stack([a.segmentation for a in ellipses if not a.iscrowd]))
     assert moments.count == 899 and (moments.cooccurrence == expected.cooccurrence).all()
     assert skipped == Counter({"crowd region": 1})
 

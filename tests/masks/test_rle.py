@@ -90,9 +90,7 @@ def encoded(mask: np.ndarray, compressed: bool = True) -> dict:
     whole=st.booleans(),
     size=st.sampled_from([1, 7, 28]),
 )
-def test_a_crop_of_runs_is_the_crop_of_the_decoded_mask(
-    seed: int, density: float, compressed: bool, whole: bool, size: int
-) -> None:
+def test_crops_of_runs_and_of_masks(seed: int, density: float, compressed: bool, whole: bool, size: int) -> None:
     rng = np.random.default_rng(seed)
     mask = rng.random(rng.integers(1, 60, 2)) < density
     box = np.sort(rng.uniform(-15, 75, (2, 2)), axis=0).ravel()

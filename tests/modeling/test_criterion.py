@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from meinst_d2.encoding import ClassPCAEncoder, MaskEncoder, PCAEncoder, PixelEncoder, PixelMoments, fit_pca
+from meinst_d2.encoding import ClassPCAEncoder, MaskEncoder, PCAEncoder, PixelEncoder, fit_pca
 from meinst_d2.encoding.clamp import SigmoidClamp
 from meinst_d2.fcos.assign import Positives, centerness
 from meinst_d2.modeling.criterion import MEInstCriterion
 from meinst_d2.modeling.head import HeadOutput
 from meinst_d2.modeling.mask_loss import MaskLoss, MaskRepresentation, MaskTargets
-from tests.conftest import blob_masks
+from tests.conftest import blob_masks, moments_of
 
 
 class Given(MaskEncoder):
@@ -116,10 +116,8 @@ CLAMP = SigmoidClamp(0.02, 0.02)
 
 
 def pca_encoder(dim: int = 4) -> PCAEncoder:
-    moments = PixelMoments(8)
-    moments.update(MASKS)
     encoder = PCAEncoder(dim=dim, mask_size=8, clamp=CLAMP)
-    encoder.load_bases([fit_pca(moments, CLAMP).truncated(dim)])
+    encoder.load_bases([fit_pca(moments_of(MASKS), CLAMP).truncated(dim)])
     return encoder
 
 
@@ -197,9 +195,7 @@ def test_a_location_of_weight_one_half_counts_half() -> None:
 
 
 def test_class_specific_targets_and_decoders_follow_the_true_class() -> None:
-    moments = [PixelMoments(8), PixelMoments(8)]
-    moments[0].update(MASKS[:100])
-    moments[1].update(MASKS[100:, ::-1])
+    moments = moments_of(MASKS[:100]), moments_of(MASKS[100:, ::-1])
     encoder = ClassPCAEncoder(num_classes=2, dim=4, mask_size=8, clamp=CLAMP)
     encoder.load_bases([fit_pca(m, CLAMP).truncated(4) for m in moments])
     masks, classes = torch.from_numpy(MASKS[:3]), torch.tensor([0, 1, 1])

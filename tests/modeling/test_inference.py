@@ -185,9 +185,7 @@ side = st.sampled_from([0.0, 1.0, 8.0, 20_000.0, LIMIT]) | st.floats(0, 400, wid
     equal_scores=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_suppression_is_the_greedy_one(
-    boxes: list[tuple[float, ...]], copies: int, last_class: int, equal_scores: bool, seed: int
-) -> None:
+def test_suppression_is_greedy(boxes: list, copies: int, last_class: int, equal_scores: bool, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     xywh = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4).repeat(copies, 1)
     xywh[:, :2] += torch.rand(len(xywh), 2, generator=generator)
@@ -262,26 +260,17 @@ numbers = st.sampled_from([0.0, 1e4, -1e4, HALF_MAX, 3e38, math.inf, -math.inf, 
 
 @settings(max_examples=150, deadline=None)
 @given(
-    cls=numbers,
-    ltrb=numbers,
-    centerness=numbers,
-    coeff=numbers,
+    extremes=st.tuples(*[numbers] * 4),
     nms_thresh=st.sampled_from([0.0, 0.6]),
     with_centerness=st.booleans(),
     mask_output=st.sampled_from(get_args(MaskOutput)),
     paste_box=st.sampled_from(get_args(PasteBox)),
 )
 def test_nothing_but_finite_numbers_leaves(
-    cls: float,
-    ltrb: float,
-    centerness: float,
-    coeff: float,
-    nms_thresh: float,
-    with_centerness: bool,
-    mask_output: str,
-    paste_box: str,
+    extremes: tuple[float, ...], nms_thresh: float, with_centerness: bool, mask_output: str, paste_box: str
 ) -> None:
     """Not even where half precision overflowed in the head."""
+    cls, ltrb, centerness, coeff = extremes
     output = output_of(cls, max(ltrb, 0.0) if not math.isnan(ltrb) else ltrb, centerness, coeff)
     found = detect_all(output, nms_thresh=nms_thresh, thresh_with_centerness=with_centerness, max_detections=50)
     assert_finite(found)
@@ -294,7 +283,7 @@ def test_nothing_but_finite_numbers_leaves(
 
 
 def test_ordinary_locations_are_as_without_extreme_ones() -> None:
-    """Numbers that are none at one location do not change the detect_all of another."""
+    """Numbers that are none at one location do not change the detections of another."""
     alone = detect_all(output_of(-1e4, 1.5, 0.0, 0.0), nms_thresh=0.0, max_detections=0)
     among = detect_all(output_of(1e4, math.inf, math.nan, math.nan), nms_thresh=0.0, max_detections=0)
     ordinary = among.scores > 0

@@ -2,17 +2,14 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from detectron2.modeling import RetinaNet, build_model
 from detectron2.structures import pairwise_iou
 from detectron2.utils.events import EventStorage
 
-from meinst_d2.encoding import PixelMoments, fit_pca
 from meinst_d2.modeling.retinanet import MEInstRetinaNet
-from tests.conftest import blob_masks
-from tests.models import image_with, tiny_cfg
+from tests.models import fit_to_blobs, image_with, tiny_cfg
 
 RETINANET = (
     *("MODEL.META_ARCHITECTURE", "MEInstRetinaNet"),
@@ -28,9 +25,7 @@ def model(*overrides: Any) -> MEInstRetinaNet:
     torch.manual_seed(0)
     built = build_model(tiny_cfg(*RETINANET, *overrides))
     if built.mask_encoder is not None:
-        moments = PixelMoments(28)
-        moments.update(blob_masks(np.random.default_rng(0), 300))
-        built.mask_encoder.load_bases([fit_pca(moments).truncated(8)])
+        fit_to_blobs(built.mask_encoder)
     return built
 
 
