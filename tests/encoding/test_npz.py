@@ -86,13 +86,10 @@ def test_a_member_that_is_not_an_array_of_floats_is_refused(tmp_path: Path, memb
     assert_refused(file_with(tmp_path / "c.npz", member), ".")
 
 
-def test_objects_are_refused(tmp_path: Path) -> None:
+def test_objects_and_a_bomb_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", **(ARRAYS | {"mean_c": np.array([None])}))
     assert_refused(tmp_path / "c.npz", "mean_c holds Python objects, which could run code")
     assert_refused(file_with(tmp_path / "d.npz", array_file("[('x', '|O')]")), "mean_c holds Python objects")
-
-
-def test_a_bomb_is_refused(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "c.npz", **(ARRAYS | {"mean_c": np.zeros(10**6)}))
     assert_refused(tmp_path / "c.npz", r"mean_c would grow from [\d,]+ to 8,000,128 bytes, [\d,]+ are the most")
 
@@ -177,12 +174,9 @@ def test_round_trip_keeps_arrays_and_provenance(tmp_path: Path, basis) -> None: 
     assert loaded.basis.components.dtype == np.float32 and (loaded.basis.dim, loaded.basis.mask_size) == (6, 8)
     assert loaded.sigmoid and loaded.whiten is False
     with np.load(path, allow_pickle=False) as file:
-        assert {name: file[name].shape for name in file.files if name != "provenance"} == {
-            "components_c": (1, 6, 64),
-            "mean_c": (1, 64),
-            "explained_variance_c": (1, 6),
-            "ratio_c": (1, 6),
-        }
+        found = {name: file[name].shape for name in file.files if name != "provenance"}
+    expected = {"components_c": (1, 6, 64), "mean_c": (1, 64), "explained_variance_c": (1, 6), "ratio_c": (1, 6)}
+    assert found == expected
 
 
 def test_a_file_of_the_published_tool_loads() -> None:

@@ -229,15 +229,8 @@ def dataset_with(*segmentations: Any) -> dict[str, Any]:
 def squares() -> dict[str, Any]:
     """Three images with six squares of two classes, one a crowd region."""
     content = dataset_with(*[SQUARE] * 6)
-    boxes = [
-        (1, 1, 4, 4, 20),
-        (1, 2, 30, 10, 24),
-        (2, 2, 3, 3, 12),
-        (2, 1, 20, 6, 30),
-        (3, 1, 8, 8, 16),
-        (3, 2, 40, 9, 9),
-    ]
-    for annotation, (image, category, x, y, side) in zip(content["annotations"], boxes, strict=True):
+    at = [(1, 1, 4, 4, 20), (1, 2, 30, 10, 24), (2, 2, 3, 3, 12), (2, 1, 20, 6, 30), (3, 1, 8, 8, 16), (3, 2, 40, 9, 9)]
+    for annotation, (image, category, x, y, side) in zip(content["annotations"], at, strict=True):
         annotation |= {"image_id": image, "category_id": category, "bbox": [x, y, side, side], "area": side**2}
         annotation["segmentation"] = [[x, y, x + side, y, x + side, y + side, x, y + side]]
     content["annotations"][3]["iscrowd"] = 1

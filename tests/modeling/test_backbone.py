@@ -26,14 +26,9 @@ class ThreeLevels(Backbone):
         return {f"p{i}": ShapeSpec(channels=64, stride=2**i) for i in (3, 4, 5)}
 
 
-@pytest.fixture
-def registered() -> None:
-    if "build_three_levels" not in BACKBONE_REGISTRY:
-
-        def build_three_levels(cfg, input_shape):  # type: ignore[no-untyped-def]
-            return ThreeLevels()
-
-        BACKBONE_REGISTRY.register(build_three_levels)
+@BACKBONE_REGISTRY.register()
+def build_three_levels(cfg, input_shape):  # type: ignore[no-untyped-def]
+    return ThreeLevels()
 
 
 FIVE = (
@@ -45,7 +40,6 @@ FIVE = (
 )
 
 
-@pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize(
     "name", ["build_three_levels", "build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone"]
 )
@@ -79,7 +73,6 @@ def test_nothing_is_added_where_nothing_lacks_or_may_be_added() -> None:
     assert complete_pyramid(bare, ["p3", "p4", "p5"], 2) is bare and complete_pyramid(bare, ["p3", "p6"], 0) is bare
 
 
-@pytest.mark.usefixtures("registered")
 def test_levels_that_nobody_makes_are_named() -> None:
     with pytest.raises(ValueError, match="asks for p6, p7, the backbone build_three_levels gives p3, p4, p5"):
         build_model(tiny_cfg(*FIVE, "MODEL.MEINST.TOP_LEVELS", 0, "MODEL.BACKBONE.NAME", "build_three_levels"))

@@ -50,13 +50,7 @@ def output(num_images: int = 1, dim: int | None = 2) -> HeadOutput:
 
 def positives(image: list[int], location: list[int], gt: list[int], ltrb: list[list[float]]) -> Positives:
     distances = torch.tensor(ltrb).reshape(-1, 4)
-    return Positives(
-        torch.tensor(image).long(),
-        torch.tensor(location).long(),
-        torch.tensor(gt).long(),
-        distances,
-        centerness(distances),
-    )
+    return Positives(*(torch.tensor(x).long() for x in (image, location, gt)), distances, centerness(distances))
 
 
 def test_worked_example() -> None:

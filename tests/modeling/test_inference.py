@@ -78,12 +78,9 @@ def test_ties_do_not_break_the_cap() -> None:
 
 
 def detections(boxes: list[list[float]], masks: torch.Tensor, size: tuple[int, int] = (40, 40)) -> Instances:
-    found = Instances(size)
-    found.pred_boxes = Boxes(torch.tensor(boxes))
-    found.scores = torch.linspace(0.9, 0.5, len(boxes))
-    found.pred_classes = torch.zeros(len(boxes), dtype=torch.int64)
-    found.pred_masks = masks[:, None]
-    return found
+    scores, classes = torch.linspace(0.9, 0.5, len(boxes)), torch.zeros(len(boxes), dtype=torch.int64)
+    fields = {"scores": scores, "pred_classes": classes, "pred_masks": masks[:, None]}
+    return Instances(size, pred_boxes=Boxes(torch.tensor(boxes)), **fields)
 
 
 def test_inside_the_image_pasting_is_detectron2s() -> None:

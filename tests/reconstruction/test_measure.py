@@ -20,6 +20,7 @@ from meinst_d2.fitting.count import count_moments
 from meinst_d2.masks.metrics import boundary_region, mask_iou
 from meinst_d2.masks.paste import stretch
 from meinst_d2.reconstruction import measure as reconstruction
+from meinst_d2.reconstruction import report
 from meinst_d2.reconstruction.baselines import BinaryGrid, PolarRays
 from meinst_d2.reconstruction.encodings import (
     Encoding,
@@ -30,15 +31,6 @@ from meinst_d2.reconstruction.encodings import (
 )
 from meinst_d2.reconstruction.measure import SIZES, TEMPLATE_IOU, measure_encodings, own_resolution_mask, size_of
 from meinst_d2.reconstruction.plots import EXAMPLES, draw_reconstructed, example_shapes
-from meinst_d2.reconstruction.report import (
-    as_json,
-    class_table,
-    in_first_settings,
-    quality_table,
-    rows_of,
-    size_table,
-    typical,
-)
 
 NUM_CLASSES = 6
 
@@ -243,23 +235,18 @@ def test_a_dictionary_needs_enough_masks(annotations: list[InstanceAnnotation]) 
 
 def test_the_report(tally: reconstruction.Tally, encodings: list[Encoding]) -> None:
     names = list("abcdef")
-    rows = rows_of(tally, encodings, NUM_CLASSES)
-    assert [row.title for row in typical(rows)] == [
-        "pca 28x28, 30",
-        "dct 14x14, 10",
-        "grid 28x28, 784",
-        "area-grid 28x28, 784",
-        "polar, 38",
-    ]
-    assert in_first_settings(rows) == rows
-    lines = quality_table(rows).splitlines()
+    rows = report.rows_of(tally, encodings, NUM_CLASSES)
+    titles = ["pca 28x28, 30", "dct 14x14, 10", "grid 28x28, 784", "area-grid 28x28, 784", "polar, 38"]
+    assert [row.title for row in report.typical(rows)] == titles
+    assert report.in_first_settings(rows) == rows
+    lines = report.quality_table(rows).splitlines()
     assert len(lines) == 2 + len(rows) and len({len(line) for line in lines[2:]}) == 1
     assert f"{rows[0].total.iou:.4f} {rows[0].total.boundary_iou:.4f}" in lines[2]
     assert lines[-1].split()[:5] == ["polar", "-", "38", "-", "-"]
-    assert f"{rows[1].by_size[0].iou:.4f} {rows[1].by_size[1].iou:.4f}" in size_table(rows).splitlines()[3]
-    table = class_table(typical(rows), names).splitlines()
+    assert f"{rows[1].by_size[0].iou:.4f} {rows[1].by_size[1].iou:.4f}" in report.size_table(rows).splitlines()[3]
+    table = report.class_table(report.typical(rows), names).splitlines()
     assert len(table) == 1 + NUM_CLASSES and table[1].split()[2] == f"{rows[1].by_class[0].iou:.4f}"
-    content = as_json(rows, names)
+    content = report.as_json(rows, names)
     assert content[-1]["all"]["template_iou"] is None and content[0]["by_class"]["c"]["iou"] == rows[0].by_class[2].iou
 
 
