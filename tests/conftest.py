@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,5 +44,12 @@ def blob_masks(rng: np.random.Generator, count: int, size: int = 28) -> np.ndarr
     cx, cy = rng.uniform(0.35, 0.65, (2, count, 1, 1))
     rx, ry = rng.uniform(0.2, 0.6, (2, count, 1, 1))
     distance = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2
-    hole = rng.uniform(-0.5, 0.4, (count, 1, 1))
-    return (distance < 1) & (distance > hole)
+    return (distance < 1) & (distance > rng.uniform(-0.5, 0.4, (count, 1, 1)))
+
+
+def moments_of(masks: np.ndarray) -> Any:
+    from meinst_d2.encoding import PixelMoments
+
+    moments = PixelMoments(masks.shape[1])
+    moments.update(masks)
+    return moments

@@ -1,6 +1,7 @@
 """Models and configs for tests."""
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2 import add_meinst_config
 from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
 from meinst_d2.config_file import merge_config_file
-from meinst_d2.encoding import FittedEncoder, PCABasis, PixelMoments, fit_pca, save_components
-from tests.conftest import ROOT, blob_masks
+from meinst_d2.data.shapes import ShapesConfig, generate
+from meinst_d2.encoding import FittedEncoder, PCABasis, fit_pca, save_components
+from tests.conftest import ROOT, blob_masks, moments_of
 
 
 def load_cfg(config_file: str | Path, *overrides: Any) -> CfgNode:
@@ -72,9 +74,7 @@ def tiny_model(*overrides: Any, seed: int = 0) -> torch.nn.Module:
 @functools.cache
 def blob_basis(mask_size: int) -> PCABasis:
     """Every component of random ellipses."""
-    moments = PixelMoments(mask_size)
-    moments.update(blob_masks(np.random.default_rng(0), 300, mask_size))
-    return fit_pca(moments)
+    return fit_pca(moments_of(blob_masks(np.random.default_rng(0), 300, mask_size)))
 
 
 def fit_to_blobs(encoder: FittedEncoder) -> None:
@@ -103,3 +103,17 @@ def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, to
     for name, gradient in expected.items():
         difference = float((found[name] - gradient).norm())
         assert difference <= rel * float(gradient.norm()) + 1e-7 * largest, (name, difference, float(gradient.norm()))
+
+
+def shapes_with_ids_from_3(folder: Path, count: int, min_side: int) -> Path:
+    """The annotation file of shapes with crowd regions and empty images, category ids from 3."""
+    shapes = ShapesConfig(height=96, width=120, min_side=min_side, max_side=90, empty=0.1, crowd=0.3)
+    generate(folder, {"val": count}, shapes)
+    file = folder / "annotations/instances_val.json"
+    content = json.loads(file.read_text())
+    for entry in content["annotations"]:
+        entry["category_id"] += 2
+    for entry in content["categories"]:
+        entry["id"] += 2
+    file.write_text(json.dumps(content))
+    return file
