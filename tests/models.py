@@ -29,6 +29,14 @@ def load_cfg(config_file: str | Path, *overrides: Any) -> CfgNode:
     return cfg
 
 
+def flat(node: dict, prefix: str = "") -> dict[str, Any]:
+    """Values of a config by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
 def build_from(config_file: Path, *overrides: Any) -> torch.nn.Module:
     """The model of any config, with its weights, on the CPU."""
     cfg = load_cfg(config_file, *overrides)
@@ -75,6 +83,15 @@ def tiny_model(*overrides: Any, seed: int = 0) -> torch.nn.Module:
 def blob_basis(mask_size: int) -> PCABasis:
     """Every component of random ellipses."""
     return fit_pca(moments_of(blob_masks(np.random.default_rng(0), 300, mask_size)))
+
+
+def under_their_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict as the published implementation names it; their names stay."""
+    names = {"head.centerness": "MEInst_head.ctrness", "head.": "MEInst_head.", "mask_encoder.": "mask_encoding."}
+    for ours, theirs in names.items():
+        of_ours, of_theirs = f"proposal_generator.{ours}", f"proposal_generator.{theirs}"
+        state = {name.replace(of_ours, of_theirs): value for name, value in state.items()}
+    return state
 
 
 def fit_to_blobs(encoder: FittedEncoder) -> None:

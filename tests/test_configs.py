@@ -1,4 +1,4 @@
-"""The shipped configs hold the published values, and every one of them builds."""
+"""The shipped configs hold the published values, build, and are merged as Detectron2 merges them."""
 
 import re
 import subprocess
@@ -13,8 +13,10 @@ from detectron2.modeling import build_model
 
 from meinst_d2 import add_meinst_config
 from meinst_d2.config import CHOICES, DEFAULT_COMPONENTS, check_choices
+from meinst_d2.config_file import ConfigError, merge_config_file, merge_overrides
+from meinst_d2.data.datasets import counting_classes
 from tests.conftest import ROOT
-from tests.models import load_cfg
+from tests.models import flat, load_cfg
 
 CONFIGS = sorted(path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml"))
 FULL_SIZE = [name for name in CONFIGS if str(name).startswith("MEInst_R_50")]
@@ -71,19 +73,9 @@ def test_each_published_config(name: str, deform: str, train_sizes: tuple, test_
     assert f"output/{name}" == cfg.OUTPUT_DIR
 
 
-def keys(node: CfgNode, prefix: str = "") -> set[str]:
-    return {
-        key
-        for name, value in node.items()
-        for key in (keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else {prefix + name})
-    }
-
-
 def test_every_key_is_read_somewhere() -> None:
-    cfg, bare = get_cfg(), get_cfg()
-    add_meinst_config(cfg)
     text = "".join(path.read_text() for path in (ROOT / "meinst_d2").rglob("*.py"))
-    for key in keys(cfg) - keys(bare):
+    for key in flat(defaults()).keys() - flat(get_cfg()).keys():
         name = key.split(".")[-1]
         assert re.search(rf"\.{name}\b(?! = )", text), f"{key} has no effect"
 
@@ -95,15 +87,11 @@ def test_the_choices_are_those_of_the_code() -> None:
     from meinst_d2.modeling.mask_loss import MaskLossWeights, MaskRepresentation
     from meinst_d2.precision import Precision
 
-    assert CHOICES["MODEL.MEINST.NORM"] == get_args(NormType)
-    assert CHOICES["MODEL.MEINST.BOX_LOSS_TYPE"] == get_args(BoxLossType)
-    assert CHOICES["MODEL.MEINST.MASK_PASTE_BOX"] == get_args(PasteBox)
-    assert CHOICES["MODEL.MEINST.MASK_OUTPUT"] == get_args(MaskOutput)
-    assert CHOICES["MODEL.MEINST.PRECISION"] == get_args(Precision)
-    assert CHOICES["MODEL.MEINST.DEFORM_CONV"] == get_args(DeformType)
-    assert CHOICES["MODEL.MEINST.MASK_REPRESENTATION"] == get_args(MaskRepresentation)
-    assert CHOICES["MODEL.MEINST.MASK_LOSS_TYPE"] == get_args(CoefficientLossType)
-    assert CHOICES["MODEL.MEINST.MASK_LOSS_WEIGHTS"] == get_args(MaskLossWeights)
+    types = {"NORM": NormType, "BOX_LOSS_TYPE": BoxLossType, "MASK_PASTE_BOX": PasteBox, "MASK_OUTPUT": MaskOutput}
+    types |= {"PRECISION": Precision, "DEFORM_CONV": DeformType, "MASK_REPRESENTATION": MaskRepresentation}
+    types |= {"MASK_LOSS_TYPE": CoefficientLossType, "MASK_LOSS_WEIGHTS": MaskLossWeights}
+    for key, choices in types.items():
+        assert CHOICES[f"MODEL.MEINST.{key}"] == get_args(choices), key
 
 
 def test_importing_the_package_imports_neither_torch_nor_detectron2() -> None:
@@ -124,3 +112,45 @@ def test_without_detectron2_the_glue_says_how_to_install_it() -> None:
         "    else: sys.exit(use)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def defaults() -> CfgNode:
+    cfg = get_cfg()
+    add_meinst_config(cfg)
+    return cfg
+
+
+@pytest.mark.parametrize("name", CONFIGS, ids=str)
+def test_a_file_gives_what_detectron2_makes_of_it(name: Path) -> None:
+    ours, theirs = defaults(), defaults()
+    merge_config_file(ours, ROOT / "configs" / name)
+    theirs.merge_from_file(str(ROOT / "configs" / name))
+    assert ours == theirs
+
+
+def test_overrides_give_what_detectron2_makes_of_them() -> None:
+    ours, theirs = defaults(), defaults()
+    overrides = ["SOLVER.BASE_LR", "0.5", "DATASETS.TRAIN", "('a', 'b')", "MODEL.WEIGHTS", "w.pth", "SEED", 7]
+    merge_overrides(ours, overrides)
+    theirs.merge_from_list(overrides)
+    assert ours == theirs and ours.SOLVER.BASE_LR == 0.5
+    for key, meant in (("MODEL.MEINST.NUM_CLASS", "MODEL.MEINST.NUM_CLASSES"), ("SOLVER.MAX_ITERS", "SOLVER.MAX_ITER")):
+        with pytest.raises(ConfigError, match=rf"there is no key {key} \(did you mean {meant}"):
+            merge_overrides(defaults(), [key, 1])
+    with pytest.raises(ConfigError, match="there is no key XYZ$"):
+        merge_overrides(defaults(), ["XYZ", 1])
+
+
+def test_aliases_bases_and_version_1(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("SEED: 1\nOUTPUT_DIR: a")
+    (tmp_path / "b.yaml").write_text("SEED: 2")
+    text = "_BASE_: [a.yaml, b.yaml]\nDATASETS: {TRAIN: &names [x, y], TEST: *names}\nVERSION: 2"
+    (tmp_path / "c.yaml").write_text(text)
+    cfg = defaults()
+    merge_config_file(cfg, tmp_path / "c.yaml")
+    assert (cfg.SEED, cfg.OUTPUT_DIR, cfg.DATASETS.TEST) == (2, "a", ("x", "y"))
+    (tmp_path / "old.yaml").write_text("VERSION: 1\nMODEL: {WEIGHT: w.pth}")
+    cfg = defaults()
+    with counting_classes(cfg):
+        merge_config_file(cfg, tmp_path / "old.yaml")
+    assert cfg.MODEL.WEIGHTS == "w.pth" and cfg.MODEL.MEINST.NUM_CLASSES == defaults().MODEL.MEINST.NUM_CLASSES
