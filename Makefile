@@ -11,7 +11,7 @@ QUICK := tests/encoding tests/fcos tests/masks tests/modeling tests/data tests/f
 CORE := tests/encoding tests/fcos tests/fitting tests/reconstruction \
 	$(filter-out %/test_equals_detectron2.py,$(wildcard tests/masks/test_*.py)) \
 	$(foreach name,head criterion,tests/modeling/test_$(name).py) \
-	$(foreach name,annotations instances parallel shapes,tests/data/test_$(name).py) \
+	$(foreach name,annotations parallel shapes,tests/data/test_$(name).py) \
 	$(foreach name,meinst fit reconstruct,tests/commands/test_$(name).py) tests/test_floors.py
 
 FUZZERS := json rle npz checkpoint
