@@ -238,7 +238,6 @@ def test_a_shape_of_other_bytes_is_refused(tmp_path: Path, shape: bytes) -> None
         b"N",
         b"",
     ],
-    ids=range(19),
 )
 def test_what_is_asked_for_in_another_way_is_refused(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(ValueError, match=r"w.pkl (is refused|holds an object of type)"):
