@@ -15,17 +15,11 @@ FOREIGN = {".pkl": ("blobs", "_momentum", "Caffe2"), ".pyth": ("model_state", "n
 
 
 class Layer(NamedTuple):
-    """Tensors that mean something only together.
+    """Tensors that mean something only together."""
 
-    Attributes:
-        name: for people.
-        prefixes: of the tensors' names.
-        remedy: what lets the layer be re-initialized.
-    """
-
-    name: str
-    prefixes: tuple[str, ...]
-    remedy: str
+    name: str  # for people
+    prefixes: tuple[str, ...]  # of the tensors' names
+    remedy: str  # what lets the layer be re-initialized
 
 
 CLASS_LAYER = Layer(
