@@ -10,4 +10,4 @@ RUN pip install --no-cache-dir --no-build-isolation \
 WORKDIR /meinst_d2
 COPY . .
 RUN pip install --no-cache-dir --no-build-isolation -e '.[dev]'
-CMD ["python", "train_net.py", "--help"]
+CMD ["meinst", "--help"]

@@ -3,13 +3,16 @@ VENV ?= .venv
 PYTHON ?= python3
 FUZZ_SECONDS ?= 600
 
-# The tests of floors 0 to 2 and of fitting, which need neither Detectron2 nor a compiler.
-CORE := tests/encoding tests/fcos tests/masks tests/layers tests/modeling/test_head.py \
-	tests/modeling/test_criterion.py tests/modeling/test_mask_loss.py tests/data/test_rasterize.py tests/data/test_rle.py \
-	tests/data/test_instances.py tests/data/test_annotations.py tests/data/test_fit.py tests/data/test_fit_classes.py \
-	tests/data/test_fit_workers.py tests/data/test_sampler.py tests/data/test_shapes.py tests/test_fit_pca.py \
-	tests/test_fit_distributed.py tests/evaluation/test_rivals.py tests/evaluation/test_mask_metrics.py \
-	tests/evaluation/test_own_resolution.py tests/evaluation/test_reconstruction.py tests/test_floors.py
+# The tests of the two ideas, of the model, of data and of fitting, without those that train or start processes.
+QUICK := tests/encoding tests/fcos tests/masks tests/modeling tests/data tests/fitting \
+	--ignore tests/modeling/test_parity.py --ignore tests/fitting/test_distributed.py
+
+# The tests that need neither Detectron2 nor a compiler.
+CORE := tests/encoding tests/fcos tests/fitting tests/reconstruction \
+	$(filter-out %/test_extremes.py %/test_rasterize_equals_detectron2.py,$(wildcard tests/masks/test_*.py)) \
+	$(foreach name,layers head criterion mask_loss,tests/modeling/test_$(name).py) \
+	$(foreach name,annotations instances parallel shapes,tests/data/test_$(name).py) \
+	$(foreach name,meinst fit reconstruct,tests/commands/test_$(name).py) tests/test_floors.py
 
 FUZZERS := json rle npz checkpoint
 
@@ -20,7 +23,7 @@ run := $(VENV)/bin/python
 parallel := -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-core install-fuzz demo test test-core fuzz soak matrix lint types check docs clean $(FUZZERS:%=fuzz-%)
+.PHONY: help install install-core install-fuzz demo test test-quick test-core fuzz soak matrix lint types check docs clean $(FUZZERS:%=fuzz-%)
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -40,6 +43,9 @@ demo: install  ## generate shapes, fit components, train a small model on the CP
 
 test: install  ## every test
 	$(run) -m pytest $(parallel)
+
+test-quick: install  ## the unit tests of the two ideas, model and data, in two minutes
+	$(run) -m pytest $(parallel) $(QUICK)
 
 test-core: install-core  ## the tests that need neither Detectron2 nor a compiler
 	$(run) -m pytest $(parallel) $(CORE)

@@ -47,6 +47,7 @@ setup(
         "msgspec",
         "opencv-python-headless",
         "Pillow",
+        "shapely",
         "threadpoolctl",
         "tqdm",
     ],
@@ -70,6 +71,7 @@ setup(
         "docs": DOCS,
         "export": EXPORT,
         "fuzz": ["atheris"],
+        "lvis": ["lvis"],
         "safetensors": ["safetensors"],
     },
 )

@@ -6,19 +6,25 @@ from __future__ import annotations
 import argparse
 import colorsys
 import json
+import struct
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 EXAMPLES = """example:
   python deploy/predict_onnx.py model.onnx photo.jpg --output output/predictions
 
-For each image it writes OUTPUT/NAME.png and prints what it found.
+For each image it writes OUTPUT/NAME.png and prints what it found. An image that cannot be read is reported and passed
+over; the exit status is 1 if none could be read.
 """
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises on files that are damaged, not images, or so large that it takes them for an attack."""
 
 
 @dataclass
@@ -35,6 +41,8 @@ class Predictor:
     """An exported model."""
 
     def __init__(self, path: str) -> None:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no {path}: make it with meinst export")
         self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         self.about = self.session.get_modelmeta().custom_metadata_map
         self.class_names: list[str] = json.loads(self.about["class_names"])
@@ -47,9 +55,8 @@ class Predictor:
         divisor = int(self.about["size_divisibility"])
         batch = np.zeros((1, 3, -(-height // divisor) * divisor, -(-width // divisor) * divisor), np.float32)
         batch[0, :, :height, :width] = pixels
-        sizes = np.array([[height, width]], np.int64)
-        results = self.session.run(self.outputs, {"images": batch, "image_sizes": sizes})
-        found = dict(zip(self.outputs, results, strict=True))
+        inputs = {"images": batch, "image_sizes": np.array([[height, width]], np.int64)}
+        found = dict(zip(self.outputs, self.session.run(self.outputs, inputs), strict=True))
         keep = found["scores"] >= score_threshold
         found = {name: value[keep] for name, value in found.items()}
         scale = np.array([image.width / width, image.height / height] * 2, np.float32)
@@ -63,8 +70,7 @@ class Predictor:
         """Resize as the model was tested: (3, height, width) float32, channels in its order."""
         shortest, longest = int(self.about["min_size_test"]), int(self.about["max_size_test"])
         if shortest:
-            factor = shortest / min(image.size)
-            factor = min(factor, longest / max(image.size))
+            factor = min(shortest / min(image.size), longest / max(image.size))
             size = [max(int(side * factor + 0.5), 1) for side in image.size]
             image = image.resize(size, Image.Resampling.BILINEAR)
         pixels = np.asarray(image.convert("RGB"), np.float32).transpose(2, 0, 1)
@@ -72,12 +78,9 @@ class Predictor:
 
 
 def paste(mask: np.ndarray, template: np.ndarray, box: np.ndarray) -> None:
-    """Stretch a template over its box, bilinearly with zeros around it, and set the pixels where it is at least 1/2.
+    """Stretch a template (S, S) over its box, bilinearly with zeros around it, and set the pixels where it is >= 1/2.
 
-    Args:
-        mask: (height, width) bool, changed.
-        template: (S, S) probabilities.
-        box: x0, y0, x1, y1 in pixels; it may leave the image.
+    The mask is (height, width) bool; the box is x0, y0, x1, y1 in pixels and may leave it.
     """
     size = len(template)
     padded = np.pad(template, 1)
@@ -103,7 +106,7 @@ def sample(low: float, high: float, length: int, size: int) -> tuple[np.ndarray,
     return position[inside], slice(first + int(inside[0]), first + int(inside[-1]) + 1)
 
 
-def draw(image: Image.Image, detections: Detections, class_names: list[str]) -> Image.Image:
+def draw(image: Image.Image, detections: Detections, class_names: list[str], font: Any = None) -> Image.Image:
     """The image with masks, boxes, names and scores; the highest score on top."""
     pixels = np.asarray(image.convert("RGB"), np.float32).copy()
     colours = [tuple(int(255 * c) for c in colorsys.hsv_to_rgb(i * 0.618 % 1, 0.8, 1)) for i in range(len(class_names))]
@@ -119,9 +122,33 @@ def draw(image: Image.Image, detections: Detections, class_names: list[str]) -> 
         pen.rectangle((x0, y0, x1, y1), outline=colour)
         text = f"{class_names[detections.classes[i]]} {detections.scores[i]:.2f}"
         at = (x0 + 2, max(y0 - 11, 0))
-        pen.rectangle(pen.textbbox(at, text), fill=(0, 0, 0))
-        pen.text(at, text, fill=colour)
+        pen.rectangle(pen.textbbox(at, text, font=font), fill=(0, 0, 0))
+        pen.text(at, text, fill=colour, font=font)
     return picture
+
+
+def read_image(path: Path) -> Image.Image:
+    """An image in RGB, turned as its camera says; raises one of :data:`UNREADABLE`."""
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode.startswith("I"):  # Pillow would make every value above 255 white
+        print(f"predict_onnx.py: of the 16 bits per pixel of {path} the upper 8 are taken", file=sys.stderr)
+        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def plan_outputs(images: Sequence[Path], folder: Path) -> list[Path]:
+    """A picture for every image, no two the same; a ValueError where it would replace one of the images."""
+    originals, taken, targets = {path.resolve() for path in images}, set(), []
+    for path in images:
+        name, number = path.stem, 1
+        while name.lower() in taken:  # some file systems do not tell A.png from a.png
+            number += 1
+            name = f"{path.stem}-{number}"
+        taken.add(name.lower())
+        targets.append(folder / f"{name}.png")
+        if targets[-1].resolve() in originals:
+            raise ValueError(f"--output {folder} would replace the input {targets[-1]}: name another folder")
+    return targets
 
 
 def main() -> None:
@@ -132,23 +159,31 @@ def main() -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--output", type=Path, default=Path("output/predictions"), help="folder (default %(default)s)")
     parser.add_argument("--score-threshold", type=float, default=0.3, help="least score to draw (default %(default)s)")
+    parser.add_argument("--font", help="a .ttf or .otf file that has the class names' script")
     args = parser.parse_args()
-    if not Path(args.model).is_file():
-        sys.exit(f"predict_onnx.py: there is no {args.model}: make it with meinst export")
-    predictor = Predictor(args.model)
-    args.output.mkdir(parents=True, exist_ok=True)
-    for path in args.images:
+    try:
+        targets = plan_outputs(args.images, args.output)
+        font = ImageFont.truetype(args.font, 11) if args.font else ImageFont.load_default()
+        predictor = Predictor(args.model)
+        args.output.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        sys.exit(f"predict_onnx.py: {error}")
+    if not args.font and max("".join(predictor.class_names), default="") > "\xff":
+        print("predict_onnx.py: class names beyond Latin may be drawn as squares: give --font FILE", file=sys.stderr)
+    num_read = 0
+    for path, target in zip(args.images, targets, strict=True):
         try:
-            image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-        except OSError as error:
-            sys.exit(f"predict_onnx.py: cannot read {path}: {error}")
+            image = read_image(path)
+        except UNREADABLE as error:
+            print(f"predict_onnx.py: the image {path} cannot be read: {error}", file=sys.stderr)
+            continue
+        num_read += 1
         found = predictor(image, args.score_threshold)
-        target = args.output / f"{path.stem}.png"
-        draw(image, found, predictor.class_names).save(target)
-        names = ", ".join(
-            f"{predictor.class_names[c]} {s:.2f}" for c, s in zip(found.classes, found.scores, strict=True)
-        )
+        draw(image, found, predictor.class_names, font).save(target)
+        pairs = zip(found.classes, found.scores, strict=True)
+        names = ", ".join(f"{predictor.class_names[c]} {s:.2f}" for c, s in pairs)
         print(f"{path}: {len(found.scores)} objects ({names or 'none'}) -> {target}")
+    sys.exit(num_read == 0)
 
 
 if __name__ == "__main__":

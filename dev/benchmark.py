@@ -6,12 +6,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-
-from benchmarks.common import add_common_arguments, machine, print_table, set_threads, write_json  # noqa: E402
+from benchmarks.common import ROOT, add_common_arguments, machine, print_table, set_threads, write_json
 
 SHARED = {"__init__", "annotations", "common", "detections", "fit_memory", "models", "plots", "source"}
 COMMANDS = sorted({path.stem for path in (ROOT / "dev/benchmarks").glob("*.py")} - SHARED)

@@ -8,13 +8,11 @@ import json
 import os
 import shlex
 import statistics
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # fit_pca.py and train_net.py are scripts beside the package
 EXAMPLES = """examples:
   dev/compare.py --variant 'published=' --variant 'deviation=MODEL.MEINST.MASK_LOSS_WEIGHTS deviation'
   dev/compare.py --seeds 0 --variant 'FCOS=' --variant 'RetinaNet=@configs/demo/shapes_retinanet.yaml'
@@ -48,10 +46,7 @@ def parse_args() -> argparse.Namespace:
 
 def train(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]:
     """The results of one run; those of an earlier call, where the run is complete."""
-    from detectron2.engine import default_setup
-
-    from meinst_d2.commands import train as train_command
-    from meinst_d2.engine import Trainer, check_before_start
+    import runs
 
     name, _, overrides = variant.partition("=")
     opts = shlex.split(overrides)
@@ -61,38 +56,23 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]:
     opts += ["INPUT.MIN_SIZE_TRAIN", f"({args.size},)", "INPUT.MIN_SIZE_TEST", str(args.size)]
     if args.iterations:
         opts += ["SOLVER.MAX_ITER", str(args.iterations)]
-    run_args = argparse.Namespace(config_file=config_file, opts=opts, eval_only=False)
-    cfg = train_command.load_config(run_args)
-    cfg.MODEL.MEINST.COMPONENTS = fitted_components(args, cfg)
+    cfg = runs.load_config(config_file, opts)
+    components = args.output / f"components_{cfg.MODEL.MEINST.MASK_SIZE}_{cfg.MODEL.MEINST.DIM_MASK}.npz"
+    if not components.is_file():
+        runs.fit(cfg, "shapes_train", components)
+    cfg.MODEL.MEINST.COMPONENTS = str(components)
     results, settings = folder / "results.json", cfg.dump()
     if results.is_file():
         saved = json.loads(results.read_text())
         if saved["config"] == settings:
             return saved["results"]
-    check_before_start(cfg, eval_only=False, resume=False)
-    cfg.freeze()
-    (folder / "metrics.json").unlink(missing_ok=True)  # Detectron2 appends to it
-    default_setup(cfg, run_args)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=False)
-    trainer.train()
+    trainer = runs.train(cfg)
     results.write_text(json.dumps({"config": settings, "results": trainer._last_eval_results}))
     return trainer._last_eval_results
 
 
-def fitted_components(args: argparse.Namespace, cfg: Any) -> str:
-    """The file with the components of a config, fitted to the training images once."""
-    from meinst_d2.commands import fit as fit_command
-
-    size, dim = str(cfg.MODEL.MEINST.MASK_SIZE), str(cfg.MODEL.MEINST.DIM_MASK)
-    path = args.output / f"components_{size}_{dim}.npz"
-    if not path.is_file():
-        fit_command.main(["--dataset", "shapes_train", "--dim", dim, "--mask-size", size, "--output", str(path)])
-    return str(path)
-
-
 def print_table(results: dict[str, list[dict[str, Any]]]) -> None:
-    """Mean and standard deviation over the seeds."""
+    """Mean and std over the seeds."""
     header = "".join(f"{f'{task} {metric}':>16}" for task, metric in COLUMNS)
     print(f"\n{'':20}{header}")
     for name, runs in results.items():
@@ -110,8 +90,7 @@ def main() -> None:
 
     # Imported here so that --help answers at once.
     from meinst_d2.data.datasets import register_shapes
-    from meinst_d2.data.shapes import generate
-    from meinst_d2.data.shapes.images import ShapesConfig
+    from meinst_d2.data.shapes import ShapesConfig, generate
 
     shapes = args.output / "shapes"
     images = {"train": args.train_images, "val": args.val_images}
@@ -126,7 +105,7 @@ def main() -> None:
             print_table(results)
     summary = args.output / "summary.json"
     summary.write_text(json.dumps(results, indent=1))
-    print(f"\n{len(args.seeds)} seeds each, mean ± standard deviation; wrote {summary}")
+    print(f"\n{len(args.seeds)} seeds each, mean ± std; wrote {summary}")
 
 
 if __name__ == "__main__":

@@ -6,14 +6,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # fit_pca.py and train_net.py are scripts beside the package
 EXAMPLES = """example:
   dev/demo_shapes.py --output output/demo
 """
@@ -37,39 +35,26 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
 
     # Imported here so that --help answers at once.
-    from detectron2.engine import default_setup
+    import runs
 
-    from meinst_d2.commands import fit as fit_command
-    from meinst_d2.commands import train as train_command
     from meinst_d2.data.datasets import register_shapes
     from meinst_d2.data.shapes import generate
-    from meinst_d2.engine import Trainer, check_before_start
 
     shapes, components = args.output / "shapes", args.output / "components.npz"
     generate(shapes, {"train": args.train_images, "val": args.val_images}, workers=os.cpu_count() or 1)
     register_shapes(shapes)
-
-    args.opts = ["OUTPUT_DIR", str(args.output), "MODEL.MEINST.COMPONENTS", str(components), *args.opts]
-    cfg = train_command.load_config(args)
-    dim, size = str(cfg.MODEL.MEINST.DIM_MASK), str(cfg.MODEL.MEINST.MASK_SIZE)
-    fit_command.main(["--dataset", "shapes_train", "--dim", dim, "--mask-size", size, "--output", str(components)])
-
-    check_before_start(cfg, eval_only=False, resume=False)
-    cfg.freeze()
-    (args.output / "metrics.json").unlink(missing_ok=True)  # Detectron2 appends to it
-    default_setup(cfg, args)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=False)
-    trainer.train()
-    report(trainer, args.output, start)
+    overrides = ["OUTPUT_DIR", str(args.output), "MODEL.MEINST.COMPONENTS", str(components), *args.opts]
+    cfg = runs.load_config(args.config_file, overrides)
+    runs.fit(cfg, "shapes_train", components)
+    report(runs.train(cfg), args.output, start)
 
 
 def report(trainer: Any, output: Path, start: float) -> None:
     """Pictures, and a summary on the console."""
+    from runs import draw_losses, encoding_ceiling, predict_dataset
 
     from meinst_d2.data.datasets import dataset_dicts
-    from meinst_d2.evaluation.ceiling import encoding_ceiling
-    from meinst_d2.visualization.sheets import draw_losses, draw_sheet, predict_dataset
+    from meinst_d2.visualization.drawing import draw_sheet
 
     draw_losses(output / "losses.png", output / "metrics.json")
     model = trainer.model.eval()

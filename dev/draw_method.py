@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 EXAMPLES = """example:
   dev/draw_method.py --output docs/images
 """
@@ -40,7 +38,7 @@ class Shapes:
 
         from meinst_d2.data.annotations import AnnotationTable, InstanceAnnotation
         from meinst_d2.data.instances import make_templates
-        from meinst_d2.data.shapes.images import ShapesConfig, draw_image
+        from meinst_d2.data.shapes import ShapesConfig, draw_image
 
         config = ShapesConfig()
         drawn = [draw_image(config, (0, 0, i)) for i in range(count)]
@@ -74,7 +72,7 @@ class Shapes:
         return fit_pca(moments)
 
 
-def redrawn(basis: PCABasis, template: np.ndarray, dim: int) -> np.ndarray:
+def reconstructed(basis: PCABasis, template: np.ndarray, dim: int) -> np.ndarray:
     """(S, S) probabilities of a template encoded with the first ``dim`` components."""
     import torch
 
@@ -99,7 +97,7 @@ def draw_encoding(shapes: Shapes, basis: PCABasis) -> Any:
         row[0].imshow(image[y0:y1, x0:x1], aspect="auto")
         row[1].imshow(shapes.templates[i], cmap="gray")
         for axis, dim in zip(row[2:], DIMS, strict=True):
-            mask = redrawn(basis, shapes.templates[i], dim)
+            mask = reconstructed(basis, shapes.templates[i], dim)
             found = mask >= 0.5
             iou = (found & shapes.templates[i]).sum() / (found | shapes.templates[i]).sum()
             axis.imshow(mask, cmap="gray", vmin=0, vmax=1)
@@ -134,13 +132,13 @@ def draw_components(basis: PCABasis) -> Any:
 
 
 def draw_assignment(shapes: Shapes) -> Any:
-    """The locations of each level that answer for an object, on one image."""
+    """The locations of each level that are assigned to an object, on one image."""
     import torch
     from matplotlib import pyplot as plt
     from matplotlib.patches import Rectangle
 
     from meinst_d2.fcos.assign import AssignmentRule, assign_batch
-    from meinst_d2.fcos.locations import level_locations
+    from meinst_d2.fcos.boxes import level_locations
 
     of_image: dict[int, list[int]] = {}
     for i, (image, _) in enumerate(shapes.objects):
@@ -181,7 +179,7 @@ def draw_pasting(shapes: Shapes, basis: PCABasis) -> Any:
     from meinst_d2.masks import paste_masks
 
     star = shapes.one_of_each()[1]
-    template = torch.from_numpy(redrawn(basis, shapes.templates[star], 60))[None]
+    template = torch.from_numpy(reconstructed(basis, shapes.templates[star], 60))[None]
     height, width, box = 120, 160, torch.tensor([[70.0, 20.0, 205.0, 130.0]])
     clipped = torch.tensor([[70.0, 20.0, 160.0, 120.0]])
     figure, axes = plt.subplots(1, 3, figsize=(10, 3), layout="constrained", width_ratios=(1, 1.6, 1.6))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Brings a virtual environment to where the tests and the demo run; installs only what is missing.
 # usage: dev/install.sh VENV full|core|fuzz  (core leaves out Detectron2 and needs no compiler; fuzz adds atheris to it)
-# On failure the reason and the way out are the last line printed, and the content of .install-error.
+# On failure the reason and the fix are the last line printed, and the content of .install-error.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 venv=$1 mode=$2

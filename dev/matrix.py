@@ -17,12 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from meinst_d2 import DETECTRON2_COMMIT
+from meinst_d2.files import atomic_path
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from meinst_d2 import DETECTRON2_COMMIT  # noqa: E402
-from meinst_d2.files import atomic_path  # noqa: E402
-
 REPOSITORY = "https://github.com/facebookresearch/detectron2.git"
 NEEDED_BY_DETECTRON2 = (
     *("pycocotools", "termcolor", "yacs", "tabulate", "cloudpickle", "tqdm", "tensorboard", "fvcore<0.1.6"),

@@ -6,14 +6,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # fit_pca.py and train_net.py are scripts beside the package
 EXAMPLES = """example (with COCO, or a part of it, below $DETECTRON2_DATASETS):
   dev/overfit.py --dataset coco_2017_train
 """
@@ -51,15 +49,12 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
 
     # Imported here so that --help answers at once.
+    import runs
     from detectron2.data import MetadataCatalog
     from detectron2.data.datasets import register_coco_instances
-    from detectron2.engine import default_setup
 
-    from meinst_d2.commands import fit as fit_command
-    from meinst_d2.commands import train as train_command
     from meinst_d2.data.datasets import dataset_dicts, require_dataset
-    from meinst_d2.engine import Trainer, check_before_start
-    from meinst_d2.visualization.sheets import draw_losses, draw_sheet, predict_dataset
+    from meinst_d2.visualization.drawing import draw_sheet
 
     require_dataset(args.dataset)
     source = MetadataCatalog.get(args.dataset)
@@ -70,22 +65,14 @@ def main() -> None:
     register_coco_instances("overfit", {"thing_classes": source.thing_classes}, str(annotations), source.image_root)
 
     components = args.output / "components.npz"
-    args.opts = ["OUTPUT_DIR", str(args.output), "MODEL.MEINST.COMPONENTS", str(components), *args.opts]
-    cfg = train_command.load_config(args)
-    dim, size = str(cfg.MODEL.MEINST.DIM_MASK), str(cfg.MODEL.MEINST.MASK_SIZE)
-    fit_command.main(["--dataset", args.dataset, "--dim", dim, "--mask-size", size, "--output", str(components)])
+    overrides = ["OUTPUT_DIR", str(args.output), "MODEL.MEINST.COMPONENTS", str(components), *args.opts]
+    cfg = runs.load_config(args.config_file, overrides)
+    runs.fit(cfg, args.dataset, components)
+    trainer = runs.train(cfg)
 
-    check_before_start(cfg, eval_only=False, resume=False)
-    cfg.freeze()
-    (args.output / "metrics.json").unlink(missing_ok=True)  # Detectron2 appends to it
-    default_setup(cfg, args)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=False)
-    trainer.train()
-
-    draw_losses(args.output / "losses.png", args.output / "metrics.json")
+    runs.draw_losses(args.output / "losses.png", args.output / "metrics.json")
     records = dataset_dicts("overfit")
-    detections = predict_dataset(trainer.cfg, trainer.model.eval(), "overfit")
+    detections = runs.predict_dataset(trainer.cfg, trainer.model.eval(), "overfit")
     draw_sheet(args.output / "detections.png", records, detections, "overfit", columns=2, width=420)
     results = trainer._last_eval_results
     minutes = (time.perf_counter() - start) / 60

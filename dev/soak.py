@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 EXAMPLES = """examples:
   dev/soak.py resume --processes 2 --kills 20
   dev/soak.py load --iterations 5000 --predictions 5000

@@ -8,9 +8,10 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "add_meinst_config", "load"]
+__all__ = ["__version__", "add_meinst_config", "load", "train"]
 
 if TYPE_CHECKING:
+    from meinst_d2.commands.train import train_on_files as train
     from meinst_d2.config import add_meinst_config
     from meinst_d2.model_zoo.trained import load
 
@@ -44,4 +45,8 @@ def __getattr__(name: str) -> Any:
         from meinst_d2.model_zoo.trained import load
 
         return load
+    if name == "train":
+        from meinst_d2.commands.train import train_on_files
+
+        return train_on_files
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import get_args
 
 from meinst_d2 import require_detectron2
 
@@ -11,32 +12,30 @@ require_detectron2()
 from detectron2.config import CfgNode as CN  # noqa: E402
 
 from meinst_d2.encoding import MASK_ENCODER_REGISTRY  # noqa: E402
+from meinst_d2.fcos.losses import BoxLossType, CoefficientLossType  # noqa: E402
+from meinst_d2.precision import Precision  # noqa: E402
 
 DEFAULT_COMPONENTS = "output/components/coco_2017_train_28_60.npz"
 """Where ``meinst fit --dataset coco_2017_train`` writes by default."""
-
-CHOICES = {
-    "MODEL.MEINST.NORM": ("GN", "none"),
-    "MODEL.MEINST.DEFORM_CONV": ("none", "last", "all"),
+CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.MEINST.MASK_PREDICTOR": ("conv", "large_kernel"),
-    "MODEL.MEINST.BOX_LOSS_TYPE": ("giou", "iou", "linear_iou"),
-    "MODEL.MEINST.MASK_REPRESENTATION": ("explicit", "implicit", "none"),
-    "MODEL.MEINST.MASK_LOSS_TYPE": ("l2", "l1", "smooth_l1", "cosine"),
-    "MODEL.MEINST.MASK_LOSS_WEIGHTS": ("uniform", "deviation"),
+    "MODEL.MEINST.BOX_LOSS_TYPE": get_args(BoxLossType),
+    "MODEL.MEINST.MASK_LOSS_TYPE": get_args(CoefficientLossType),
     "MODEL.MEINST.COMPONENTS_CONFLICT": ("stop", "file", "weights"),
-    "MODEL.MEINST.MASK_PASTE_BOX": ("predicted", "clipped"),
-    "MODEL.MEINST.MASK_OUTPUT": ("bitmask", "rle", "template"),
-    "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
-    "MODEL.MEINST.PRECISION": ("float32", "float16", "bfloat16"),
+    "MODEL.MEINST.PRECISION": get_args(Precision),
     "MODEL.MEINST.CHANNELS_LAST": ("auto", "always", "never"),
+    "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler"),
 }
-"""The values of the keys that name one of a few."""
+"""The values of the keys that name one of a few. ``modeling.build`` adds those of its parts."""
 
 
 def check_choices(cfg: CN) -> None:
-    """Raise a ValueError if a key has a value that is none of its :data:`CHOICES`, or names no encoder."""
-    for key, choices in {**CHOICES, "MODEL.MEINST.ENCODER": tuple(name for name, _ in MASK_ENCODER_REGISTRY)}.items():
+    """Raise a ValueError if a key has a value that is not among its :data:`CHOICES`, or names no encoder."""
+    for key, choices in {
+        **CHOICES,
+        "MODEL.MEINST.ENCODER": tuple(sorted(name for name, _ in MASK_ENCODER_REGISTRY)),
+    }.items():
         value = functools.reduce(getattr, key.split("."), cfg)
         if value not in choices:
             raise ValueError(f"{key} = {value!r} is none of {', '.join(choices)}")
@@ -175,7 +174,7 @@ def _add_masks(meinst: CN) -> None:
     # The components that meinst fit wrote. Not needed where MODEL.WEIGHTS carries them.
     meinst.COMPONENTS = ""
     # Training that starts from weights whose components differ from the file's: "stop", or take the "file"'s (the mask
-    # predictor starts anew, and D and S may differ) or the "weights"'. On resume and evaluation the weights' win.
+    # predictor is re-initialized, and D and S may differ) or the "weights"'. On resume and evaluation the weights' win.
     meinst.COMPONENTS_CONFLICT = "stop"
     # The box that a mask is pasted in where the box leaves the image: "predicted" (whole) or "clipped" (squeezed into
     # the visible part, as the published implementation does).

@@ -15,7 +15,7 @@ NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 UNWRITTEN = re.compile("PytorchStreamWriter failed|unexpected pos|I/O error", re.IGNORECASE)
 UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
 """The names of temporary files, without suffix."""
-WAY_OUT = "make room and run it again; what was there before is untouched"
+MAKE_ROOM = "make room and run it again; what was there before is untouched"
 
 
 @contextmanager
@@ -45,18 +45,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
         os.replace(temporary, target)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if error.errno in (*NO_SPACE, *NO_PERMISSION):
+        if isinstance(error, OSError) and error.errno in (*NO_SPACE, *NO_PERMISSION):
             raise _cannot_write(target, error) from error
-        raise
-    except RuntimeError as error:
-        temporary.unlink(missing_ok=True)
-        if UNWRITTEN.search(str(error)):  # torch.save does not say which error the system gave
-            raise OSError(f"cannot write {target}: {WAY_OUT}") from error
-        raise
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and UNWRITTEN.search(str(error)):
+            # torch.save does not say which error the system gave
+            raise OSError(f"cannot write {target}: {MAKE_ROOM}") from error
         raise
 
 
@@ -73,14 +68,14 @@ def remove_unfinished(folder: str | os.PathLike[str], suffix: str) -> None:
 
 
 def _cannot_write(target: Path, error: OSError) -> OSError:
-    way_out = WAY_OUT if error.errno in NO_SPACE else "name a folder that takes new files"
-    return type(error)(f"cannot write {target}: {error.strerror}; {way_out}")
+    fix = MAKE_ROOM if error.errno in NO_SPACE else "name a folder that takes new files"
+    return type(error)(f"cannot write {target}: {error.strerror}; {fix}")
 
 
 def _require_ordinary(path: Path) -> None:
     """Raise an OSError if writing would replace a folder, a device or a pipe."""
     if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "no ordinary file"
+        kind = "a folder" if path.is_dir() else "not an ordinary file"
         raise OSError(f"cannot write {path}: it is {kind}; name a file")
 
 

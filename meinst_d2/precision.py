@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
 Precision = Literal["float32", "float16", "bfloat16"]
-PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

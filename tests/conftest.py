@@ -1,7 +1,5 @@
 """What the tests share. Imports nothing that test-core does not have."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -26,6 +24,17 @@ def real_data() -> Path:
     if not (folder / "coco").is_dir():
         pytest.skip(f"no real images at {folder}: set MEINST_TEST_DATA to a folder with coco/ in COCO's layout")
     return folder
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """shapes_train and shapes_val, for runs in this process."""
+    from meinst_d2.data.datasets import register_shapes
+    from meinst_d2.data.shapes import ShapesConfig, generate
+
+    root = tmp_path_factory.mktemp("shapes")
+    generate(root, {"train": 8, "val": 2}, ShapesConfig(height=64, width=64, max_side=50))
+    register_shapes(root)
 
 
 def blob_masks(rng: np.random.Generator, count: int, size: int = 28) -> np.ndarray:

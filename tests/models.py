@@ -1,7 +1,5 @@
 """Models and configs for tests."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ A case is an .npz: images, ground truth, losses, gradient norms, detections and 
 stored: they are drawn anew, in the order of the key list, from a seeded generator.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Configs as owners of published checkpoints have them: a base file, and short files that name it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

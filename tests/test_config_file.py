@@ -1,7 +1,5 @@
 """Configs that are right are merged as Detectron2 merges them; what is wrong is in tests/bad_input."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -39,9 +37,14 @@ def test_overrides_give_what_detectron2_makes_of_them() -> None:
     merge_overrides(ours, overrides)
     theirs.merge_from_list(overrides)
     assert ours == theirs and ours.SOLVER.BASE_LR == 0.5
+    for key, meant in (("MODEL.MEINST.NUM_CLASS", "MODEL.MEINST.NUM_CLASSES"), ("SOLVER.MAX_ITERS", "SOLVER.MAX_ITER")):
+        with pytest.raises(ConfigError, match=rf"there is no key {key} \(did you mean {meant}"):
+            merge_overrides(defaults(), [key, 1])
+    with pytest.raises(ConfigError, match="there is no key XYZ$"):
+        merge_overrides(defaults(), ["XYZ", 1])
 
 
-def test_a_few_aliases_and_several_bases_are_ordinary(tmp_path: Path) -> None:
+def test_aliases_bases_and_version_1(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("SEED: 1\nOUTPUT_DIR: a")
     (tmp_path / "b.yaml").write_text("SEED: 2")
     text = "_BASE_: [a.yaml, b.yaml]\nDATASETS: {TRAIN: &names [x, y], TEST: *names}\nVERSION: 2"
@@ -49,22 +52,8 @@ def test_a_few_aliases_and_several_bases_are_ordinary(tmp_path: Path) -> None:
     cfg = defaults()
     merge_config_file(cfg, tmp_path / "c.yaml")
     assert (cfg.SEED, cfg.OUTPUT_DIR, cfg.DATASETS.TEST) == (2, "a", ("x", "y"))
-
-
-def test_a_config_of_version_1_keeps_the_number_of_classes(tmp_path: Path) -> None:
     (tmp_path / "old.yaml").write_text("VERSION: 1\nMODEL: {WEIGHT: w.pth}")
     cfg = defaults()
     with counting_classes(cfg):
         merge_config_file(cfg, tmp_path / "old.yaml")
     assert cfg.MODEL.WEIGHTS == "w.pth" and cfg.MODEL.MEINST.NUM_CLASSES == defaults().MODEL.MEINST.NUM_CLASSES
-
-
-def test_the_nearest_key_is_named_where_one_is_near() -> None:
-    for key, meant in (
-        ("MODEL.MEINST.NUM_CLASS", "MODEL.MEINST.NUM_CLASSES"),
-        ("SOLVER.MAX_ITERS", "SOLVER.MAX_ITER"),
-    ):
-        with pytest.raises(ConfigError, match=rf"there is no key {key} \(did you mean {meant}"):
-            merge_overrides(defaults(), [key, 1])
-    with pytest.raises(ConfigError, match="there is no key XYZ$"):
-        merge_overrides(defaults(), ["XYZ", 1])

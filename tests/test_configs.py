@@ -1,7 +1,10 @@
 """The shipped configs hold the published values, and every one of them builds."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -58,9 +61,7 @@ THREE_X = ((180000, 240000, 270000), ("linear", 0.001, 1000))
         ("MEInst_R_50_3x_512", "last", (384, 416, 448, 480, 512, 544), 512, THREE_X),
     ],
 )
-def test_what_each_published_config_has_of_its_own(
-    name: str, deform: str, train_sizes: tuple, test_size: int, schedule: tuple
-) -> None:
+def test_each_published_config(name: str, deform: str, train_sizes: tuple, test_size: int, schedule: tuple) -> None:
     cfg = load_cfg(f"{name}.yaml")
     solver = cfg.SOLVER
     assert deform == cfg.MODEL.MEINST.DEFORM_CONV
@@ -88,35 +89,29 @@ def test_every_key_is_read_somewhere() -> None:
 
 
 def test_the_choices_are_those_of_the_code() -> None:
-    from meinst_d2.fcos.losses import BOX_LOSS_TYPES, COEFFICIENT_LOSS_TYPES
-    from meinst_d2.modeling.inference import MASK_OUTPUTS, PASTE_BOXES
-    from meinst_d2.modeling.layers import DEFORM_TYPES, NORM_TYPES
-    from meinst_d2.modeling.mask_loss import MASK_LOSS_WEIGHTS, MASK_REPRESENTATIONS
-    from meinst_d2.precision import PRECISIONS
+    from meinst_d2.fcos.losses import BoxLossType, CoefficientLossType
+    from meinst_d2.modeling.inference import MaskOutput, PasteBox
+    from meinst_d2.modeling.layers import DeformType, NormType
+    from meinst_d2.modeling.mask_loss import MaskLossWeights, MaskRepresentation
+    from meinst_d2.precision import Precision
 
-    assert CHOICES["MODEL.MEINST.NORM"] == NORM_TYPES
-    assert CHOICES["MODEL.MEINST.BOX_LOSS_TYPE"] == BOX_LOSS_TYPES
-    assert CHOICES["MODEL.MEINST.MASK_PASTE_BOX"] == PASTE_BOXES
-    assert CHOICES["MODEL.MEINST.MASK_OUTPUT"] == MASK_OUTPUTS
-    assert CHOICES["MODEL.MEINST.PRECISION"] == PRECISIONS
-    assert CHOICES["MODEL.MEINST.DEFORM_CONV"] == DEFORM_TYPES
-    assert CHOICES["MODEL.MEINST.MASK_REPRESENTATION"] == MASK_REPRESENTATIONS
-    assert CHOICES["MODEL.MEINST.MASK_LOSS_TYPE"] == COEFFICIENT_LOSS_TYPES
-    assert CHOICES["MODEL.MEINST.MASK_LOSS_WEIGHTS"] == MASK_LOSS_WEIGHTS
+    assert CHOICES["MODEL.MEINST.NORM"] == get_args(NormType)
+    assert CHOICES["MODEL.MEINST.BOX_LOSS_TYPE"] == get_args(BoxLossType)
+    assert CHOICES["MODEL.MEINST.MASK_PASTE_BOX"] == get_args(PasteBox)
+    assert CHOICES["MODEL.MEINST.MASK_OUTPUT"] == get_args(MaskOutput)
+    assert CHOICES["MODEL.MEINST.PRECISION"] == get_args(Precision)
+    assert CHOICES["MODEL.MEINST.DEFORM_CONV"] == get_args(DeformType)
+    assert CHOICES["MODEL.MEINST.MASK_REPRESENTATION"] == get_args(MaskRepresentation)
+    assert CHOICES["MODEL.MEINST.MASK_LOSS_TYPE"] == get_args(CoefficientLossType)
+    assert CHOICES["MODEL.MEINST.MASK_LOSS_WEIGHTS"] == get_args(MaskLossWeights)
 
 
 def test_importing_the_package_imports_neither_torch_nor_detectron2() -> None:
-    import subprocess
-    import sys
-
     code = "import sys, meinst_d2; sys.exit(bool({'torch', 'detectron2'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_without_detectron2_the_glue_says_how_to_install_it() -> None:
-    import subprocess
-    import sys
-
     code = (
         "import importlib.util, sys; find = importlib.util.find_spec; "
         "importlib.util.find_spec = lambda name, *a: None if name == 'detectron2' else find(name, *a); "

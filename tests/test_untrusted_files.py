@@ -1,7 +1,5 @@
 """No file that this project reads runs code, whichever command reads it."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from argparse import Namespace
@@ -31,6 +29,7 @@ from meinst_d2.model_zoo.publish import publish_run
 from tests.conftest import ROOT
 from tests.models import tiny_cfg, tiny_model, write_components
 from tests.published_configs import write_published_config
+from tests.web import serve
 
 TINY = str(ROOT / "configs/quick/tiny.yaml")
 MARKER = "marker"
@@ -75,6 +74,7 @@ CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "pyth": lambda folder: canary_checkpoint(folder / "w.pyth"),
     "without a suffix": lambda folder: canary_checkpoint(folder / "weights"),
 }
+NAMES = ("w.pth", "w.pyth", "w.pkl", "w", "w.bin", "w.PKL", "w.pt", "w.safetensors", "dla34.pth")
 
 
 def unsafe_torch(path: Path) -> None:
@@ -93,21 +93,15 @@ def unsafe_yaml(path: Path) -> None:
     tiny_cfg().merge_from_file(str(path))
 
 
-@pytest.mark.parametrize(
-    ("make", "read"),
-    [
-        (CHECKPOINTS["zip"], unsafe_torch),
-        (CHECKPOINTS["legacy"], unsafe_torch),
-        (CHECKPOINTS["pkl"], unsafe_pickle),
-        (CHECKPOINTS["pyth"], unsafe_torch),
-        (CHECKPOINTS["without a suffix"], unsafe_torch),
-        (lambda folder: canary_components(folder / "c.npz"), unsafe_numpy),
-        (lambda folder: canary_yaml(folder / "c.yaml"), unsafe_yaml),
-    ],
-)
-def test_every_canary_is_alive_for_a_reader_that_trusts_files(
-    tmp_path: Path, make: Callable[[Path], Path], read: Callable[[Path], None]
-) -> None:
+ALIVE: list[tuple[Callable[[Path], Path], Callable[[Path], None]]] = [
+    *((make, unsafe_pickle if kind == "pkl" else unsafe_torch) for kind, make in CHECKPOINTS.items()),
+    (lambda folder: canary_components(folder / "c.npz"), unsafe_numpy),
+    (lambda folder: canary_yaml(folder / "c.yaml"), unsafe_yaml),
+]
+
+
+@pytest.mark.parametrize(("make", "read"), ALIVE)
+def test_every_canary_is_alive(tmp_path: Path, make: Callable[[Path], Path], read: Callable[[Path], None]) -> None:
     path = make(tmp_path)
     assert not (tmp_path / MARKER).exists()
     with suppress(TypeError, ValueError, AttributeError, KeyError, AssertionError):  # what comes out is no config
@@ -146,9 +140,15 @@ def take_over(weights: Path) -> None:
     import_checkpoint(config, weights, weights.parent / "out")
 
 
+def from_the_web(weights: Path) -> None:
+    with serve(weights.parent) as url:
+        MEInstCheckpointer(torch.nn.Linear(1, 1)).load(f"{url}/{weights.name}")
+
+
 READERS_OF_WEIGHTS: dict[str, Callable[[Path], Any]] = {
     "read_checkpoint": read_checkpoint,
     "MEInstCheckpointer": lambda path: MEInstCheckpointer(tiny_model()).load(str(path)),
+    "a URL": from_the_web,
     "last_checkpoint, before the start": resume_check,
     "last_checkpoint": resume_load,
     "meinst train": lambda path: train("MODEL.WEIGHTS", path),
@@ -164,12 +164,24 @@ READERS_OF_WEIGHTS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("kind", CHECKPOINTS)
 @pytest.mark.parametrize("reader", READERS_OF_WEIGHTS)
-def test_weights_run_no_code(tmp_path: Path, kind: str, reader: str) -> None:
+def test_weights_run_no_code(tmp_path: Path, kind: str, reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     path = CHECKPOINTS[kind](tmp_path)
     with pytest.raises(
         (ValueError, SystemExit), match="is refused: weights must be tensors, arrays and plain containers"
     ):
         READERS_OF_WEIGHTS[reader](path)
+    assert not (tmp_path / MARKER).exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_name_makes_weights_run_code(tmp_path: Path, name: str, zipped: bool) -> None:
+    path = canary_checkpoint(tmp_path / name, zipped=zipped)
+    for query in ("", "?matching_heuristics=True"):
+        with pytest.raises(ValueError, match=f"{name} is refused: weights must be tensors, arrays and plain"):
+            MEInstCheckpointer(torch.nn.Linear(1, 1)).load(str(path) + query)
     assert not (tmp_path / MARKER).exists()
 
 

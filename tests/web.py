@@ -1,7 +1,5 @@
 """A web server for tests, on this machine only."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,6 +1,10 @@
 """configs/MEInst_R_50_1x_none.yaml as a LazyConfig: every part is a constructor call that can be replaced.
 
-train_net.py --config-file configs/lazy/meinst_r50.py [KEY=VALUE ...]
+meinst train --config-file configs/lazy/meinst_r50.py [KEY=VALUE ...]
+
+What is checked before the start, and what checkpoints say about themselves, is read from ``train`` and, where they have
+these names, from dataloader.train.records.names, dataloader.train.batch_size, dataloader.evaluator.dataset_name,
+model.proposal_generator.head.num_classes and model.proposal_generator.mask_encoder.
 """
 
 import detectron2.data.transforms as T
@@ -27,16 +31,20 @@ from meinst_d2.modeling.inference import InferenceRule
 train = dict(
     output_dir="output/lazy_meinst_r50",
     init_checkpoint="detectron2://ImageNetPretrained/MSRA/R-50.pkl",
-    max_iter=90000,
-    seed=0,
+    components_conflict="stop",  # where the checkpoint's components differ from the file's: "stop", "file" or "weights"
     device="cuda",
+    seed=0,  # a negative one is drawn once
+    max_iter=90000,
+    gradient_accumulation=1,  # parts that a batch is learned in
+    ema_decay=0.0,  # of the average of the weights, such as 0.9998; 0 for none
     checkpoint_period=5000,
     eval_period=5000,
     best_metric="segm/AP",  # whose best weights are kept as model_best.pth
     patience=0,  # evaluations without a better one that end training; 0 never
-    ema_decay=0.0,  # of the average of the weights, such as 0.9998; 0 for none
+    validation_loss=False,  # evaluations also give the losses of the evaluator's dataset
+    vis_period=0,  # iterations between pictures for TensorBoard; 0 for none
     log_period=20,
-)
+)  # these mean what SOLVER, TEST and MODEL.MEINST say in docs/config-reference.md
 
 model = L(MEInstDetector)(
     backbone=L(FPN)(

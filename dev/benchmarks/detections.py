@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.source import Source
-from meinst_d2.data.coco import read_coco_json
+from meinst_d2.data.coco import read_coco
 from meinst_d2.data.instances import make_templates
 from meinst_d2.encoding import PixelMoments, SigmoidClamp, fit_pca
 
@@ -37,20 +37,19 @@ class Detections:
 
 
 class ObjectPool:
-    """The objects of a dataset, as an encoder of 60 components redraws them."""
+    """The objects of a dataset, as an encoder of 60 components reconstructs them."""
 
     def __init__(self, source: Source, seed: int = 0) -> None:
-        annotations = read_coco_json(source.json_file)
+        dataset = read_coco(source.json_file)
+        annotations = dataset.annotations
         found = make_templates(annotations, MASK_SIZE)
-        self.templates = _redrawn(found.masks)
+        self.templates = _reconstructed(found.masks)
         kept = [annotations[i] for i in found.kept.tolist()]
         self.boxes = np.array([a.box for a in kept])
         self.sizes = np.array([a.image_size for a in kept])
-        content = source.load()
-        images = [a["image_id"] for a in content["annotations"]]
-        self.image_ids = np.array([images[i] for i in found.kept.tolist()])
+        self.image_ids = np.array([dataset.images[row]["id"] for row in dataset.image_rows[found.kept]])
         self.classes = np.array([a.category for a in kept])
-        self.records = [{"image_id": x["id"], "height": x["height"], "width": x["width"]} for x in content["images"]]
+        self.records = [{"image_id": x["id"], "height": x["height"], "width": x["width"]} for x in dataset.images]
         self.rng = np.random.default_rng(seed)
 
     def draw(self, count: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,7 +79,7 @@ class ObjectPool:
             yield self.detect(record, count)
 
 
-def _redrawn(masks: np.ndarray) -> torch.Tensor:
+def _reconstructed(masks: np.ndarray) -> torch.Tensor:
     """(M, S, S) float32 probabilities: the masks encoded with their first components and decoded."""
     clamp = SigmoidClamp(0.01, 0.05)
     moments = PixelMoments(MASK_SIZE)

@@ -40,7 +40,7 @@ def _row(variant: str, images: list[str], args: argparse.Namespace) -> Row:
     import onnxruntime
 
     from meinst_d2 import export
-    from meinst_d2.export.check import expected_detections, pad_batch
+    from meinst_d2.export.write import expected_detections, pad_batch
 
     source, batches = _exportable(VARIANTS[variant], images, args.short_edge)
     with tempfile.TemporaryDirectory() as folder:

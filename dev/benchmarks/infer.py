@@ -177,7 +177,7 @@ def flops(model: Any, images: list[dict[str, Any]]) -> int:
 
 def parts_of(model: Any, images: list[dict[str, Any]]) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
     """The forward pass up to the head's output, and all that comes after it."""
-    from meinst_d2.fcos.locations import level_locations
+    from meinst_d2.fcos.boxes import level_locations
     from meinst_d2.modeling.inference import detect, postprocess
     from meinst_d2.precision import autocast
 

@@ -49,8 +49,7 @@ def find_source(data: Path | None, split: str = "val") -> Source:
         raise FileNotFoundError(f"there is no {json_file}: give --data a folder with coco/ in COCO's layout")
     json_file = GENERATED / f"annotations/instances_{split}.json"
     if not json_file.is_file():
-        from meinst_d2.data.shapes import generate
-        from meinst_d2.data.shapes.images import ShapesConfig
+        from meinst_d2.data.shapes import ShapesConfig, generate
 
         config = ShapesConfig(height=480, width=640, max_objects=20, max_side=300)
         generate(GENERATED, {"train": 80, "val": 80}, config)

@@ -1,4 +1,4 @@
-"""A training step (forward, losses, backward, update), against Detectron2's Mask R-CNN on the same images.
+"""A training step (forward, losses, backward, update) in float32 and bfloat16, against Detectron2's Mask R-CNN.
 
 Both have random weights, normalised as trained ones are (see benchmarks/models.py), so that Mask R-CNN samples its 512
 boxes an image. Only those that chance puts on objects reach its mask head, fewer than later in training.
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=800, help="shorter side of the images (default 800)")
     parser.add_argument("--deformable", action="store_true", help="also with deformable convolutions")
     parser.add_argument(
-        "--precision", default="float32", help="of both: float32, float16 (CUDA) or bfloat16 (default float32)"
+        "--precision", default="float32", help="of both: float32 (then also ours in bfloat16), float16 (CUDA), bfloat16"
     )
     parser.set_defaults(rounds=3)
 
@@ -34,39 +34,17 @@ def run(args: argparse.Namespace) -> list[Row]:
     steps = {"ours": ours(records, args), "Mask R-CNN": mask_rcnn(records, args)}
     if args.deformable:
         steps["ours, deformable"] = ours(records, args, "MODEL.MEINST.DEFORM_CONV", "last")
+    if args.precision == "float32":
+        steps["ours, bfloat16"] = ours(records, argparse.Namespace(**{**vars(args), "precision": "bfloat16"}))
     sides = alternate(steps, args.rounds, device=args.device)
     what = f"step, R-50, {args.size} px, batch {args.batch}, {args.precision}, {source.label}"
     rows = [Row(what, sides["ours"], sides["Mask R-CNN"])]
     rows[0] = Row(what, sides["ours"], sides["Mask R-CNN"], goal=Goal("not slower", rows[0].ratio >= 1))
     if args.deformable:
         rows.append(Row(f"{what}, deformable", sides["ours, deformable"], sides["Mask R-CNN"]))
-    if args.device == "cpu" and args.precision == "float32":
-        rows.append(tower_convolution(args))
+    if "ours, bfloat16" in steps:
+        rows.append(Row(f"{what}, bfloat16", sides["ours, bfloat16"], sides["ours"]))
     return rows
-
-
-def tower_convolution(args: argparse.Namespace) -> Row:
-    """Forward and backward of one convolution of a tower on the largest map."""
-    import torch
-
-    from meinst_d2.layers.winograd import TrainingConv2d
-
-    shape = (args.batch, 256, args.size // 8, args.size // 8 * 3 // 2)
-    x, grad = (torch.randn(shape).to(memory_format=torch.channels_last) for _ in range(2))
-    x.requires_grad_()
-
-    def step(conv: torch.nn.Conv2d) -> Callable[[], None]:
-        conv = conv.to(memory_format=torch.channels_last)
-        return lambda: conv(x).backward(grad)
-
-    sides = alternate(
-        {
-            "Winograd's": step(TrainingConv2d(256, 256)),
-            "torch.nn.Conv2d": step(torch.nn.Conv2d(256, 256, 3, padding=1)),
-        },
-        args.rounds,
-    )
-    return Row(f"convolution of a tower, {' x '.join(map(str, shape))}", *sides.values())
 
 
 def polygon_records(source: Source, count: int) -> list[dict[str, Any]]:

@@ -1,8 +1,10 @@
 #!/usr/bin/env python
-"""COCO files: read, then every annotation made a template, as fit_pca.py does."""
+"""COCO files: read, then every annotation made a template as meinst fit does, and scanned as meinst check does."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +19,18 @@ def instrument() -> None:
     import atheris
 
     with atheris.instrument_imports(include=["meinst_d2", "json"]):
+        import meinst_d2.check.coco_file
         import meinst_d2.data.coco
         import meinst_d2.data.instances  # noqa: F401
 
 
 def read(path: str) -> None:
+    from meinst_d2.check.coco_file import scan
     from meinst_d2.data.coco import read_coco_json
     from meinst_d2.data.instances import make_templates
 
+    with contextlib.redirect_stderr(io.StringIO()):
+        scan(path)
     make_templates(read_coco_json(path), 8)
 
 

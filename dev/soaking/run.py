@@ -25,8 +25,7 @@ SIZE = 64
 def make_data(folder: Path) -> None:
     """Shapes, and components of their masks."""
     from meinst_d2.data.coco import read_coco_json
-    from meinst_d2.data.shapes import generate
-    from meinst_d2.data.shapes.images import ShapesConfig
+    from meinst_d2.data.shapes import ShapesConfig, generate
     from meinst_d2.encoding import fit_pca, save_components
     from meinst_d2.fitting.count import count_moments
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A small training run as train_net.py makes it, which writes down every loss and can kill itself at a given moment.
+"""A small training run as meinst train makes it, which writes down every loss and can kill itself at a given moment.
 
 Run by dev/soak.py and the tests, each time in a session of its own.
 """
@@ -15,21 +15,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch  # noqa: E402
-from detectron2.engine import HookBase  # noqa: E402
-from detectron2.utils import comm  # noqa: E402
-from detectron2.utils.events import get_event_storage  # noqa: E402
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 
-from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer  # noqa: E402
-from meinst_d2.commands import train as train_command  # noqa: E402
-from meinst_d2.engine.launch import launch  # noqa: E402
-from meinst_d2.engine.step import TrainStep  # noqa: E402
-from meinst_d2.engine.trainer import Trainer  # noqa: E402
-from meinst_d2.modeling.meta_arch import MEInstDetector  # noqa: E402
-from soaking.run import EVENTS, MOMENTS  # noqa: E402
+from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
+from meinst_d2.commands import train as train_command
+from meinst_d2.engine.launch import launch
+from meinst_d2.engine.step import TrainStep
+from meinst_d2.engine.trainer import Trainer
+from meinst_d2.modeling.meta_arch import MEInstDetector
+from soaking.run import EVENTS, MOMENTS
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--events", type=Path, required=True, help=f"folder of {EVENTS}")
     parser.add_argument("--kill", default="", metavar="MOMENT@ITERATION", help=f"moments: {', '.join(MOMENTS)}")
     parser.add_argument("--only-process", type=int, help="kill this one instead of all")
-    parser.add_argument("rest", nargs="+", help="of train_net.py, after --")
+    parser.add_argument("rest", nargs="+", help="of meinst train, after --")
     return parser.parse_args()
 
 
@@ -126,7 +125,7 @@ SAVE, TAG, FORWARD = torch.save, MEInstCheckpointer.tag_last_checkpoint, MEInstD
 
 
 def train(args: argparse.Namespace, options: argparse.Namespace) -> None:
-    """In every process: train_net.py's main with the two hooks."""
+    """In every process: meinst train's main with the two hooks."""
     recorder, killer = Recorder(args.events / EVENTS), Killer(args.kill, args.only_process)
     torch.save = recorder.around("save", killer.save)
     TrainStep.after_backward = lambda *call: killer.after_backward(*call)  # type: ignore[method-assign]

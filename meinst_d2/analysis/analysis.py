@@ -1,21 +1,146 @@
-"""All figures of an analysis."""
+"""Detections are matched with objects and given masks that could have been; AP and IoU say what each step loses."""
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import torch
+from torchvision.ops import box_iou
 from tqdm import tqdm
 
-from meinst_d2.analysis.average_precision import AveragePrecision, average_precision
 from meinst_d2.analysis.inputs import Detections, Truth, TruthOfImage
-from meinst_d2.analysis.matching import Matching, match
-from meinst_d2.analysis.oracles import IN_OWN_BOX, ORACLES, mask_ious, oracle_masks
-from meinst_d2.analysis.shares import AREA_LIMITS, Pairs, join_pairs
+from meinst_d2.data.instances import make_templates
 from meinst_d2.encoding import MaskEncoder
+from meinst_d2.evaluation.average_precision import SIZES, AveragePrecision, average_precision
+from meinst_d2.masks import RLE, encode_templates
+from meinst_d2.masks.paste import move_mask
+from meinst_d2.masks.rle import ious as ious_of
+
+MATCHING_IOU = 0.5
+ORACLES = ("exact", "box", "template", "encoding")
+"""By falling knowledge. The object's own mask: where it is; stretched from its own box over the predicted one; as an
+S x S template in the predicted box; encoded and decoded in the predicted box, as in training targets."""
+IN_OWN_BOX = "encoding in own box"
+"""Beside them: encoded and decoded, in the object's box."""
+PARTS = ("box", "template", "coefficients", "regression")
+"""Of the mask error, in the order in which an exact mask becomes the predicted one."""
+AREA_LIMITS = (32**2, 96**2)  # COCO's
+
+
+def match(truth: TruthOfImage, found: Detections) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Give each detection, by falling score, the free object of its class that its box overlaps most.
+
+    Boxes must have an IoU of 0.5 at least. Masks play no part, so that a match says nothing about them.
+
+    Returns:
+        (detections,) the object of each, or -1; and whether half or more of the mask of one without an object lies in
+        a crowd region of its class: neither right nor wrong.
+    """
+    object_of, in_crowd = np.full(len(found), -1, np.int64), np.zeros(len(found), bool)
+    if len(truth) and len(found):
+        iou = box_iou(torch.from_numpy(found.xyxy), torch.from_numpy(truth.xyxy)).numpy()
+        iou[found.classes[:, None] != truth.classes] = 0
+        for i, row in enumerate(iou):
+            best = int(row.argmax())
+            if row[best] >= MATCHING_IOU:
+                object_of[i] = best
+                iou[i + 1 :, best] = 0
+    if len(truth.crowds) and len(found):
+        inside = ious_of(found.rles, truth.crowds.rles, crowd=True)
+        inside[found.classes[:, None] != truth.crowds.classes] = 0
+        in_crowd = (object_of < 0) & (inside.max(axis=1) >= 0.5)
+    return object_of, in_crowd
+
+
+@torch.no_grad()
+def oracle_masks(
+    truth: TruthOfImage, found: Detections, object_of: npt.NDArray[np.int64], encoder: MaskEncoder
+) -> dict[str, list[RLE]]:
+    """The masks of all detections of an image for each oracle; those without an object keep their own.
+
+    Args:
+        truth, found, object_of: the image, and of each detection the object or -1.
+        encoder: fitted, on the CPU, in evaluation mode.
+    """
+    masks = {name: list(found.rles) for name in (*ORACLES, IN_OWN_BOX)}
+    templates = make_templates(truth.annotations, encoder.mask_size)
+    row_of = {i: row for row, i in enumerate(templates.kept.tolist())}
+    matched = (object_of >= 0).nonzero()[0]
+    for i, target in zip(matched, object_of[matched], strict=True):
+        masks["exact"][i] = masks[IN_OWN_BOX][i] = truth.rles[target]
+        stretched = move_mask(truth.rles[target], truth.xyxy[target], found.xyxy[i])
+        for name in ORACLES[1:]:
+            masks[name][i] = stretched
+    # An object that is too thin for a template has none: detections of it lose nothing by the encoding.
+    drawn = [i for i in matched if object_of[i] in row_of]
+    if drawn:
+        targets = object_of[drawn]
+        ones = torch.from_numpy(templates.masks[[row_of[t] for t in targets]])
+        classes = torch.from_numpy(truth.classes[targets])
+        decoded = encoder.decode(encoder.encode(ones, classes), classes)
+        boxes, own = torch.from_numpy(found.xyxy[drawn]), torch.from_numpy(truth.xyxy[targets])
+        drawings = {"template": (ones.float(), boxes), "encoding": (decoded, boxes), IN_OWN_BOX: (decoded, own)}
+        for name, (probabilities, at) in drawings.items():
+            for i, rle in zip(drawn, encode_templates(probabilities, at, *truth.size), strict=True):
+                masks[name][i] = rle
+    return masks
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Matched detections and their objects.
+
+    Attributes:
+        areas: (n,) of the objects, in pixels.
+        classes: (n,) contiguous.
+        ious: (n, 4) mask IoU with the object of the stretched mask, the template, the encoding and the prediction.
+    """
+
+    areas: npt.NDArray[np.float64]
+    classes: npt.NDArray[np.int64]
+    ious: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.areas)
+
+    @property
+    def mean_ious(self) -> list[float]:
+        """The four means; NaN without any pair."""
+        return self.ious.mean(axis=0).tolist() if len(self) else [math.nan] * 4
+
+    @property
+    def error(self) -> float:
+        """The mask error: 1 - the predictions' mean IoU."""
+        return 1 - self.mean_ious[-1]
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """What each of ``PARTS`` adds to the error; they sum to it. A part is negative where it mends another."""
+        return dict(zip(PARTS, (-np.diff([1.0, *self.mean_ious])).tolist(), strict=True))
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of box, encoding (template and coefficients) and regression in the error; NaN where there is no error."""
+        stretched, _, encoded, predicted = self.mean_ious
+        parts = {"box": 1 - stretched, "encoding": stretched - encoded, "regression": encoded - predicted}
+        return {name: part / self.error if self.error > 1e-9 else math.nan for name, part in parts.items()}
+
+    def by_size(self) -> dict[str, Pairs]:
+        """All, and those of small, medium and large objects."""
+        sizes = np.searchsorted(AREA_LIMITS, self.areas, side="right")  # numbers in SIZES
+        return {"all": self, **{name: self._where(sizes == size) for size, name in enumerate(SIZES)}}
+
+    def by_class(self, num_classes: int) -> list[Pairs]:
+        """Those of every class."""
+        return [self._where(self.classes == k) for k in range(num_classes)]
+
+    def _where(self, chosen: npt.NDArray[np.bool_]) -> Pairs:
+        return Pairs(self.areas[chosen], self.classes[chosen], self.ious[chosen])
 
 
 @dataclass(frozen=True)
@@ -46,7 +171,7 @@ class Analysis:
 
     Attributes:
         class_names: contiguous.
-        num_objects: that are no crowd regions, by size: all, small, medium, large.
+        num_objects: that are not crowd regions, by size: all, small, medium, large.
         box: box AP.
         masks: mask AP by name of what masks there are: "predicted", those of ``ORACLES`` and ``IN_OWN_BOX``.
         pairs: of matched detections.
@@ -55,7 +180,7 @@ class Analysis:
     """
 
     class_names: Sequence[str]
-    num_objects: tuple[int, int, int, int]
+    num_objects: tuple[int, ...]
     box: AveragePrecision
     masks: Mapping[str, AveragePrecision]
     pairs: Pairs
@@ -64,19 +189,14 @@ class Analysis:
 
     @property
     def lost(self) -> dict[str, float]:
-        """Where 100 - mask AP goes, in points of AP; they sum to it.
+        """Where 100 - mask AP goes, in points: what exact masks would not mend, then each step's part of the rest."""
+        kept = [100.0, *(self.masks[name].ap for name in ("exact", "box", "encoding", "predicted"))]
+        return dict(zip(("detection", "box", "encoding", "regression"), (-np.diff(kept)).tolist(), strict=True))
 
-        What exact masks of the matched detections would not mend is the detection's; then each step towards the
-        predicted masks takes its part.
-        """
-        detection, box, encoding = (self.masks[name].ap for name in ("exact", "box", "encoding"))
-        predicted = self.masks["predicted"].ap
-        return {
-            "detection": 100 - detection,
-            "box": detection - box,
-            "encoding": box - encoding,
-            "regression": encoding - predicted,
-        }
+    def worst_classes(self) -> list[int]:
+        """The classes that have objects, by rising mask AP."""
+        mask = self.masks["predicted"].by_class
+        return sorted((k for k, ap in enumerate(mask) if not math.isnan(ap)), key=lambda k: mask[k])
 
 
 def analyze(
@@ -93,50 +213,36 @@ def analyze(
     Raises:
         ValueError: the encoder has dictionaries of another number of classes.
     """
-    classes = getattr(encoder, "means", np.zeros(0)).shape[0] if encoder.class_specific else len(truth.class_names)
-    if classes != len(truth.class_names):
-        raise ValueError(f"the encoder has {classes} classes, the ground truth {len(truth.class_names)}: name its own")
+    names = truth.ground_truth.dataset.class_names
+    classes = getattr(encoder, "means", np.zeros(0)).shape[0] if encoder.class_specific else len(names)
+    if classes != len(names):
+        raise ValueError(f"the encoder has {classes} classes, the ground truth {len(names)}: name its own")
     encoder = encoder.cpu().eval()
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in ("predicted", *ORACLES, IN_OWN_BOX)}
-    pairs, images = [], []
+    pairs, images = [], []  # area, class and IoUs of every matched detection
     for image_id, image in tqdm(truth.images.items(), desc="comparing masks", unit="image"):
-        found = detections[image_id]
-        matching = match(image, found)
-        masks = {"predicted": found.objects.rles, **oracle_masks(image, found, matching, encoder)}
+        found, errors = detections[image_id], []
+        object_of, in_crowd = match(image, found)
+        masks = {"predicted": found.rles, **oracle_masks(image, found, object_of, encoder)}
         for name, rles in masks.items():
             results[name] += [{**r, "segmentation": m} for r, m in zip(found.results, rles, strict=True)]
-        ious = [mask_ious(masks[name], image, matching) for name in (*ORACLES[1:], "predicted")]
-        pairs.append(_pairs(image, matching, np.stack(ious, axis=1)))
-        images.append(_image_error(image_id, image, found, matching, ious[-1], score_threshold))
+        for i in (object_of >= 0).nonzero()[0]:
+            annotation, rle = image.annotations[object_of[i]], image.rles[object_of[i]]
+            ious = ious_of([masks[name][i] for name in (*ORACLES[1:], "predicted")], [rle])[:, 0]
+            pairs.append((annotation.area, annotation.category, *ious))
+            if found.scores[i] > score_threshold:
+                errors.append(1 - ious[-1])
+        false = int(((found.scores > score_threshold) & (object_of < 0) & ~in_crowd).sum())
+        images.append(ImageError(image_id, float(np.sum(errors)), len(image) - len(errors), false))
+    rows = np.array(pairs, np.float64).reshape(-1, 6)
+    areas = np.array([annotation.area for annotation in truth.annotations], np.float64)
+    sizes = np.bincount(np.searchsorted(AREA_LIMITS, areas, side="right"), minlength=len(SIZES))
     return Analysis(
-        truth.class_names,
-        _count(truth),
-        average_precision(truth.coco, results["predicted"], "bbox"),
-        {name: average_precision(truth.coco, found, "segm") for name, found in results.items()},
-        join_pairs(pairs),
+        names,
+        (len(areas), *sizes.tolist()),
+        average_precision(truth.ground_truth, results["predicted"], "bbox"),
+        {name: average_precision(truth.ground_truth, found, "segm") for name, found in results.items()},
+        Pairs(rows[:, 0], rows[:, 1].astype(np.int64), rows[:, 2:]),
         sorted(images, key=lambda image: -image.total),
         score_threshold,
     )
-
-
-def _pairs(image: TruthOfImage, matching: Matching, ious: np.ndarray) -> Pairs:
-    targets = matching.object_of[matching.object_of >= 0]
-    areas = np.array([image.annotations[i].area for i in targets], np.float64)
-    return Pairs(areas, image.objects.classes[targets], ious)
-
-
-def _image_error(
-    image_id: Hashable, image: TruthOfImage, found: Detections, matching: Matching, ious: np.ndarray, threshold: float
-) -> ImageError:
-    """Of an image, with the (matched,) IoU of predicted masks."""
-    shown = found.scores > threshold
-    matched = matching.object_of >= 0
-    errors = 1 - ious[shown[matched]]
-    false = int((shown & ~matched & ~matching.in_crowd).sum())
-    return ImageError(image_id, float(errors.sum()), len(image.objects) - len(errors), false)
-
-
-def _count(truth: Truth) -> tuple[int, int, int, int]:
-    areas = np.array([annotation.area for annotation in truth.annotations], np.float64)
-    found = Counter(np.searchsorted(AREA_LIMITS, areas, side="right").tolist())
-    return len(areas), found[0], found[1], found[2]

@@ -1,28 +1,25 @@
-"""Ground truth and results of COCO files, checked, image by image."""
+"""What an analysis is made of: ground truth and results of COCO files, checked, image by image, and an encoder."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pycocotools.mask as mask_util
+import torch
 
+from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.data.annotations import InstanceAnnotation
-from meinst_d2.evaluation.results import read_entries, require_known
+from meinst_d2.data.coco import read_coco
+from meinst_d2.encoding import ClassPCAEncoder, FittedEncoder, PCABasis, PCAEncoder, SigmoidClamp, fit_pca
+from meinst_d2.evaluation.average_precision import MAX_DETECTIONS, GroundTruth
+from meinst_d2.evaluation.results import DetectedBoxes, boxes_of, read_results
+from meinst_d2.fitting.count import count_moments
 from meinst_d2.masks import RLE
-from meinst_d2.masks.rle import runs_of
-from meinst_d2.masks.segmentation import UnusableInstance, rle_of
-
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
-MAX_DETECTIONS = 100
-"""Of an image, by score: COCO's limit."""
-INSTANCE_KEYS = ("image_id", "category_id", "bbox", "segmentation")
+from meinst_d2.masks.rle import UnusableInstance, areas, runs_of, tight_boxes
 
 
 @dataclass(frozen=True)
@@ -35,8 +32,8 @@ class Objects:
         rles: n masks of the whole image.
     """
 
-    xyxy: FloatArray
-    classes: IntArray
+    xyxy: npt.NDArray[np.float32]
+    classes: npt.NDArray[np.int64]
     rles: Sequence[RLE]
 
     def __len__(self) -> int:
@@ -44,20 +41,18 @@ class Objects:
 
 
 @dataclass(frozen=True)
-class TruthOfImage:
-    """What an image shows.
+class TruthOfImage(Objects):
+    """The objects of an image, without crowd regions.
 
     Attributes:
-        record: the image as COCO's file has it: id, file_name, height, width.
-        objects: without crowd regions.
-        annotations: of the objects.
+        annotations: n, each with its ``area``.
         crowds: the crowd regions.
+        record: ``id``, ``file_name``, ``height`` and ``width``.
     """
 
-    record: Mapping[str, Any]
-    objects: Objects
     annotations: Sequence[InstanceAnnotation]
     crowds: Objects
+    record: Mapping[str, Any]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -70,107 +65,66 @@ class Truth:
     """An annotation file.
 
     Attributes:
-        coco: as parsed, every annotation with ``area`` and ``iscrowd``.
-        class_names: in the order of category ids.
-        class_of_category: contiguous class by category id.
+        ground_truth: for AP.
         images: by id, in the file's order.
     """
 
-    coco: dict[str, Any]
-    class_names: Sequence[str]
-    class_of_category: Mapping[int, int]
+    ground_truth: GroundTruth
     images: Mapping[Hashable, TruthOfImage]
 
     @property
     def annotations(self) -> list[InstanceAnnotation]:
-        """Of all objects that are no crowd regions."""
+        """Of all objects that are not crowd regions."""
         return [annotation for image in self.images.values() for annotation in image.annotations]
 
 
 @dataclass(frozen=True)
-class Detections:
-    """What was found in an image, by falling score, the 100 best at most.
+class Detections(DetectedBoxes):
+    """What was found in an image, by falling score, the 100 best at most: n masks, and the results as in the file."""
 
-    Attributes:
-        results: as in the file.
-        objects: their boxes, classes and masks.
-        scores: (n,).
-    """
-
+    rles: Sequence[RLE]
     results: Sequence[Mapping[str, Any]]
-    objects: Objects
-    scores: FloatArray
 
 
 def read_truth(path: str | os.PathLike[str]) -> Truth:
-    """Read a COCO instances file.
+    """Read a COCO instances file; a box or an area that it lacks is that of the mask.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no such file, or has an object without a usable mask.
+        ValueError: it is not such a file, or has an object without a usable mask.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no annotation file {path}")
-    try:
-        with open(path, encoding="utf-8") as file:
-            coco = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}): give a COCO instances file") from error
-    sections = ("images", "annotations", "categories")
-    missing = [key for key in sections if not isinstance(coco, dict) or not isinstance(coco.get(key), list)]
-    if missing:
-        raise ValueError(
-            f"{path} is not in COCO's instances format: it has no list of {', '.join(missing)}; give the ground truth"
-        )
-    categories = sorted(coco["categories"], key=lambda category: category["id"])
-    class_of_category = {category["id"]: k for k, category in enumerate(categories)}
-    of_image: dict[Hashable, list[dict[str, Any]]] = {record["id"]: [] for record in coco["images"]}
-    for annotation in coco["annotations"]:
-        absent = [key for key in INSTANCE_KEYS if key not in annotation]
-        if absent:
-            raise ValueError(f"{path}: annotation {annotation.get('id')} has no {', '.join(absent)}")
-        if annotation["image_id"] not in of_image or annotation["category_id"] not in class_of_category:
-            raise ValueError(
-                f"{path}: annotation {annotation.get('id')} is of an image or a category that is not there"
-            )
-        of_image[annotation["image_id"]].append(annotation)
-    images: dict[Hashable, TruthOfImage] = {}
-    for record in coco["images"]:
+    dataset = read_coco(path)
+    ground_truth = GroundTruth(dataset)
+    of_image: list[list[tuple[InstanceAnnotation, RLE]]] = [[] for _ in dataset.images]
+    for row, annotation in enumerate(dataset.annotations):
+        if dataset.image_rows[row] < 0 or annotation.category < 0:
+            raise ValueError(f"{dataset.name_of(row)} is of an image or a category that is not there")
         try:
-            images[record["id"]] = _truth_of_image(record, of_image[record["id"]], class_of_category)
-        except ValueError as error:
-            raise ValueError(f"{path}, image {record['id']}: {error}") from error
-    return Truth(coco, [str(category["name"]) for category in categories], class_of_category, images)
-
-
-def _truth_of_image(
-    record: Mapping[str, Any], annotations: Sequence[dict[str, Any]], class_of_category: Mapping[int, int]
-) -> TruthOfImage:
-    size = record["height"], record["width"]
-    rles = []
-    for annotation in annotations:
-        try:
-            rles.append(rle_of(annotation["segmentation"], size))
+            rle = ground_truth.mask_of(row)
         except UnusableInstance as error:
-            raise ValueError(f"annotation {annotation.get('id')} cannot be evaluated: {error.reason}") from error
-        annotation.setdefault("iscrowd", 0)
-        annotation.setdefault("area", float(mask_util.area(rles[-1])))
-    classes = np.array([class_of_category[annotation["category_id"]] for annotation in annotations], np.int64)
-    crowd = np.array([bool(annotation["iscrowd"]) for annotation in annotations], bool)
-    xyxy = to_xyxy(annotations)
-
-    def select(wanted: npt.NDArray[np.bool_]) -> Objects:
-        return Objects(xyxy[wanted], classes[wanted], [rles[i] for i in wanted.nonzero()[0]])
-
-    instances = [
-        InstanceAnnotation(a["segmentation"], tuple(box.tolist()), size, int(k), False, a["area"])
-        for a, box, k, is_crowd in zip(annotations, xyxy, classes, crowd, strict=True)
-        if not is_crowd
-    ]
-    return TruthOfImage(record, select(~crowd), instances, select(crowd))
+            raise ValueError(f"{dataset.name_of(row)} cannot be evaluated: {error.reason}") from error
+        if annotation.area is None:
+            annotation = replace(annotation, area=float(areas([rle])[0]))
+        if np.isnan(dataset.boxes_xywh[row]).any():
+            x, y, width, height = tight_boxes([rle])[0].tolist()
+            annotation = replace(annotation, box=(x, y, x + width, y + height))
+        of_image[dataset.image_rows[row]].append((annotation, rle))
+    images = {}
+    for record, found in zip(dataset.images, of_image, strict=True):
+        objects, crowds = [[pair for pair in found if pair[0].iscrowd == crowd] for crowd in (False, True)]
+        images[record["id"]] = TruthOfImage(
+            *_arrays(objects), [a for a, _ in objects], Objects(*_arrays(crowds)), record
+        )
+    return Truth(ground_truth, images)
 
 
-def read_results(path: str | os.PathLike[str], truth: Truth) -> dict[Hashable, Detections]:
+def _arrays(found: Sequence[tuple[InstanceAnnotation, RLE]]) -> tuple[Any, Any, list[RLE]]:
+    xyxy = np.array([annotation.box for annotation, _ in found], np.float32).reshape(-1, 4)
+    classes = np.array([annotation.category for annotation, _ in found], np.int64)
+    return xyxy, classes, [rle for _, rle in found]
+
+
+def read_detections(path: str | os.PathLike[str], truth: Truth) -> dict[Hashable, Detections]:
     """Detections with masks, by the id of every image of the ground truth.
 
     Args:
@@ -179,19 +133,15 @@ def read_results(path: str | os.PathLike[str], truth: Truth) -> dict[Hashable, D
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no such file, has no masks, or belongs to other images.
+        ValueError: it is not such a file, has no masks, or belongs to other images.
     """
-    entries = read_entries(path)
-    require_known(path, "images", {entry["image_id"] for entry in entries}, truth.images)
-    require_known(path, "categories", {entry["category_id"] for entry in entries}, truth.class_of_category)
+    class_of_category = {id_: number for number, id_ in enumerate(truth.ground_truth.dataset.category_ids)}
     of_image: dict[Hashable, list[dict[str, Any]]] = {image_id: [] for image_id in truth.images}
-    for i, entry in enumerate(entries):
+    for i, entry in enumerate(read_results(path, of_image, class_of_category)):
         rle, size = entry.get("segmentation"), list(truth.images[entry["image_id"]].size)
         if not isinstance(rle, dict) or "counts" not in rle:
-            raise ValueError(
-                f"{path}: entry {i} has no mask, which is what is analyzed: evaluate with the task segm "
-                "(MODEL.MASK_ON True)"
-            )
+            fix = "evaluate with the task segm (MODEL.MASK_ON True)"
+            raise ValueError(f"{path}: entry {i} has no mask, which is what is analyzed: {fix}")
         if rle.get("size") != size:
             raise ValueError(f"{path}: entry {i} has a mask of size {rle.get('size')} on an image of {size}")
         try:
@@ -199,18 +149,54 @@ def read_results(path: str | os.PathLike[str], truth: Truth) -> dict[Hashable, D
         except ValueError as error:
             raise ValueError(f"{path}: entry {i} has a mask that cannot be read: {error}") from error
         of_image[entry["image_id"]].append(entry)
-    return {image_id: _to_detections(found, truth.class_of_category) for image_id, found in of_image.items()}
+    detections = {}
+    for image_id, entries in of_image.items():
+        best = sorted(entries, key=lambda entry: -entry["score"])[:MAX_DETECTIONS]
+        rles = [entry["segmentation"] for entry in best]
+        detections[image_id] = Detections(**vars(boxes_of(best, class_of_category)), rles=rles, results=best)
+    return detections
 
 
-def _to_detections(entries: Sequence[dict[str, Any]], class_of_category: Mapping[int, int]) -> Detections:
-    best = sorted(entries, key=lambda entry: -entry["score"])[:MAX_DETECTIONS]
-    classes = np.array([class_of_category[entry["category_id"]] for entry in best], np.int64)
-    objects = Objects(to_xyxy(best), classes, [entry["segmentation"] for entry in best])
-    return Detections(best, objects, np.array([entry["score"] for entry in best], np.float32))
+def encoder_of(bases: Sequence[PCABasis], sigmoid: bool) -> FittedEncoder:
+    """The encoder of dictionaries: one, or one per class; in evaluation mode."""
+    settings = {"dim": bases[0].dim, "mask_size": bases[0].mask_size, "sigmoid": sigmoid}
+    encoder = ClassPCAEncoder(num_classes=len(bases), **settings) if len(bases) > 1 else PCAEncoder(**settings)
+    encoder.load_bases(bases)
+    return encoder.eval()
 
 
-def to_xyxy(entries: Sequence[Mapping[str, Any]]) -> FloatArray:
-    """(n, 4) boxes of COCO's ``bbox``."""
-    boxes = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    return boxes.astype(np.float32)
+def encoder_of_checkpoint(path: str | os.PathLike[str]) -> FittedEncoder:
+    """The encoder whose dictionary travels with a detector's weights.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it holds no dictionary, or could run code.
+    """
+    checkpoint, found = read_checkpoint(path), {}
+    for key, value in checkpoint["model"].items():
+        if "mask_encoder." in key or "mask_encoding." in key:
+            found[key.rpartition(".")[2]] = torch.as_tensor(value).float().numpy()
+    if not {"components", "means", "explained_variances"} <= found.keys():
+        raise ValueError(
+            f"{path} holds no components of an encoder: name their file with --components, or leave both out to fit an "
+            "encoding on the ground truth"
+        )
+    components, means, variances = found["components"], found["means"], found["explained_variances"]
+    if not (variances > 0).all():
+        raise ValueError(f"{path} holds an encoder that was never fitted: name a file with --components")
+    components = components.reshape(-1, *components.shape[-2:])
+    means, variances = means.reshape(len(components), -1), variances.reshape(len(components), -1)
+    # Shares of the whole variance are not in a checkpoint, and nothing here asks for them.
+    bases = [PCABasis(c, m, v, v / v.sum()) for c, m, v in zip(components, means, variances, strict=True)]
+    about = checkpoint.get("meinst")
+    return encoder_of(bases, about.get("sigmoid", bases[0].sigmoid) if isinstance(about, dict) else bases[0].sigmoid)
+
+
+def fitted_encoder(annotations: Sequence[InstanceAnnotation], mask_size: int, dim: int) -> FittedEncoder:
+    """An encoder of S and D fitted on the annotations' masks themselves: the best that these allow on them.
+
+    Raises:
+        ValueError: the masks determine fewer components.
+    """
+    basis = fit_pca(count_moments(annotations, mask_size)[0], SigmoidClamp())
+    return encoder_of([basis.truncated(dim)], sigmoid=True)

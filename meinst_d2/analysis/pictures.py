@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 
-from meinst_d2.analysis.analysis import Analysis
-from meinst_d2.analysis.average_precision import SIZES
+from meinst_d2.analysis.analysis import PARTS, Analysis
 from meinst_d2.analysis.inputs import Detections, Truth
-from meinst_d2.analysis.shares import PARTS, by_size, mask_error
+from meinst_d2.analysis.report import MOST_CLASSES
 from meinst_d2.files import atomic_path
-from meinst_d2.visualization.sheets import draw_sheet
+from meinst_d2.masks.rle import decode_rle
+from meinst_d2.visualization.drawing import draw_sheet
 
 matplotlib.use("Agg")
 
@@ -35,74 +31,57 @@ COLORS = {
     "coefficients": "gold",
     "regression": "tab:red",
 }
-MOST_CLASSES = 20
 METADATA = "meinst_analysis"
 
 
 def draw_losses_of_ap(path: str | os.PathLike[str], analysis: Analysis) -> None:
     """Where mask AP goes, the mask error by size, and box AP against mask AP by class."""
-    names = _classes_shown(analysis)
-    height = max(4.2, 1.2 + 0.28 * len(names))
+    classes = analysis.worst_classes()[:MOST_CLASSES]
+    height = max(4.2, 1.2 + 0.28 * len(classes))
     figure, axes = plt.subplots(1, 3, figsize=(15, height), layout="constrained", width_ratios=(1, 1.1, 1.2))
-    _draw_lost(axes[0], analysis)
-    _draw_errors(axes[1], analysis)
-    _draw_classes(axes[2], analysis, names)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=100)
-    plt.close(figure)
+    left, middle, right = axes
 
-
-def _draw_lost(axis: Axes, analysis: Analysis) -> None:
     bars = {"mask AP": analysis.masks["predicted"].ap, **dict(reversed(analysis.lost.items()))}
-    axis.set_title("where mask AP goes, of 100 points", fontsize=10.5)
     start = 0.0
     for at, (name, points) in enumerate(bars.items()):
-        points = 0.0 if math.isnan(points) else points
-        axis.bar(at, points, bottom=start, color=COLORS[name])
-        axis.text(at, max(start, start + points) + 1, f"{points:.1f}", ha="center", fontsize=9)
+        points = float(np.nan_to_num(points))
+        left.bar(at, points, bottom=start, color=COLORS[name])
+        left.text(at, max(start, start + points) + 1, f"{points:.1f}", ha="center", fontsize=9)
         start += points
-    axis.set_xticks(range(len(bars)), list(bars), fontsize=9)
-    axis.set_ylim(0, 107)
-    axis.grid(alpha=0.3, axis="y")
-    axis.set_axisbelow(True)
+    left.set_xticks(range(len(bars)), list(bars), fontsize=9)
+    left.set_ylim(0, 107)
 
-
-def _draw_errors(axis: Axes, analysis: Analysis) -> None:
-    rows = {"all": mask_error(analysis.pairs), **dict(zip(SIZES, by_size(analysis.pairs), strict=True))}
+    rows = analysis.pairs.by_size()
     above, below = np.zeros(len(rows)), np.zeros(len(rows))
     for part in PARTS:
         values = np.nan_to_num([row.parts[part] for row in rows.values()])
-        axis.bar(range(len(rows)), values, bottom=np.where(values >= 0, above, below), label=part, color=COLORS[part])
+        middle.bar(range(len(rows)), values, bottom=np.where(values >= 0, above, below), label=part, color=COLORS[part])
         above += np.maximum(values, 0)
         below += np.minimum(values, 0)
-    axis.set_xticks(range(len(rows)), [f"{name}\n{row.count:,}" for name, row in rows.items()], fontsize=9)
-    axis.set_title("mask error (1 - IoU) of matched detections", fontsize=10.5)
-    axis.axhline(0, color="0.3", linewidth=0.8)
-    axis.set_ylim(top=max(0.01, above.max() * 1.3))
-    axis.legend(ncols=2, fontsize=9, frameon=False, loc="upper right")
-    axis.grid(alpha=0.3, axis="y")
-    axis.set_axisbelow(True)
+    middle.set_xticks(range(len(rows)), [f"{name}\n{len(row):,}" for name, row in rows.items()], fontsize=9)
+    middle.axhline(0, color="0.3", linewidth=0.8)
+    middle.set_ylim(top=max(0.01, above.max() * 1.3))
+    middle.legend(ncols=2, fontsize=9, frameon=False, loc="upper right")
 
-
-def _classes_shown(analysis: Analysis) -> list[int]:
-    """The classes of lowest mask AP, worst first."""
-    mask = analysis.masks["predicted"].by_class
-    return sorted((k for k, ap in enumerate(mask) if not math.isnan(ap)), key=lambda k: mask[k])[:MOST_CLASSES]
-
-
-def _draw_classes(axis: Axes, analysis: Analysis, classes: list[int]) -> None:
     at = np.arange(len(classes))
     box, mask = analysis.box.by_class, analysis.masks["predicted"].by_class
-    axis.barh(at - 0.2, [box[k] for k in classes], 0.38, label="box AP", color="tab:blue")
-    axis.barh(at + 0.2, [mask[k] for k in classes], 0.38, label="mask AP", color="0.6")
-    axis.set_yticks(at, [analysis.class_names[k] for k in classes], fontsize=8.5)
-    axis.invert_yaxis()
-    axis.set_xlim(0, 100)
+    right.barh(at - 0.2, [box[k] for k in classes], 0.38, label="box AP", color="tab:blue")
+    right.barh(at + 0.2, [mask[k] for k in classes], 0.38, label="mask AP", color="0.6")
+    right.set_yticks(at, [analysis.class_names[k] for k in classes], fontsize=8.5, parse_math=False)
+    right.invert_yaxis()
+    right.set_xlim(0, 100)
     rest = len(analysis.class_names) - len(classes)
-    axis.set_title("AP by class, worst first" + (f" ({rest} more)" if rest else ""), fontsize=10.5)
-    axis.legend(fontsize=9, loc="lower right")
-    axis.grid(alpha=0.3, axis="x")
-    axis.set_axisbelow(True)
+    right.legend(fontsize=9, loc="lower right")
+
+    last = "AP by class, worst first" + (f" ({rest} more)" if rest else "")
+    titles = "where mask AP goes, of 100 points", "mask error (1 - IoU) of matched detections", last
+    for axis, direction, title in zip(axes, "yyx", titles, strict=True):
+        axis.set_title(title, fontsize=10.5)
+        axis.grid(alpha=0.3, axis=direction)
+        axis.set_axisbelow(True)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=100)
+    plt.close(figure)
 
 
 def draw_worst(
@@ -126,41 +105,25 @@ def draw_worst(
     Raises:
         FileNotFoundError: an image is not in the folder.
     """
-    worst = [image for image in analysis.images if image.total > 0][:count]
-    records = [_record(truth, image.image_id, Path(images)) for image in worst]
-    for record in records:
-        if not os.path.isfile(record["file_name"]):
-            raise FileNotFoundError(f"there is no image {record['file_name']}: name the folder of the images")
+    records, found, titles = [], [], []
+    for image in [image for image in analysis.images if image.total > 0][:count]:
+        of_image = truth.images[image.image_id]
+        file = str(Path(images) / of_image.record.get("file_name", ""))
+        if not os.path.isfile(file):
+            raise FileNotFoundError(f"there is no image {file}: name the folder of the images")
+        annotations = [
+            {"bbox": x.box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": x.category, "segmentation": dict(rle)}
+            for x, rle in zip(of_image.annotations, of_image.rles, strict=True)
+        ]
+        records.append({**of_image.record, "file_name": file, "annotations": annotations})
+        detected = detections[image.image_id]
+        found.append(Instances(of_image.size, pred_boxes=Boxes(torch.from_numpy(detected.xyxy))))
+        found[-1].scores, found[-1].pred_classes = map(torch.from_numpy, (detected.scores, detected.classes))
+        masks = [decode_rle(rle, *of_image.size) for rle in detected.rles]
+        found[-1].pred_masks = torch.from_numpy(np.array(masks, bool).reshape(-1, *of_image.size))
+        parts = f"masks {image.mask_error:.1f} + {image.missed} missed + {image.false} false"
+        titles.append(f"{image.image_id}: error {image.total:.1f} = {parts}")
     if METADATA in MetadataCatalog.list():
         MetadataCatalog.remove(METADATA)  # of an analysis before, with other classes
-    MetadataCatalog.get(METADATA).set(thing_classes=list(truth.class_names))
-    found = [_instances(detections[image.image_id], truth.images[image.image_id].size) for image in worst]
-    titles = [
-        f"{image.image_id}: error {image.total:.1f} = masks {image.mask_error:.1f} + {image.missed} missed + "
-        f"{image.false} false"
-        for image in worst
-    ]
-    threshold = analysis.score_threshold
-    draw_sheet(path, records, found, METADATA, score_thresh=threshold, columns=2, titles=titles)
-
-
-def _record(truth: Truth, image_id: Hashable, images: Path) -> dict[str, Any]:
-    """The image in Detectron2's dataset format."""
-    of_image = truth.images[image_id]
-    boxes = of_image.objects.xyxy.tolist()
-    annotations = [
-        {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": int(k), "segmentation": dict(rle)}
-        for box, k, rle in zip(boxes, of_image.objects.classes, of_image.objects.rles, strict=True)
-    ]
-    return {**of_image.record, "file_name": str(images / of_image.record["file_name"]), "annotations": annotations}
-
-
-def _instances(found: Detections, size: tuple[int, int]) -> Instances:
-    masks = [mask_util.decode(rle).astype(bool) for rle in found.objects.rles]
-    return Instances(
-        size,
-        pred_boxes=Boxes(torch.from_numpy(found.objects.xyxy)),
-        scores=torch.from_numpy(found.scores),
-        pred_classes=torch.from_numpy(found.objects.classes),
-        pred_masks=torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *size), bool)),
-    )
+    MetadataCatalog.get(METADATA).set(thing_classes=list(analysis.class_names))
+    draw_sheet(path, records, found, METADATA, score_thresh=analysis.score_threshold, columns=2, titles=titles)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from meinst_d2.analysis.analysis import Analysis
-from meinst_d2.analysis.average_precision import SIZES, AveragePrecision
-from meinst_d2.analysis.oracles import IN_OWN_BOX, ORACLES
-from meinst_d2.analysis.shares import MaskError, by_class, by_size, mask_error
+from meinst_d2.analysis.analysis import IN_OWN_BOX, ORACLES, Analysis, Pairs
+from meinst_d2.evaluation.average_precision import SIZES, without_nan
 
 MASK_TITLES = {
     "exact": "exact masks",
@@ -23,7 +20,7 @@ ADVICE = {
     "detection": "objects that are missed, found twice, or ranked below false ones: train longer or on more images, "
     "or take a stronger backbone",
     "box": "boxes that do not fit: look at the box loss and its weight, and at the size of the test images",
-    "encoding": "masks that the encoding cannot draw",
+    "encoding": "masks that the encoding cannot reconstruct",
     "regression": "coefficients that the network gets wrong: look at the mask loss and its weight, the depth of the "
     "mask branch, and the length of training",
 }
@@ -41,24 +38,17 @@ FEWEST_OBJECTS = 10
 
 def text_of(analysis: Analysis) -> str:
     """The tables, then the conclusions."""
-    parts = [
-        ap_table(analysis),
-        class_table(analysis),
-        lost_table(analysis),
-        error_table(analysis),
-        "\n".join(conclusions(analysis)),
-    ]
-    return "\n\n".join(parts)
+    tables = [make(analysis) for make in (ap_table, class_table, lost_table, error_table)]
+    return "\n\n".join([*tables, "\n".join(conclusions(analysis))])
 
 
 def ap_table(analysis: Analysis) -> str:
     """Box AP, mask AP and their gap, in all and by size."""
     lines = [f"{'':26}{'AP':>6}{'AP50':>7}{'AP75':>7}" + "".join(f"{size:>8}" for size in SIZES)]
-    mask, box = analysis.masks["predicted"], analysis.box
-    rows = {"boxes": _figures(box), "masks": _figures(mask)}
-    rows["gap"] = [b - m for b, m in zip(rows["boxes"], rows["masks"], strict=True)]
-    for name, row in rows.items():
-        lines.append(f"{name:26}{_number(row[0], 6)}" + "".join(_number(v, 7) for v in row[1:3]) + _sized(row[3:]))
+    box, mask = ([ap.ap, ap.ap50, ap.ap75, *ap.by_size] for ap in (analysis.box, analysis.masks["predicted"]))
+    gap = [b - m for b, m in zip(box, mask, strict=True)]
+    for name, row in (("boxes", box), ("masks", mask), ("gap", gap)):
+        lines.append(f"{name:26}" + "".join(map(_number, row, (6, 7, 7, 8, 8, 8))))
     counts = analysis.num_objects
     lines.append(f"{'objects':26}{counts[0]:6,}{'':14}" + "".join(f"{count:8,}" for count in counts[1:]))
     return "\n".join(lines)
@@ -67,14 +57,14 @@ def ap_table(analysis: Analysis) -> str:
 def class_table(analysis: Analysis) -> str:
     """The 20 classes of lowest mask AP; the share of each part in the mask error of their matched detections."""
     width = max(26, *(len(name) + 1 for name in analysis.class_names)) if analysis.class_names else 26
-    errors = by_class(analysis.pairs, len(analysis.class_names))
+    errors = analysis.pairs.by_class(len(analysis.class_names))
     box, mask = analysis.box.by_class, analysis.masks["predicted"].by_class
     lines = [f"{'class':{width}}{'box':>6}{'mask':>7}{'gap':>7}{'matched':>9}{'IoU':>7}  box / encoding / regression"]
-    ranked = sorted((k for k, ap in enumerate(mask) if not math.isnan(ap)), key=lambda k: mask[k])
+    ranked = analysis.worst_classes()
     for k in ranked[:MOST_CLASSES]:
         figures = _number(box[k], 6) + _number(mask[k], 7) + _number(box[k] - mask[k], 7)
-        iou = _number(errors[k].ious[-1], 7, 3)
-        lines.append(f"{analysis.class_names[k]:{width}}{figures}{errors[k].count:9,}{iou}  {_shares(errors[k])}")
+        iou, shares = _number(errors[k].mean_ious[-1], 7, 3), " / ".join(map(_percent, errors[k].shares.values()))
+        lines.append(f"{analysis.class_names[k]:{width}}{figures}{len(errors[k]):9,}{iou}  {shares}")
     if len(ranked) > MOST_CLASSES:
         lines.append(f"{len(ranked) - MOST_CLASSES} more classes in analysis.json")
     return "\n".join(lines)
@@ -83,140 +73,84 @@ def class_table(analysis: Analysis) -> str:
 def lost_table(analysis: Analysis) -> str:
     """Mask AP with masks that could have been, and what each step loses."""
     lines = [f"{'masks of matched detections':30}{'AP':>6}{'AP50':>7}{'AP75':>7}{'IoU':>8}"]
-    ious = {"exact": 1.0 if len(analysis.pairs.ious) else math.nan}
-    ious |= dict(zip((*ORACLES[1:], "predicted"), mask_error(analysis.pairs).ious, strict=True))
-    for name, title in MASK_TITLES.items():
+    ious = [1.0 if len(analysis.pairs) else math.nan, *analysis.pairs.mean_ious]
+    for (name, title), iou in zip(MASK_TITLES.items(), ious, strict=True):
         ap = analysis.masks[name]
-        lines.append(
-            f"{title:30}{_number(ap.ap, 6)}{_number(ap.ap50, 7)}{_number(ap.ap75, 7)}{_number(ious[name], 8, 3)}"
-        )
+        lines.append(f"{title:30}{_number(ap.ap, 6)}{_number(ap.ap50, 7)}{_number(ap.ap75, 7)}{_number(iou, 8, 3)}")
     parts = ", ".join(f"{name} {_number(points).strip()}" for name, points in analysis.lost.items())
     own = analysis.masks[IN_OWN_BOX].ap
-    return "\n".join(
-        [
-            *lines,
-            f"points of mask AP lost: {parts}",
-            f"once boxes fit: encoded masks in the objects' own boxes have AP {_number(own)}, so the encoding alone "
-            f"loses {_number(analysis.masks['exact'].ap - own)}",
-        ]
-    )
+    alone = f"so the encoding alone loses {_number(analysis.masks['exact'].ap - own)}"
+    lines.append(f"points of mask AP lost: {parts}")
+    lines.append(f"once boxes fit: encoded masks in the objects' own boxes have AP {_number(own)}, {alone}")
+    return "\n".join(lines)
 
 
 def error_table(analysis: Analysis) -> str:
     """The mask error of matched detections by size."""
-    lines = [
-        f"{'mask error (1 - IoU)':22}{'matched':>9}{'error':>8} = {'box':>6} + {'template':>8} + {'coefficients':>12}"
-        f" + {'regression':>10}   encoding's share"
-    ]
-    rows = {"all": mask_error(analysis.pairs), **dict(zip(SIZES, by_size(analysis.pairs), strict=True))}
-    for name, row in rows.items():
-        box, template, coefficients, regression = row.parts.values()
-        share = row.shares["encoding"]
-        lines.append(
-            f"{name:22}{row.count:9,}{_number(row.error, 8, 3)} = {_number(box, 6, 3)} + {_number(template, 8, 3)} + "
-            f"{_number(coefficients, 12, 3)} + {_number(regression, 10, 3)}   {_percent(share):>16}"
-        )
+    widths = {"box": 6, "template": 8, "coefficients": 12, "regression": 10}
+    parts = " + ".join(f"{part:>{width}}" for part, width in widths.items())
+    lines = [f"{'mask error (1 - IoU)':22}{'matched':>9}{'error':>8} = {parts}   encoding's share"]
+    for name, row in analysis.pairs.by_size().items():
+        parts = " + ".join(_number(row.parts[part], width, 3) for part, width in widths.items())
+        share = _percent(row.shares["encoding"])
+        lines.append(f"{name:22}{len(row):9,}{_number(row.error, 8, 3)} = {parts}   {share:>16}")
     return "\n".join(lines)
 
 
 def conclusions(analysis: Analysis) -> list[str]:
-    """What to improve next: the largest loss of AP, then the largest part of the mask error, then the weakest.
-
-    The encoding's two parts are told apart by mask IoU.
-    """
+    """What to improve next, by the rules of docs/analysis.md."""
     lost = analysis.lost
     if any(map(math.isnan, lost.values())):
         return ["improve next: the ground truth has no objects, so there is nothing to measure"]
-    ranked = sorted(lost, key=lambda name: -lost[name])
-    first = ranked[0]
+    first = max(lost, key=lambda name: lost[name])
     if 100 - analysis.masks["predicted"].ap < SMALL_LOSS:
         return [f"improve next: nothing, less than {SMALL_LOSS:g} point of mask AP is lost"]
-    lines = [f"improve next: {first}, which loses {lost[first]:.1f} points of mask AP: {_advice(first, analysis)}"]
-    error = mask_error(analysis.pairs)
-    if error.count and error.error > 1e-9:
-        shares = error.shares
+    worse = max(ENCODING_ADVICE, key=lambda name: analysis.pairs.parts[name])
+    advice = ADVICE | {"encoding": f"{ADVICE['encoding']}; {ENCODING_ADVICE[worse]}"}
+    lines = [f"improve next: {first}, which loses {lost[first]:.1f} points of mask AP: {advice[first]}"]
+    shares = analysis.pairs.shares
+    if len(analysis.pairs) and analysis.pairs.error > 1e-9:
         worst = max(shares, key=lambda name: shares[name])
-        lines.append(
-            f"of the mask error of matched detections, {worst} has the largest share ({_percent(shares[worst])})"
-            + (f": {_advice(worst, analysis)}" if worst != first else "")
-        )
-    return lines + _weakest(analysis)
-
-
-def _weakest(analysis: Analysis) -> list[str]:
-    """The size and the class with the lowest mask AP among those with enough objects."""
-    mask = analysis.masks["predicted"]
-    lines = []
-    counts = analysis.num_objects[1:]
+        share = f"{worst} has the largest share ({_percent(shares[worst])})"
+        more = f": {advice[worst]}" if worst != first else ""
+        lines.append(f"of the mask error of matched detections, {share}{more}")
+    mask, counts = analysis.masks["predicted"], analysis.num_objects[1:]
     sizes = [i for i in range(len(SIZES)) if counts[i] >= FEWEST_OBJECTS]
     if len(sizes) > 1:
         i = min(sizes, key=lambda i: mask.by_size[i])
         share = _percent(counts[i] / analysis.num_objects[0])
         lines.append(f"weakest size: {SIZES[i]} objects, mask AP {mask.by_size[i]:.1f} ({share} of all objects)")
-    errors = by_class(analysis.pairs, len(analysis.class_names))
-    classes = [k for k, e in enumerate(errors) if e.count >= FEWEST_OBJECTS and not math.isnan(mask.by_class[k])]
+    errors = analysis.pairs.by_class(len(analysis.class_names))
+    classes = [k for k in analysis.worst_classes() if len(errors[k]) >= FEWEST_OBJECTS]
     if len(classes) > 1:
-        k = min(classes, key=lambda k: mask.by_class[k])
-        lines.append(f"weakest class: {analysis.class_names[k]}, mask AP {mask.by_class[k]:.1f}")
-        k = max(classes, key=lambda k: analysis.box.by_class[k] - mask.by_class[k])
-        gap = analysis.box.by_class[k] - mask.by_class[k]
-        lines.append(f"widest gap between box AP and mask AP: {analysis.class_names[k]}, {gap:.1f} points")
+        lines.append(f"weakest class: {analysis.class_names[classes[0]]}, mask AP {mask.by_class[classes[0]]:.1f}")
+        gap, k = max((analysis.box.by_class[k] - mask.by_class[k], -k) for k in classes)
+        lines.append(f"widest gap between box AP and mask AP: {analysis.class_names[-k]}, {gap:.1f} points")
     return lines
-
-
-def _advice(part: str, analysis: Analysis) -> str:
-    if part != "encoding":
-        return ADVICE[part]
-    parts = mask_error(analysis.pairs).parts
-    worse = max(ENCODING_ADVICE, key=lambda name: parts[name])
-    return f"{ADVICE[part]}; {ENCODING_ADVICE[worse]}"
 
 
 def json_of(analysis: Analysis) -> dict[str, Any]:
     """Every figure; AP in percent, null where there is nothing to measure."""
-    errors = by_class(analysis.pairs, len(analysis.class_names))
+    error, *by_size = map(_error_json, analysis.pairs.by_size().values())
+    by_class = [_error_json(pairs) for pairs in analysis.pairs.by_class(len(analysis.class_names))]
     content = {
         "objects": dict(zip(("all", *SIZES), analysis.num_objects, strict=True)),
         "class_names": list(analysis.class_names),
         "bbox": asdict(analysis.box),
         "segm": {name: asdict(ap) for name, ap in analysis.masks.items()},
         "lost": analysis.lost,
-        "mask_error": {
-            "all": _error_json(mask_error(analysis.pairs)),
-            "by_size": [_error_json(error) for error in by_size(analysis.pairs)],
-            "by_class": [_error_json(error) for error in errors],
-        },
+        "mask_error": {"all": error, "by_size": by_size, "by_class": by_class},
         "score_threshold": analysis.score_threshold,
         "images": [{**asdict(image), "total": image.total} for image in analysis.images],
         "improve_next": conclusions(analysis),
     }
-    cleaned: dict[str, Any] = _without_nan(content)
+    cleaned: dict[str, Any] = without_nan(content)
     return cleaned
 
 
-def _error_json(error: MaskError) -> dict[str, Any]:
-    ious = dict(zip((*ORACLES[1:], "predicted"), error.ious, strict=True))
-    return {"matched": error.count, "iou": ious, "error": error.error, "parts": error.parts, "shares": error.shares}
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _figures(ap: AveragePrecision) -> list[float]:
-    return [ap.ap, ap.ap50, ap.ap75, *ap.by_size]
-
-
-def _sized(row: Sequence[float]) -> str:
-    return "".join(_number(value, 8) for value in row)
-
-
-def _shares(error: MaskError) -> str:
-    return " / ".join(_percent(share) for share in error.shares.values())
+def _error_json(pairs: Pairs) -> dict[str, Any]:
+    ious = dict(zip((*ORACLES[1:], "predicted"), pairs.mean_ious, strict=True))
+    return {"matched": len(pairs), "iou": ious, "error": pairs.error, "parts": pairs.parts, "shares": pairs.shares}
 
 
 def _number(value: float, width: int = 0, digits: int = 1) -> str:

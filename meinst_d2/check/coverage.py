@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,30 +12,24 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 
-from meinst_d2.check import problems as p
-from meinst_d2.check.scan import CocoFile
-from meinst_d2.data.parallel import run_shards
+from meinst_d2.check import FINE, HURTS, Finding, Report, add_rule, in_chunks
+from meinst_d2.check.annotation_rules import ANNOTATION_RULES, RELATIVE
+from meinst_d2.check.coco_file import CocoFile
+from meinst_d2.check.image_rules import FEW
 from meinst_d2.fcos.assign import AssignmentRule, assign_batch
-from meinst_d2.reconstruction.measure import one_torch_thread
 
-BATCH = 64
-"""Images at a time."""
+USUAL_LOSS = 0.02
+"""Share of objects without a location up to which nothing is wrong: COCO has 1 % at 800 pixels."""
+USUAL_LOSS_OF_CLASS = 0.1
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What matters of a config.
-
-    Attributes:
-        rule: of the assignment.
-        min_size, max_size: of test images.
-        filter_empty: whether training leaves out images without objects.
-    """
+class Settings(NamedTuple):
+    """What matters of a config."""
 
     rule: AssignmentRule
-    min_size: int
+    min_size: int  # of test images
     max_size: int
-    filter_empty: bool
+    filter_empty: bool  # whether training leaves out images without objects
 
 
 def settings_of(cfg: CfgNode) -> Settings:
@@ -50,86 +45,82 @@ def settings_of(cfg: CfgNode) -> Settings:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How the objects spread over the feature levels.
+    """How the objects spread over the feature levels."""
 
-    Attributes:
-        settings: that they were assigned with.
-        objects: those assigned.
-        per_level: (L,) objects with a positive location on each level; an object may have some on two.
-        sides: (3,) quantiles 5, 50 and 95 % of the square root of the box area, in input pixels.
-    """
-
-    settings: Settings
-    objects: int
-    per_level: tuple[int, ...]
-    sides: tuple[float, float, float]
+    settings: Settings  # that they were assigned with
+    objects: int  # those assigned
+    per_level: tuple[int, ...]  # (L,) objects with a positive location on each level; an object may have some on two
+    sides: tuple[float, float, float]  # quantiles 5, 50 and 95 % of the root of the box area, in input pixels
 
 
 def measure_coverage(file: CocoFile, settings: Settings, workers: int = 1) -> Coverage:
-    """Assign all objects as training does at the test size, and flag those without a positive location.
-
-    Args:
-        file: scanned and checked; its flags change.
-        settings: of the config.
-        workers: processes.
-    """
-    chosen = np.flatnonzero(file.learned)
-    chosen = chosen[(file.sizes[file.image_rows[chosen]] > 0).all(axis=1)]
-    chosen = chosen[file.image_rows[chosen].argsort(kind="stable")]
-    images = np.unique(file.image_rows[chosen])
-    parts = run_shards(_assign_shard, images, workers, "assigning", file, chosen, settings, chunk=BATCH, unit=" images")
+    """Assign all objects of a checked file as training does at the test size, and flag those that get no location."""
+    rows = np.flatnonzero(file.learned & ~file.having(RELATIVE))
+    rows = rows[(file.sizes[file.image_rows[rows]] > 0).all(axis=1)]
+    rows = rows[file.image_rows[rows].argsort(kind="stable")]
+    images, counts = np.unique(file.image_rows[rows], return_counts=True)
+    sizes, limits = file.sizes[images], (settings.min_size, settings.max_size)
+    resized = np.array([ResizeShortestEdge.get_output_shape(h, w, *limits) for h, w in sizes.tolist()]).reshape(-1, 2)
+    wide, scales = (np.tile(of_images[:, ::-1], 2).repeat(counts, axis=0) for of_images in (sizes, resized / sizes))
+    boxes = (file.annotations.boxes[rows].clip(0, wide) * scales).astype(np.float32)
+    given = (boxes, np.append(0, counts.cumsum()), resized, settings.rule)
+    how = {"workers": workers, "title": "assigning", "unit": " images", "chunk": 64}
     per_level = np.zeros(len(settings.rule.strides), np.int64)
-    sides = [np.zeros(0, np.float32)]
-    for assigned in (assigned for part in parts for assigned in part):
-        file.flags[assigned.too_small] |= np.uint32(p.NO_CELL.bit)
-        file.flags[assigned.outdone] |= np.uint32(p.OUTDONE.bit)
-        per_level += assigned.per_level
-        sides.append(assigned.sides)
-    all_sides = np.concatenate(sides)
-    quantiles = np.quantile(all_sides, (0.05, 0.5, 0.95)).tolist() if len(all_sides) else [float("nan")] * 3
-    return Coverage(settings, len(chosen), tuple(per_level.tolist()), tuple(quantiles))  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class _Assigned:
-    """Of some images: rows without a location, (L,) objects per level, (M,) sides of all objects."""
-
-    too_small: npt.NDArray[np.int64]
-    outdone: npt.NDArray[np.int64]
-    per_level: npt.NDArray[np.int64]
-    sides: npt.NDArray[np.float32]
-
-
-def _assign_shard(
-    chunks: Iterator[npt.NDArray[np.int64]], file: CocoFile, chosen: npt.NDArray[np.int64], settings: Settings
-) -> list[_Assigned]:
-    of_image = file.image_rows[chosen]
-    with one_torch_thread():
-        return [
-            _assign(file, images, chosen[slice(*of_image.searchsorted((images[0], images[-1] + 1)))], settings)
-            for images in chunks
-        ]
+    for _, (too_small, outdone, of_levels) in in_chunks(_assign, len(images), *given, **how):
+        file.flags[rows[too_small]] |= NO_CELL.bit
+        file.flags[rows[outdone]] |= OUTDONE.bit
+        per_level += of_levels
+    sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    quantiles = np.quantile(sides, (0.05, 0.5, 0.95)).tolist() if len(sides) else [float("nan")] * 3
+    return Coverage(settings, len(rows), tuple(per_level.tolist()), tuple(quantiles))  # type: ignore[arg-type]
 
 
 def _assign(
-    file: CocoFile, images: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], settings: Settings
-) -> _Assigned:
-    """Assign the objects of some images, all as if they were as large as the largest: cells outside are in no box."""
-    rule, sizes = settings.rule, file.sizes[images]
-    counts = np.unique(file.image_rows[rows], return_counts=True)[1]
-    resized = np.array(
-        [ResizeShortestEdge.get_output_shape(h, w, settings.min_size, settings.max_size) for h, w in sizes.tolist()]
-    )
-    limits = np.tile(sizes[:, ::-1], 2).repeat(counts, axis=0)
-    scales = np.tile((resized / sizes)[:, ::-1], 2).repeat(counts, axis=0)
-    boxes = torch.from_numpy((file.annotations.boxes[rows].clip(0, limits) * scales).astype(np.float32))
-    height, width = resized.max(axis=0).tolist()
+    images: range,
+    boxes: npt.NDArray[np.float32],  # (M, 4) of all objects, image by image
+    ends: npt.NDArray[np.int64],  # (N + 1,) of each image's boxes, after a zero
+    resized: npt.NDArray[np.int64],  # (N, 2) input height and width
+    rule: AssignmentRule,
+) -> tuple[npt.NDArray[np.int64], ...]:
+    """Boxes of some images that hold no cell, those all of whose cells are others', and (L,) objects per level.
+
+    All are assigned as if they were as large as the largest: cells outside are in no box.
+    """
+    offsets = ends[images.start : images.stop + 1]
+    mine = torch.from_numpy(boxes[offsets[0] : offsets[-1]])
+    height, width = resized[images.start : images.stop].max(axis=0).tolist()
     levels = [(-(-height // stride), -(-width // stride)) for stride in rule.strides]
-    positives = assign_batch(boxes.split(counts.tolist()), levels, rule)
+    positives = assign_batch(mine.split(np.diff(offsets).tolist()), levels, rule)
     gt, location = positives.gt_idx.numpy(), positives.location_idx.numpy()
     level = np.cumsum([h * w for h, w in levels]).searchsorted(location, side="right")
     per_level = np.array([len(np.unique(gt[level == k])) for k in range(len(levels))], np.int64)
-    lost = np.setdiff1d(np.arange(len(rows)), gt)
-    alone = assign_batch(boxes[lost].split(1), levels, rule).gt_idx.unique().numpy() if len(lost) else lost
-    sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt().numpy()
-    return _Assigned(rows[np.delete(lost, alone)], rows[lost[alone]], per_level, sides)
+    lost = np.setdiff1d(np.arange(len(mine)), gt)
+    alone = assign_batch(mine[lost].split(1), levels, rule).gt_idx.unique().numpy() if len(lost) else lost
+    return offsets[0] + np.delete(lost, alone), offsets[0] + lost[alone], per_level
+
+
+def loss(report: Report, finding: Finding) -> dict[str, Any]:
+    """What share of the objects it is; a small one is usual."""
+    file = report.file
+    lost = file.having(finding.rule) & file.learned
+    share = lost.sum() / max(1, report.coverage.objects)
+    per_class = np.bincount(file.annotations.categories[lost], minlength=len(file.classes)).tolist()
+    much = [
+        f"{100 * part / count:.0f} % of {name}"
+        for part, (name, count) in zip(per_class, file.class_counts, strict=True)
+        if count >= FEW and part > USUAL_LOSS_OF_CLASS * count
+    ]
+    note = f"{100 * share:.1f} % of the objects" + (f"; {', '.join(much)}" if much else "")
+    return {"severity": HURTS if share > USUAL_LOSS or much else FINE, "note": note}
+
+
+rule = partial(add_rule, ANNOTATION_RULES)
+# fmt: off
+NO_CELL = rule("too-small", HURTS, "objects too small or too thin to hold the center of a cell of their feature level",
+    "teaches no location to find them: they are background to the detector",
+    "train on larger images (INPUT.MIN_SIZE_TRAIN) or on tiles", measure_coverage, loss)
+OUTDONE = rule("outdone", HURTS, "objects all of whose cells belong to smaller or earlier objects",
+    "teaches no location to find them",
+    "larger images (INPUT.MIN_SIZE_TRAIN) have more cells; look for objects that are annotated twice",
+    measure_coverage, loss)
+# fmt: on

@@ -1,86 +1,47 @@
-"""How well encodings redraw each class of a dataset, so that S and D can be chosen before training."""
+"""How well encodings reconstruct each class of a dataset, so that S and D can be chosen before training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
-from meinst_d2.check import problems as p
-from meinst_d2.check.scan import CocoFile
-from meinst_d2.data.annotations import InstanceAnnotation
-from meinst_d2.encoding import Components, PCABasis
-from meinst_d2.reconstruction.dictionaries import FittedDictionaries
-from meinst_d2.reconstruction.encodings import Encoding, fitted_encodings
+from meinst_d2.check.annotation_rules import EMPTY
+from meinst_d2.check.coco_file import CocoFile
+from meinst_d2.data.annotations import Selection
+from meinst_d2.encoding import Components
+from meinst_d2.reconstruction.encodings import Encoding, FittedDictionaries, make_encodings
 from meinst_d2.reconstruction.measure import measure_encodings
 from meinst_d2.reconstruction.report import Row, class_table, rows_of
 
 HELD_OUT_SHARE = 5
 """One of so many masks of a class is measured, the others are fitted to."""
-MOST_PER_CLASS = 200
-"""Masks of a class that are measured."""
-MOST_FITTED = 50_000
-"""Masks that dictionaries are fitted to: enough to compare them."""
-FEWEST = 5
-"""Measured masks of a class below which its mean says little."""
-POOR_IOU = 0.75
-
-
-class Rows(Sequence[InstanceAnnotation]):
-    """Some rows of a table, made when they are asked for."""
-
-    def __init__(self, file: CocoFile, rows: npt.NDArray[np.int64]) -> None:
-        self._table, self._rows = file.annotations, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __iter__(self) -> Iterator[InstanceAnnotation]:
-        return (self._table[row] for row in self._rows.tolist())
-
-    @overload
-    def __getitem__(self, index: int) -> InstanceAnnotation: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[InstanceAnnotation]: ...
-
-    def __getitem__(self, index: int | slice) -> InstanceAnnotation | list[InstanceAnnotation]:
-        if isinstance(index, slice):
-            return [self._table[row] for row in self._rows[index].tolist()]
-        return self._table[int(self._rows[index])]
+MOST_PER_CLASS, MOST_FITTED = 200, 50_000
+"""Masks of a class that are measured, and masks that dictionaries are fitted to: enough to compare them."""
+FEWEST, POOR_IOU = 5, 0.75
+"""Measured masks of a class below which its mean says little, and the mean below which it is poor."""
 
 
 @dataclass(frozen=True)
 class Encodings:
-    """What was measured.
+    """What was measured."""
 
-    Attributes:
-        rows: one per encoding.
-        classes: names.
-        fitted_to: masks that the dictionary was fitted to; 0 where it came from a file.
-        measured: masks that were redrawn, none of which was fitted to.
-        left_out: why pairs of S and D are missing.
-    """
-
-    rows: list[Row]
+    rows: list[Row]  # one per encoding
     classes: list[str]
-    fitted_to: int
-    measured: int
-    left_out: list[str]
+    fitted_to: int  # masks that the dictionary was fitted to; 0 where it came from a file
+    measured: int  # masks that were reconstructed, none of which was fitted to
+    left_out: list[str]  # why pairs of S and D are missing
 
     def table(self) -> str:
-        """Mean IoU of every class at the objects' own resolution, and of all masks."""
-        if not self.rows:
-            return ""
+        """Mean IoU of every class at the objects' own resolution, and of all masks; there must be ``rows``."""
         width = max(len(name) for name, q in zip(self.classes, self.rows[0].by_class, strict=True) if q.count)
         values = " ".join(f"{row.total.iou:>{max(6, len(row.title))}.4f}" for row in self.rows)
         return f"{class_table(self.rows, self.classes)}\n{'all':{width}} {self.measured:>6,} {values}"
 
     def poor_classes(self) -> list[str]:
-        """Classes that every encoding redraws with a mean IoU below 0.75, and the best of them."""
+        """Classes that every encoding reconstructs with a mean IoU below 0.75, and the best of them."""
         found = []
         for k, name in enumerate(self.classes):
             if self.rows and self.rows[0].by_class[k].count >= FEWEST:
@@ -92,79 +53,60 @@ class Encodings:
 
 def held_out(file: CocoFile) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The rows to fit to and those to measure: of each class a fifth, 200 at most, all evenly spaced."""
-    usable = np.flatnonzero(file.learned & ~file.having(p.EMPTY) & (_sizes_of(file).min(axis=1) > 0))
+    known = np.append(file.sizes.min(axis=1) > 0, False)[file.image_rows]
+    usable = np.flatnonzero(file.learned & ~file.having(EMPTY) & known)
     categories = file.annotations.categories[usable]
-    measured = []
+    measured = [np.zeros(0, np.int64)]
     for category in np.unique(categories):
         rows = usable[categories == category]
         count = min(MOST_PER_CLASS, -(-len(rows) // HELD_OUT_SHARE))
         measured.append(rows[(np.arange(count) * len(rows)) // count])
-    chosen = np.sort(np.concatenate(measured)) if measured else np.zeros(0, np.int64)
+    chosen = np.sort(np.concatenate(measured))
     others = np.setdiff1d(usable, chosen)
     count = min(MOST_FITTED, len(others))
     return others[np.arange(count) * len(others) // max(1, count)], chosen
 
 
-def _sizes_of(file: CocoFile) -> npt.NDArray[np.int64]:
-    sizes = np.zeros((len(file.annotations), 2), np.int64)
-    known = file.image_rows >= 0
-    sizes[known] = file.sizes[file.image_rows[known]]
-    return sizes
-
-
 def measure_classes(
     file: CocoFile, pairs: Sequence[tuple[int, int]], components: Components | None = None, workers: int = 1
 ) -> Encodings:
-    """Redraw masks of every class with several encodings.
+    """Reconstruct masks of every class with several encodings.
 
     Args:
-        file: scanned and checked.
+        file, workers: scanned and checked; processes.
         pairs: (S, D) to fit, to masks that are not measured.
         components: measured instead; all its components and, of one dictionary, the D of ``pairs`` that it has.
-        workers: processes.
 
     Raises:
         ValueError: the components are for another number of classes.
     """
     fit_rows, rows = held_out(file)
-    left_out: list[str] = []
     if not len(rows):
         return Encodings([], file.classes, 0, 0, ["there is no usable mask"])
+    encodings, left_out = [], list[str]()
     if components is not None:
-        fit_rows = fit_rows[:0]
-        encodings = list(_of_components(components, pairs, len(file.classes)))
+        fit_rows, encodings = fit_rows[:0], _of_components(components, pairs, len(file.classes))
     else:
-        encodings = list(_fitted(Rows(file, fit_rows), pairs, len(file.classes), left_out, workers))
+        fitted_to, dims = Selection(file.annotations, fit_rows), [dim for _, dim in pairs]
+        dictionaries = FittedDictionaries(fitted_to, len(file.classes), dims, per_class=False, workers=workers)
+        for size, dim in pairs:
+            try:
+                if not len(fit_rows):
+                    raise ValueError("there are too few masks to fit to some and measure others")
+                encodings += make_encodings("pca", [size], [dim], bases=dictionaries.bases)
+            except ValueError as error:
+                left_out.append(f"{size}/{dim}: {error}")
     if not encodings:
         return Encodings([], file.classes, len(fit_rows), 0, left_out)
-    tally = measure_encodings(Rows(file, rows), encodings, len(file.classes), workers)
+    tally = measure_encodings(Selection(file.annotations, rows), encodings, len(file.classes), workers)
     found = rows_of(tally, encodings, len(file.classes))
     return Encodings(found, file.classes, len(fit_rows), found[0].total.count, left_out)
 
 
-def _fitted(
-    annotations: Rows, pairs: Sequence[tuple[int, int]], num_classes: int, left_out: list[str], workers: int
-) -> Iterator[Encoding]:
-    dims = [dim for _, dim in pairs]
-    dictionaries = FittedDictionaries(annotations, num_classes, dims, per_class=False, workers=workers)
-    for size, dim in pairs:
-        try:
-            if not len(annotations):
-                raise ValueError("there are too few masks to fit to some and measure others")
-            yield from fitted_encodings("pca", size, [dim], [True], [True], dictionaries.bases)
-        except ValueError as error:
-            left_out.append(f"{size}/{dim}: {error}")
-
-
-def _of_components(components: Components, pairs: Sequence[tuple[int, int]], num_classes: int) -> Iterator[Encoding]:
+def _of_components(components: Components, pairs: Sequence[tuple[int, int]], num_classes: int) -> list[Encoding]:
     bases = components.bases
     if len(bases) not in (1, num_classes):
         raise ValueError(f"the components are for {len(bases)} classes, the annotations have {num_classes}")
-    family = "pca" if len(bases) == 1 else "class-pca"
-    size, longest = bases[0].mask_size, bases[0].dim
+    family, size, longest = "pca" if len(bases) == 1 else "class-pca", bases[0].mask_size, bases[0].dim
     dims = sorted({dim for s, dim in pairs if s == size and dim < longest} | {longest})
-
-    def truncated(_family: str, _size: int, _sigmoid: bool, dim: int) -> list[PCABasis]:
-        return [basis.truncated(dim) for basis in bases]
-
-    yield from fitted_encodings(family, size, dims, [components.sigmoid], [True], truncated)
+    return list(make_encodings(family, [size], dims, [components.sigmoid], bases=bases))

@@ -29,7 +29,7 @@ from detectron2.data import MetadataCatalog  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
 from detectron2.utils.file_io import PathManager  # noqa: E402
 
-from meinst_d2.modeling.published_names import settle_names  # noqa: E402
+from meinst_d2.modeling.proposal_generator import settle_names  # noqa: E402
 
 HASH_LENGTH = 8
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")

@@ -6,14 +6,17 @@ This module imports nothing heavy, so that ``meinst --help`` answers at once.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from meinst_d2 import __version__, require_detectron2
+
 COMMANDS = {
-    "train": "train or evaluate a model, with the flags of Detectron2's meinst train",
+    "train": "train or evaluate a model, with Detectron2's flags",
     "fit": "fit the mask components of a dataset",
     "predict": "draw what a model finds in images and videos",
     "check": "what is wrong with a dataset, before training",
@@ -25,30 +28,41 @@ COMMANDS = {
     "publish": "write a run's weights as one small file that says everything about itself",
     "import": "convert a config and a checkpoint of the published implementation (AdelaiDet)",
     "shapes": "generate a dataset of shapes",
-    "replay": "compute again the losses of a batch that stopped training",
+    "replay": "compute the losses of a batch that stopped training once more",
 }
 MODULES = {"import": "import_adelaidet", "swap-boxes": "swap_boxes"}
 """Where the module has another name than the command."""
 QUIET = ".*torch.jit.script.*|.*pkg_resources.*"
-"""Warnings of other packages' own code."""
+"""Warnings of other packages about their own code."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """``meinst COMMAND ...``."""
+    """``meinst COMMAND ...``.
+
+    Args:
+        argv: the command line, by default this process's.
+    """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    width = max(map(len, COMMANDS))
+    table = "\n".join(f"  {name:11}  {what}" for name, what in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="meinst",
         usage="meinst COMMAND ...",
         description="Instance segmentation by mask encoding (MEInst), for Detectron2.",
-        epilog="commands:\n"
-        + "\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
-        + "\n\nmeinst COMMAND --help says more, with examples.",
+        epilog=f"commands:\n{table}\n\nmeinst COMMAND --help says more, with examples.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.add_argument("--version", action="version", version=f"meinst_d2 {__version__}")
+    parser.add_argument("command", metavar="COMMAND", help=argparse.SUPPRESS)
     name = parser.parse_args(arguments[:1]).command
-    importlib.import_module(f"meinst_d2.commands.{MODULES.get(name, name)}").main(arguments[1:])
+    if name not in COMMANDS:
+        near = [f"did you mean {match}?" for match in difflib.get_close_matches(name, COMMANDS, n=1)]
+        parser.exit(2, f"meinst: there is no command {name}: {(near or ['see meinst --help'])[0]}\n")
+    try:
+        importlib.import_module(f"meinst_d2.commands.{MODULES.get(name, name)}").main(arguments[1:])
+    except ImportError:
+        with reporting(name, ImportError):
+            require_detectron2()  # if that is what is missing, it says so
+        raise
 
 
 def make_parser(name: str, description: str | None, epilog: str) -> argparse.ArgumentParser:
@@ -67,9 +81,18 @@ def make_parser(name: str, description: str | None, epilog: str) -> argparse.Arg
     )
 
 
+def require_positive(parser: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
+    """End with a usage error where an option that was given, or one of its values, is below 1."""
+    for name in names:
+        value = getattr(args, name)
+        least = min(value) if isinstance(value, Sequence) else value
+        if least is not None and least < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {least}")
+
+
 @contextmanager
 def reporting(name: str, *errors: type[Exception], status: int = 1) -> Iterator[None]:
-    """Within the block, errors that a user can mend end the command with a sentence, and warnings of others are quiet.
+    """Errors that a user can fix end the command with a sentence, and QUIET warnings are not shown; also a decorator.
 
     Args:
         name: of the command.

@@ -6,9 +6,8 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from meinst_d2.commands import make_parser, reporting
+from meinst_d2.commands import make_parser, reporting, require_positive
 
 EXAMPLES = """example (after make demo):
   meinst analyze --results output/demo/inference/coco_instances_results.json \\
@@ -22,9 +21,8 @@ docs/analysis.md says how to read what it prints.
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser("analyze", __doc__, EXAMPLES)
-    parser.add_argument(
-        "--results", type=Path, required=True, metavar="FILE", help="coco_instances_results.json of an evaluation"
-    )
+    what = "coco_instances_results.json of an evaluation"
+    parser.add_argument("--results", type=Path, required=True, metavar="FILE", help=what)
     parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="ground truth, COCO instances")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images, to draw the worst ones")
     encoding = parser.add_mutually_exclusive_group()
@@ -32,53 +30,42 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     encoding.add_argument("--weights", type=Path, metavar="FILE", help="the detector's weights, which carry it")
     parser.add_argument("--mask-size", type=int, default=28, metavar="S", help="of the fitted encoding (default 28)")
     parser.add_argument("--dim", type=int, default=60, metavar="D", help="of the fitted encoding (default 60)")
-    parser.add_argument(
-        "--score-threshold", type=float, default=0.5, help="the worst images show detections above it (default 0.5)"
-    )
+    what = "the worst images show detections above it (default 0.5)"
+    parser.add_argument("--score-threshold", type=float, default=0.5, help=what)
     parser.add_argument("--worst", type=int, default=12, metavar="N", help="images to draw (default 12)")
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/analysis"), metavar="DIR", help="default output/analysis"
-    )
+    folder = Path("output/analysis")
+    parser.add_argument("--output", type=Path, default=folder, metavar="DIR", help=f"default {folder}")
     args = parser.parse_args(argv)
-    for option in ("mask_size", "dim", "worst"):
-        if getattr(args, option) < 1:
-            parser.error(f"--{option.replace('_', '-')} must be at least 1, got {getattr(args, option)}")
+    require_positive(parser, args, "mask_size", "dim", "worst")
     if not 0 <= args.score_threshold <= 1:
         parser.error(f"--score-threshold must be in [0, 1], got {args.score_threshold}")
     return args
 
 
-def build_encoder(args: argparse.Namespace, truth: Any) -> tuple[Any, str]:
-    """The encoder, and where it comes from."""
-    from meinst_d2.analysis.encoders import encoder_of, encoder_of_checkpoint, fitted_encoder
-    from meinst_d2.encoding import load_components
-
-    if args.components is not None:
-        return encoder_of(load_components(args.components)), f"of {args.components}"
-    if args.weights is not None:
-        return encoder_of_checkpoint(args.weights), f"of {args.weights}"
-    return fitted_encoder(truth.annotations, args.mask_size, args.dim), "fitted on the ground truth"
-
-
+@reporting("analyze")
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    with reporting("analyze"):
-        run(args)
-
-
-def run(args: argparse.Namespace) -> None:
     # Imported here so that --help answers at once.
-    from meinst_d2.analysis import analyze, read_results, read_truth
+    from meinst_d2.analysis import analyze, read_detections, read_truth
+    from meinst_d2.analysis.inputs import encoder_of, encoder_of_checkpoint, fitted_encoder
     from meinst_d2.analysis.pictures import draw_losses_of_ap, draw_worst
     from meinst_d2.analysis.report import json_of, text_of
+    from meinst_d2.encoding import load_components
     from meinst_d2.files import atomic_path, require_writable
 
     if args.images is not None and not args.images.is_dir():
-        raise FileNotFoundError(f"--images {args.images} is no folder")
+        raise FileNotFoundError(f"--images {args.images} is not a folder")
     require_writable(args.output / "analysis.json")
     truth = read_truth(args.annotations)
-    detections = read_results(args.results, truth)
-    encoder, origin = build_encoder(args, truth)
+    detections = read_detections(args.results, truth)
+    origin = f"of {args.components or args.weights}"
+    if args.components is not None:
+        components = load_components(args.components)
+        encoder = encoder_of(components.bases, components.sigmoid)
+    elif args.weights is not None:
+        encoder = encoder_of_checkpoint(args.weights)
+    else:
+        encoder, origin = fitted_encoder(truth.annotations, args.mask_size, args.dim), "fitted on the ground truth"
     analysis = analyze(truth, detections, encoder, score_threshold=args.score_threshold)
     encoding = {"dim": encoder.dim, "mask_size": encoder.mask_size, "origin": origin}
     content = {"results": str(args.results), "annotations": str(args.annotations), "encoding": encoding}

@@ -8,15 +8,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meinst_d2.commands import make_parser, reporting
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
-
-    from meinst_d2.check.scan import CocoFile
 
 EPILOG = """exit status:
   0  nothing is wrong
@@ -37,46 +34,35 @@ def encoding(text: str) -> tuple[int, int]:
     """S/D."""
     size, _, dim = text.partition("/")
     if not (size.isdecimal() and dim.isdecimal() and 2 <= int(size) <= 128 and 1 <= int(dim) <= int(size) ** 2):
-        raise argparse.ArgumentTypeError(f"{text} is no mask size and number of coefficients such as 28/60")
+        raise argparse.ArgumentTypeError(f"{text} is not a mask size and a number of coefficients such as 28/60")
     return int(size), int(dim)
 
 
 def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
-    return int(text)
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser("check", __doc__, EPILOG)
-    parser.add_argument("annotations", metavar="ANNOTATIONS.json", help="COCO instances file")
-    parser.add_argument("images", nargs="?", metavar="IMAGES", help="folder of its images (left out: none is opened)")
-    parser.add_argument("--no-images", action="store_true", help="do not open images, even if the folder is named")
-    parser.add_argument("--decode", action="store_true", help="read every pixel, which finds files that are cut off")
-    parser.add_argument(
-        "--config-file", metavar="FILE", help="config that will be trained with (default: this project's defaults)"
-    )
-    parser.add_argument(
-        "--encodings",
-        nargs="+",
-        type=encoding,
-        metavar="S/D",
-        help=f"mask sizes and numbers of coefficients to compare (default: those of the config, {', '.join(PAIRS)})",
-    )
-    parser.add_argument("--no-encodings", action="store_true", help="do not measure encodings")
-    parser.add_argument("--components", metavar="FILE", help="components of meinst fit to measure instead of fitting")
-    parser.add_argument("--contact-sheet", metavar="PNG", help="draw sampled annotations, marking the bad ones")
-    parser.add_argument("--samples", type=positive, default=48, metavar="N", help="of the contact sheet (default 48)")
-    parser.add_argument("--json", metavar="REPORT.json", help="also write the report as JSON")
-    parser.add_argument(
-        "--drop-bad",
-        metavar="OUT.json",
-        help="write a copy without unusable annotations and images; OUT.dropped.csv lists them",
-    )
-    parser.add_argument("--examples", type=positive, default=5, metavar="N", help="of every problem (default 5)")
-    parser.add_argument(
-        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: one per core)"
-    )
+    add = parser.add_argument
+    add("annotations", metavar="ANNOTATIONS.json", help="COCO instances file")
+    add("images", nargs="?", metavar="IMAGES", help="folder of its images (left out: none is opened)")
+    add("--no-images", action="store_true", help="do not open images, even if the folder is named")
+    add("--decode", action="store_true", help="read every pixel, which finds files that are cut off")
+    add("--config-file", metavar="FILE", help="config that will be trained with (default: this project's defaults)")
+    pairs = f"mask sizes and numbers of coefficients to compare (default: those of the config, {', '.join(PAIRS)})"
+    add("--encodings", nargs="+", type=encoding, metavar="S/D", help=pairs)
+    add("--no-encodings", action="store_true", help="do not measure encodings")
+    add("--components", metavar="FILE", help="components of meinst fit to measure instead of fitting")
+    add("--contact-sheet", metavar="PNG", help="draw sampled annotations, marking the bad ones")
+    add("--samples", type=positive, default=48, metavar="N", help="of the contact sheet (default 48)")
+    add("--json", metavar="REPORT.json", help="also write the report as JSON")
+    drop = "write a copy without unusable annotations and images; OUT.dropped.csv lists them"
+    add("--drop-bad", metavar="OUT.json", help=drop)
+    add("--examples", type=positive, default=5, metavar="N", help="of every problem (default 5)")
+    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: one per core)")
     args = parser.parse_args(argv)
     if args.no_encodings and (args.encodings or args.components):
         parser.error("--no-encodings leaves nothing for --encodings and --components to do")
@@ -100,21 +86,12 @@ def load_config(config_file: str | None) -> CfgNode:
     return cfg
 
 
-def choose_encodings(args: argparse.Namespace, cfg: CfgNode) -> list[tuple[int, int]]:
-    """What is asked for; else that of the config and a few others."""
-    if args.no_encodings:
-        return []
-    own = (cfg.MODEL.MEINST.MASK_SIZE, cfg.MODEL.MEINST.DIM_MASK)
-    return list(dict.fromkeys(args.encodings or [own, *map(encoding, PAIRS)]))
-
-
 def check(args: argparse.Namespace) -> int:
     """Check, print, write; returns the exit status."""
+    from meinst_d2.check.coco_file import require_other_file, write_without_bad
     from meinst_d2.check.contact_sheet import draw_contact_sheet
     from meinst_d2.check.coverage import settings_of
-    from meinst_d2.check.doctor import examine
-    from meinst_d2.check.drop import require_other_file
-    from meinst_d2.check.report import as_content, as_text
+    from meinst_d2.check.report import as_content, as_text, bad_rules, examine
     from meinst_d2.encoding import load_components
     from meinst_d2.files import atomic_path, require_writable
 
@@ -123,52 +100,38 @@ def check(args: argparse.Namespace) -> int:
     if args.drop_bad:
         require_other_file(args.annotations, args.drop_bad)
     cfg = load_config(args.config_file)
-    report = examine(
-        args.annotations,
-        args.images,
-        settings_of(cfg),
-        decode=args.decode,
-        pairs=choose_encodings(args, cfg),
-        components=load_components(args.components) if args.components else None,
-        num_examples=args.examples,
-        workers=args.workers,
-    )
+    own = (cfg.MODEL.MEINST.MASK_SIZE, cfg.MODEL.MEINST.DIM_MASK)
+    pairs = [] if args.no_encodings else list(dict.fromkeys(args.encodings or [own, *map(encoding, PAIRS)]))
+    components = load_components(args.components) if args.components else None
+    options = {"decode": args.decode, "num_examples": args.examples, "workers": args.workers}
+    files = args.annotations, args.images
+    report = examine(*files, settings_of(cfg), pairs=pairs, components=components, **options)
     print(as_text(report), flush=True)
     if args.json:
         with atomic_path(args.json) as temporary:
             temporary.write_text(json.dumps(as_content(report), indent=1))
         print(f"wrote {args.json}")
     if args.contact_sheet:
-        draw_contact_sheet(args.contact_sheet, report.file, args.images, report.bad_problems, args.samples)
+        draw_contact_sheet(args.contact_sheet, report.file, args.images, bad_rules(report), args.samples)
         print(f"wrote {args.contact_sheet}")
     if args.drop_bad:
-        drop_bad(report.file, args.drop_bad)
+        list_path, lines = write_without_bad(report.file, args.drop_bad)
+        for line in lines[:LISTED]:
+            print(f"{line.done}: {line.what} ({line.why})")
+        if len(lines) > LISTED:
+            print(f"... and {len(lines) - LISTED:,} more")
+        gone = [line.section for line in lines if line.done == "left out"]
+        left_out = [f"{name} left out: {gone.count(name):,}" for name in ("annotations", "images")]
+        new = f"annotations with new ids: {len(lines) - len(gone):,}"
+        print(f"wrote {args.drop_bad}; {', '.join([*left_out, new])}; {list_path} lists them")
     return int(report.severity)
-
-
-def drop_bad(file: CocoFile, path: str) -> None:
-    """Write the copy, and say what it lacks."""
-    from meinst_d2.check.drop import listed, write_without_bad
-
-    dropped = write_without_bad(file, path)
-    lines = listed(file, dropped)
-    for _, _, what, done, why in lines[:LISTED]:
-        print(f"{done}: {what} ({why})")
-    if len(lines) > LISTED:
-        print(f"... and {len(lines) - LISTED:,} more")
-    print(
-        f"wrote {Path(path)} without {int(dropped.annotations.sum()):,} annotations and "
-        f"{int(dropped.images.sum()):,} images, {int(dropped.renumbered.sum()):,} annotations with new ids; "
-        f"{dropped.list_path} lists them"
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         with reporting("check", status=2):
-            status = check(args)
+            sys.exit(check(args))
     except Exception:  # its status would be 1, which says something else
         traceback.print_exc()
-        status = 2
-    sys.exit(status)
+        sys.exit(2)

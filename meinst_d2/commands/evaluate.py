@@ -1,4 +1,4 @@
-"""Evaluate one model at several test scales: accuracy and speed (paper, table 7)."""
+"""Evaluate a model: accuracy and speed, at the config's test scale or at several (paper, table 7)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from meinst_d2.commands import make_parser, reporting
+from meinst_d2.commands import make_parser, reporting, require_positive
 
-EXAMPLES = """example (the three rows of table 7):
-  meinst evaluate --config-file configs/paper/table5_plain.yaml \\
+EXAMPLES = """examples (the second gives the three rows of table 7):
+  meinst evaluate --config-file output/mine/config.yaml MODEL.WEIGHTS output/mine/model_final.pth
+  meinst evaluate --config-file configs/paper/table5_plain.yaml --scales 400,600,800 \\
       MODEL.WEIGHTS output/paper/table5_plain/model_final.pth
 
 A scale is the shorter side of the network's input, as INPUT.MIN_SIZE_TEST. The longer side is capped at
@@ -23,27 +24,17 @@ image at a time, from the loaded image to pasted masks; waiting for the loader i
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser("evaluate", __doc__, EXAMPLES)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="of the model")
-    parser.add_argument(
-        "--scales",
-        type=scale_list,
-        default=(400, 600, 800),
-        metavar="N,N,...",
-        help="shorter sides in pixels (default 400,600,800)",
-    )
-    parser.add_argument(
-        "--max-size", type=int, metavar="N", help="cap of the longer side (default INPUT.MAX_SIZE_TEST)"
-    )
+    what = "shorter sides in pixels, such as 400,600,800 (default: INPUT.MIN_SIZE_TEST alone)"
+    parser.add_argument("--scales", type=scale_list, metavar="N,N,...", help=what)
+    what = "cap of the longer side (default INPUT.MAX_SIZE_TEST)"
+    parser.add_argument("--max-size", type=int, metavar="N", help=what)
     parser.add_argument("--dataset", metavar="NAME", help="default: the first of DATASETS.TEST")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N images only")
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/scales"), metavar="DIR", help="folder (default output/scales)"
-    )
+    folder = Path("output/scales")
+    parser.add_argument("--output", type=Path, default=folder, metavar="DIR", help=f"folder (default {folder})")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: MODEL.WEIGHTS FILE ...")
     args = parser.parse_args(argv)
-    for name in ("limit", "max_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    require_positive(parser, args, "limit", "max_size")
     return args
 
 
@@ -58,88 +49,57 @@ def scale_list(text: str) -> tuple[int, ...]:
     return scales
 
 
-def prepare(args: argparse.Namespace) -> Any:
-    """The config, once everything that can be checked has been."""
-    from detectron2.data import MetadataCatalog
+def print_table(results: Sequence[dict[str, Any]]) -> None:
+    names = {task: name for task, name in (("bbox", "box"), ("segm", "mask")) if task in results[0]}
+    print(f"\n{'':>6}" + "".join(f"  {name:>19}" for name in names.values()) + f"{'model':>19}{'loading':>10}")
+    print(f"{'scale':>6}" + f"  {'AP':>5}{'AP50':>7}{'AP75':>7}" * len(names) + f"{'images/s':>11}{'ms':>8}{'ms':>10}")
+    for result in results:
+        rows = [result[task] for task in names]
+        figures = "".join(f"  {row['AP']:5.1f}{row['AP50']:7.1f}{row['AP75']:7.1f}" for row in rows)
+        model, loading = 1000 * result["model_seconds_per_image"], 1000 * result["loading_seconds_per_image"]
+        print(f"{result['scale']:6d}{figures}{result['images_per_second']:11.1f}{model:8.1f}{loading:10.1f}")
 
+
+@reporting("evaluate", KeyError)
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    # Imported here so that --help answers at once.
+    import torch
+    from detectron2.data import MetadataCatalog
+    from detectron2.modeling import build_model
+
+    from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer, info_of
     from meinst_d2.commands.train import load_config
     from meinst_d2.engine import check_before_start
+    from meinst_d2.evaluation.average_precision import without_nan
+    from meinst_d2.evaluation.coco import evaluate_at_scale
+    from meinst_d2.files import atomic_path
 
     cfg = load_config(args)
     dataset = args.dataset or cfg.DATASETS.TEST[0]
-    cfg.DATASETS.TEST = (dataset,)
-    cfg.OUTPUT_DIR = str(args.output)
+    cfg.DATASETS.TEST, cfg.OUTPUT_DIR = (dataset,), str(args.output)
+    if args.max_size is not None:
+        cfg.INPUT.MAX_SIZE_TEST = args.max_size
     cfg.freeze()
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS is empty: give a trained model")
     check_before_start(cfg, eval_only=True, resume=False)
     if args.limit and MetadataCatalog.get(dataset).get("evaluator_type") == "lvis":
         raise ValueError(f"--limit does not work with {dataset}, LVIS's evaluator knows no subsets: leave it out")
-    return cfg
-
-
-def print_table(results: Sequence[Any]) -> None:
-    tasks = [task for task in ("bbox", "segm") if task in results[0].metrics]
-    names = {"bbox": "box", "segm": "mask"}
-    print(f"\n{'':>6}" + "".join(f"  {names[task]:>19}" for task in tasks) + f"{'model':>19}{'loading':>10}")
-    print(f"{'scale':>6}" + f"  {'AP':>5}{'AP50':>7}{'AP75':>7}" * len(tasks) + f"{'images/s':>11}{'ms':>8}{'ms':>10}")
-    for result in results:
-        rows = [result.metrics[task] for task in tasks]
-        figures = "".join(f"  {row['AP']:5.1f}{row['AP50']:7.1f}{row['AP75']:7.1f}" for row in rows)
-        model, loading = (1000 * s / result.num_images for s in (result.model_seconds, result.loading_seconds))
-        print(f"{result.scale:6d}{figures}{result.images_per_second:11.1f}{model:8.1f}{loading:10.1f}")
-
-
-def summary(args: argparse.Namespace, cfg: Any, results: Sequence[Any]) -> dict[str, Any]:
-    """What the JSON file holds."""
-    import torch
-
-    from meinst_d2.evaluation.build import without_nan
-
+    model = build_model(cfg).eval()
+    names = info_of(MEInstCheckpointer(model).load(cfg.MODEL.WEIGHTS)).get("class_names")
+    scales = args.scales or (cfg.INPUT.MIN_SIZE_TEST,)
+    results = [evaluate_at_scale(cfg, model, dataset, scale, class_names=names, limit=args.limit) for scale in scales]
+    print_table(results)
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
-    return {
+    summary = {
         "config": args.config_file,
         "weights": cfg.MODEL.WEIGHTS,
-        "dataset": cfg.DATASETS.TEST[0],
+        "dataset": dataset,
         "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
-        "max_size": args.max_size or cfg.INPUT.MAX_SIZE_TEST,
-        "scales": [
-            {
-                "scale": result.scale,
-                "images": result.num_images,
-                "images_per_second": result.images_per_second,
-                "model_seconds_per_image": result.model_seconds / result.num_images,
-                "loading_seconds_per_image": result.loading_seconds / result.num_images,
-                **{task: without_nan(row) for task, row in result.metrics.items()},
-            }
-            for result in results
-        ],
+        "max_size": cfg.INPUT.MAX_SIZE_TEST,
+        "scales": results,
     }
-
-
-def run(args: argparse.Namespace) -> None:
-    # Imported here so that --help answers at once.
-    from detectron2.modeling import build_model
-
-    from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
-    from meinst_d2.evaluation.scales import config_at_scale, evaluate_at_scale
-    from meinst_d2.files import atomic_path
-
-    cfg = prepare(args)
-    model = build_model(cfg).eval()
-    MEInstCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    results = []
-    for scale in args.scales:
-        at_scale = config_at_scale(cfg, scale, str(args.output / str(scale)), args.max_size)
-        results.append(evaluate_at_scale(at_scale, model, cfg.DATASETS.TEST[0], limit=args.limit))
-    print_table(results)
-    file = args.output / "scales.json"
-    with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps(summary(args, cfg, results), indent=1))
-    print(f"\nwrote {file}")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    with reporting("evaluate", KeyError):
-        run(args)
+    with atomic_path(args.output / "scales.json") as temporary:
+        temporary.write_text(json.dumps(without_nan(summary), indent=1))
+    print(f"\nwrote {args.output / 'scales.json'}")

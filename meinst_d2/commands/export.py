@@ -42,7 +42,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     # Imported here so that --help answers at once.
-    from meinst_d2.export import CheckError, check_batches, export_model, make_source, require_exporter
+    from meinst_d2.export import CheckError, check_batches, export_model, make_source
+    from meinst_d2.export.write import require_exporter
     from meinst_d2.model_zoo.trained import load_trained
 
     with reporting("export", CheckError, ImportError):

@@ -1,31 +1,25 @@
-"""Draw what a trained model finds in images and videos.
+"""Draw what a trained model finds in images, in videos and before a camera.
 
-The flags are those of Detectron2's demo.py, and more.
+The flags are those of Detectron2's demo.py, and more. No window is opened: drawings are files.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import os
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
-from detectron2.data.catalog import Metadata
-from detectron2.data.detection_utils import read_image
-from detectron2.structures import Instances
-from PIL import Image
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from meinst_d2.commands import make_parser, reporting
-from meinst_d2.data.image_files import UNREADABLE, reason_of
-from meinst_d2.evaluation.result_file import ResultFile
-from meinst_d2.files import atomic_path
-from meinst_d2.model_zoo import TrainedModel, UnusableImage
-from meinst_d2.visualization.drawing import MaskVideoVisualizer, MaskVisualizer
-from meinst_d2.visualization.inputs import Source, find_sources, plan_outputs, require_own_file
-from meinst_d2.visualization.video import VideoReader, VideoWriter
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from meinst_d2.visualization.sources import Source
 
 EPILOG = """examples:
   meinst predict --weights output/demo/model_final.pth --input output/demo/shapes/val
@@ -35,9 +29,9 @@ EPILOG = """examples:
       --input photos --save-json found.json --confidence-threshold 0.05
 
 The model needs --config-file (a file, or a name in configs/) and --weights. Weights alone do where they say how they
-are built: files of meinst publish and meinst import, and checkpoints beside their run's
-config.yaml. A config.yaml alone does where model_final.pth is beside it. Number of classes, class names and mask
-components are those of the weights.
+are built: files of meinst publish and meinst import, and checkpoints beside their run's config.yaml. A config.yaml
+alone does where model_final.pth is beside it. Number of classes, class names and mask components are those of the
+weights.
 
 --save-json writes COCO results with masks as RLE: image_id counts images and frames from 1, category_id counts the
 model's classes from 0; file_name, category_name and (in videos) frame say the same in words. It has what is drawn:
@@ -51,8 +45,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser("predict", __doc__, EPILOG)
     parser.add_argument("--config-file", metavar="FILE_OR_NAME", help="of the model")
     parser.add_argument("--weights", metavar="FILE_OR_URL", help="default: MODEL.WEIGHTS of --opts, or see below")
-    parser.add_argument(
-        "--input", nargs="+", required=True, metavar="PATH", help="images, videos, folders, globs in quotation marks"
+    inputs = parser.add_mutually_exclusive_group(required=True)
+    inputs.add_argument("--input", nargs="+", metavar="PATH", help="images, videos, folders, globs in quotation marks")
+    inputs.add_argument("--video-input", metavar="FILE", help="a video, whatever its name")
+    inputs.add_argument(
+        "--webcam", action="store_true", help="the first camera, until Ctrl-C; drawn to webcam.mp4 in --output"
     )
     parser.add_argument(
         "--output",
@@ -64,13 +61,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--confidence-threshold", type=float, default=0.5, metavar="SCORE", help="least score (default 0.5)"
     )
+    parser.add_argument(
+        "--font", type=Path, metavar="FILE", help="a .ttf or .otf file that has the class names' script"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: MODEL.DEVICE, or cpu where there is no GPU)")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides, at the end"
     )
     args = parser.parse_args(argv)
     if not 0 <= args.confidence_threshold <= 1:
-        parser.error(f"--confidence-threshold {args.confidence_threshold:g} is no score: choose 0 to 1")
+        parser.error(f"--confidence-threshold {args.confidence_threshold:g} is not a score: choose 0 to 1")
     if args.output is None and args.save_json is None:
         args.output = Path("output/found")
     return args
@@ -83,147 +83,122 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Look at every source, with progress on the console; the exit status."""
     # Imported here so that --help answers at once.
-    from meinst_d2.files import require_writable
-    from meinst_d2.model_zoo import load_trained
+    from detectron2.data.catalog import Metadata
+    from tqdm import tqdm
 
-    sources = find_sources(args.input)
+    from meinst_d2.evaluation.results import ResultFile
+    from meinst_d2.files import require_writable
+    from meinst_d2.model_zoo import UnusableImage, load_trained
+    from meinst_d2.visualization.drawing import MaskVideoVisualizer, MaskVisualizer, use_font
+    from meinst_d2.visualization.sources import Frames, Source, find_sources, plan_outputs
+
+    if args.webcam:
+        sources = [Source(Path("webcam"), True, camera=0)]
+    else:
+        sources = find_sources(args.input or [args.video_input])
+    if args.video_input:
+        sources = [dataclasses.replace(source, is_video=True) for source in sources]
     targets = None if args.output is None else plan_outputs(sources, args.output)
     for path in (*(targets or [])[:1], *([args.save_json] if args.save_json else [])):
         require_writable(path)
+    if args.font:
+        use_font(args.font)
     trained = load_trained(args.config_file, args.weights, args.opts, args.device)
     if args.save_json is not None:
         require_own_file(args.save_json, sources, targets or [], [trained.weights, args.config_file or trained.weights])
-    print(f"{trained.weights}: {len(trained.class_names)} classes")
+    print(f"{trained.weights}: {len(trained.class_names)} class{'es' * (len(trained.class_names) != 1)}")
     for note in trained.notes:
         print(f"note: {note}")
+
     results = ResultFile(args.save_json, trained.class_names) if args.save_json else None
-    summary = show(trained, args.confidence_threshold, sources, targets, results)
-    if results is not None and summary.num_images:
+    metadata = Metadata(name="demo", thing_classes=trained.class_names)
+    num_images, num_objects = 0, 0
+    written: list[Path] = []
+    num_bad = 0
+
+    def report(problem: str) -> None:
+        nonlocal num_bad
+        num_bad += 1
+        tqdm.write(f"meinst predict: {problem}", file=sys.stderr)
+
+    for source, target in zip(tqdm(sources, desc="inputs", unit="file"), targets or [None] * len(sources), strict=True):
+        try:
+            frames = Frames(source)
+        except OSError as error:
+            report(str(error))
+            continue
+        of_video = MaskVideoVisualizer(metadata)  # an object keeps its colour from frame to frame
+        bar = tqdm(
+            frames, source.path.name, frames.num_frames or None, False, unit="frame", disable=not source.is_video
+        )
+        try:
+            with writing(target, frames.frames_per_second if source.is_video else None) as write:
+                for number, frame in enumerate(bar):
+                    found = trained(frame, min_score=args.confidence_threshold, masks="rle")
+                    num_images, num_objects = num_images + 1, num_objects + len(found)
+                    if results is not None:
+                        results.add(found, source.path, number if source.is_video else None)
+                    if target is not None and source.is_video:
+                        write(of_video.draw_instance_predictions(frame, found).get_image())
+                    elif target is not None:
+                        write(MaskVisualizer(frame, metadata).draw_instance_predictions(found).get_image())
+        except UnusableImage as error:
+            report(f"{source.path}: {error}")
+            continue
+        if target is not None:
+            written.append(target)
+        if frames.problem:
+            report(f"{source.path}: {frames.problem}")
+
+    if results is not None and num_images:
         results.write()
         print(f"wrote {args.save_json}")
-    if summary.written:
-        where = summary.written[0] if len(summary.written) == 1 else args.output
-        print(f"wrote {where} ({len(summary.written)} of {len(sources)} inputs)")
-    print(f"{summary.num_objects} objects in {summary.num_images} images")
-    for problem in summary.problems:
-        print(f"could not be read: {problem}", file=sys.stderr)
-    return 0 if summary.num_images else 1
+    if written:
+        print(f"wrote {written[0] if len(written) == 1 else args.output} ({len(written)} of {len(sources)} inputs)")
+    print(f"{num_objects} object{'s' * (num_objects != 1)} in {num_images} image{'s' * (num_images != 1)}")
+    if num_bad:
+        print(f"{num_bad} of {len(sources)} inputs could not be read to the end, see above", file=sys.stderr)
+    return 0 if num_images else 1
 
 
-@dataclass
-class Summary:
-    """What became of the sources.
-
-    Attributes:
-        written: pictures and videos.
-        num_images: images and frames that were looked at.
-        num_objects: found in all of them.
-        problems: a sentence for every source that could not be read, or not to its end.
-    """
-
-    written: list[Path] = field(default_factory=list)
-    num_images: int = 0
-    num_objects: int = 0
-    problems: list[str] = field(default_factory=list)
-
-
-def show(
-    trained: TrainedModel,
-    min_score: float,
-    sources: Sequence[Source],
-    targets: Sequence[Path] | None,
-    results: ResultFile | None = None,
-) -> Summary:
-    """Look at every source, with progress on the console.
+def require_own_file(path: Path, sources: Sequence[Source], pictures: Sequence[Path], model: Sequence[str]) -> None:
+    """Raise a ValueError if a result file would replace something that the command reads or draws.
 
     Args:
-        trained: the model.
-        min_score: least score of a detection.
-        sources: what to look at.
-        targets: where to draw each; None draws nothing.
-        results: collects the detections.
+        path: where results will be written.
+        sources: what is looked at.
+        pictures: what is drawn.
+        model: files of the model; URLs do not matter.
     """
-    demo = _Show(trained, min_score, results)
-    with tqdm(total=len(sources), desc="inputs", unit="file") as progress:
-        for source, target in zip(sources, targets or [None] * len(sources), strict=True):
-            if source.is_video:
-                demo.video(source.path, target)
-            else:
-                demo.image(source.path, target)
-            progress.update()
-    return demo.summary
+    if path.is_dir():
+        raise ValueError(f"--save-json {path} is a folder: name a file in it")
+    inputs = [source.path for source in sources if source.camera is None]
+    for what, others in (("the input", inputs), ("the picture", pictures), ("the model", model)):
+        if os.path.realpath(path) in {os.path.realpath(other) for other in others}:
+            raise ValueError(f"--save-json {path} would replace {what}: name another file")
 
 
-class _Show:
-    def __init__(self, trained: TrainedModel, min_score: float, results: ResultFile | None) -> None:
-        self.trained, self.min_score, self.results, self.summary = trained, min_score, results, Summary()
-        self.metadata = Metadata(name="demo", thing_classes=trained.class_names)
+@contextmanager
+def writing(target: Path | None, frames_per_second: float | None) -> Iterator[Callable[[np.ndarray], None]]:
+    """What writes a drawing (H, W, 3) uint8 RGB to a file, which is there once the block has ended well.
 
-    def image(self, path: Path, target: Path | None) -> None:
-        try:
-            image = read_image(str(path), format="RGB")
-        except UNREADABLE as error:
-            self._report(path, reason_of(error))
-            return
-        try:
-            found = self._look(image, path, None)
-        except UnusableImage as error:
-            self._report(path, str(error))
-            return
-        if target is not None:
-            drawn = MaskVisualizer(image, self.metadata).draw_instance_predictions(found).get_image()
-            with atomic_path(target) as temporary:
-                Image.fromarray(drawn).save(temporary, quality=95)
-            self.summary.written.append(target)
+    Args:
+        target: the picture or video; None where nothing will be written.
+        frames_per_second: of a video; None for a picture.
+    """
+    from PIL import Image
 
-    def video(self, path: Path, target: Path | None) -> None:
-        try:
-            reader = VideoReader(path)
-        except OSError as error:
-            self._report(path, str(error))
-            return
-        with reader:
-            frames = tqdm(reader, total=reader.num_frames or None, desc=path.name, unit="frame", leave=False)
-            try:
-                if target is None:
-                    for number, frame in enumerate(frames):
-                        self._look(frame, path, number)
-                else:
-                    self._draw_video(reader, frames, path, target)
-            except UnusableImage as error:
-                self._report(path, str(error))
-                return
-        if reader.problem:
-            self._report(path, reader.problem)
+    from meinst_d2.files import atomic_path
+    from meinst_d2.visualization.sources import VideoWriter
 
-    def _draw_video(self, reader: VideoReader, frames: Iterable[np.ndarray], path: Path, target: Path) -> None:
-        visualizer = MaskVideoVisualizer(self.metadata)
-        try:
-            with atomic_path(target) as temporary:
-                with VideoWriter(temporary, reader.frames_per_second) as writer:
-                    for number, frame in enumerate(frames):
-                        found = self._look(frame, path, number)
-                        writer.write(visualizer.draw_instance_predictions(frame, found).get_image())
-                if reader.num_read == 0:
-                    raise _NothingToWrite
-        except _NothingToWrite:
-            return
-        self.summary.written.append(target)
-
-    def _look(self, image: np.ndarray, path: Path, frame: int | None) -> Instances:
-        found = self.trained(image, min_score=self.min_score, masks="rle")  # a bit mask has the size of the image
-        self.summary.num_images += 1
-        self.summary.num_objects += len(found)
-        if self.results is not None:
-            self.results.add(found, path, frame)
-        return found
-
-    def _report(self, path: Path, reason: str) -> None:
-        problem = f"{path}: {reason}"
-        self.summary.problems.append(problem)
-        tqdm.write(f"cannot read {problem}", file=sys.stderr)
-
-
-class _NothingToWrite(Exception):
-    """Makes the temporary file of a video without frames vanish."""
+    if target is None:
+        yield lambda picture: None
+        return
+    with atomic_path(target) as temporary:
+        if frames_per_second is None:
+            yield lambda picture: Image.fromarray(picture).save(temporary, quality=95)
+        else:
+            with VideoWriter(temporary, frames_per_second) as writer:
+                yield writer.write

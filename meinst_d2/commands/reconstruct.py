@@ -1,4 +1,4 @@
-"""Measure how well encodings redraw the masks of a dataset (figures 1 and 5 of the paper, and beyond).
+"""Measure how well encodings reconstruct the masks of a dataset (figures 1 and 5 of the paper, and beyond).
 
 Without a network: every mask is encoded, decoded and compared with itself. docs/reconstruction.md says what the
 metrics are.
@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meinst_d2.commands import make_parser, reporting
+from meinst_d2.commands import make_parser, reporting, require_positive
 
 if TYPE_CHECKING:
     from meinst_d2.data.annotations import InstanceAnnotation
-    from meinst_d2.encoding import Components, PCABasis
-    from meinst_d2.reconstruction.dictionaries import FittedDictionaries
-    from meinst_d2.reconstruction.encodings import Encoding
+    from meinst_d2.encoding import Components
+    from meinst_d2.reconstruction.encodings import Encoding, FittedDictionaries
     from meinst_d2.reconstruction.measure import Tally
     from meinst_d2.reconstruction.report import Row
 
@@ -42,35 +41,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--fit-json", metavar="FILE", help="COCO instances file that pca and class-pca are fitted to")
     source.add_argument("--components", metavar="FILE", help="components of meinst fit to measure instead of fitting")
-    parser.add_argument(
-        "--coco-json", nargs="+", required=True, metavar="FILE", help="COCO instances files whose masks are measured"
-    )
-    parser.add_argument(
-        "--encoders",
-        nargs="+",
-        choices=ENCODERS,
-        metavar="NAME",
-        help=f"of {', '.join(ENCODERS)} (default all; pca and class-pca as the other options allow)",
-    )
-    parser.add_argument(
-        "--dims", type=int, nargs="+", default=(20, 40, 60, 80, 100), metavar="D", help="default 20 40 60 80 100"
-    )
-    parser.add_argument("--sizes", type=int, nargs="+", default=(28, 56), metavar="S", help="default 28 56")
-    for name, default in (("sigmoid", "encode logits"), ("whiten", "divide coefficients by their deviation")):
-        parser.add_argument(
-            f"--{name}", nargs="+", choices=SWITCH, default=("on",), metavar="on/off", help=f"{default} (default on)"
-        )
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/reconstruction"), help="folder (default output/reconstruction)"
-    )
+    measured = "COCO instances files whose masks are measured"
+    parser.add_argument("--coco-json", nargs="+", required=True, metavar="FILE", help=measured)
+    which = f"of {', '.join(ENCODERS)} (default all; pca and class-pca as the other options allow)"
+    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, metavar="NAME", help=which)
+    for name, metavar, default in (("dims", "D", (20, 40, 60, 80, 100)), ("sizes", "S", (28, 56))):
+        values = f"default {' '.join(map(str, default))}"
+        parser.add_argument(f"--{name}", type=int, nargs="+", default=default, metavar=metavar, help=values)
+    for name, on in (("sigmoid", "encode logits"), ("whiten", "divide coefficients by their std")):
+        switch = {"choices": SWITCH, "default": ("on",), "metavar": "on/off"}
+        parser.add_argument(f"--{name}", nargs="+", **switch, help=f"{on} (default on)")
+    folder = Path("output/reconstruction")
+    parser.add_argument("--output", type=Path, default=folder, help=f"folder (default {folder})")
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N annotations of every file only")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     args = parser.parse_args(argv)
-    for name, values in (("dims", args.dims), ("sizes", args.sizes), ("workers", [args.workers])):
-        if min(values) < 1:
-            parser.error(f"--{name} must be at least 1, got {min(values)}")
-    if args.limit is not None and args.limit < 1:
-        parser.error(f"--limit must be at least 1, got {args.limit}")
+    require_positive(parser, args, "dims", "sizes", "workers", "limit")
     if set(args.encoders or ()) & set(FITTED) and not (args.fit_json or args.components):
         parser.error("pca and class-pca need --fit-json, to be fitted to, or --components")
     args.dims, args.sizes = sorted(set(args.dims)), sorted(set(args.sizes))
@@ -78,76 +64,52 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def read_sources(
-    args: argparse.Namespace,
-) -> tuple[list[InstanceAnnotation], list[InstanceAnnotation], list[str]]:
+def read_sources(args: argparse.Namespace) -> tuple[list[InstanceAnnotation], list[InstanceAnnotation], list[str]]:
     """The annotations to fit to and to measure, their categories numbered alike, and the classes' names."""
-    from meinst_d2.data.coco import read_category_names, read_coco_json
+    from meinst_d2.data.coco import read_coco
 
-    files = [*args.coco_json, *([args.fit_json] if args.fit_json else [])]
-    annotations = [read_coco_json(file)[: args.limit] for file in files]
-    names = [read_category_names(file) for file in files]
-    classes = list(dict.fromkeys(name for of_file in names for name in of_file))
+    found = [read_coco(file) for file in (*args.coco_json, *([args.fit_json] if args.fit_json else []))]
+    annotations = [dataset.annotations[: args.limit] for dataset in found]
+    classes = list(dict.fromkeys(name for dataset in found for name in dataset.class_names))
+    number = {name: k for k, name in enumerate(classes)}
     if any(annotation.category < 0 for of_file in annotations for annotation in of_file):
         classes.append("(no category)")
-    number = {name: k for k, name in enumerate(classes)}
-    renumbered = [
-        [
-            dataclasses.replace(a, category=number[of_file[a.category]] if a.category >= 0 else len(classes) - 1)
-            for a in found
-        ]
-        for found, of_file in zip(annotations, names, strict=True)
-    ]
+    renumbered = []
+    for dataset, of_file in zip(found, annotations, strict=True):
+        numbers = [*(number[name] for name in dataset.class_names), len(classes) - 1]  # the last is that of -1
+        renumbered.append([dataclasses.replace(a, category=numbers[a.category]) for a in of_file])
     fit_to = renumbered.pop() if args.fit_json else []
     return fit_to, [annotation for of_file in renumbered for annotation in of_file], classes
-
-
-def choose_encoders(args: argparse.Namespace, components: Components | None) -> list[str]:
-    """What is asked for, or everything that the other options allow."""
-    if components is not None:
-        fitted = ["class-pca"] if len(components.bases) > 1 else ["pca"]
-        wrong = set(args.encoders or ()) & set(FITTED) - set(fitted)
-        if wrong:
-            raise ValueError(f"{args.components} holds the dictionaries of {fitted[0]}, not of {wrong.pop()}")
-    else:
-        fitted = list(FITTED) if args.fit_json else []
-    return list(dict.fromkeys(args.encoders or (*fitted, "dct", *OTHERS)))
 
 
 def build_encodings(
     args: argparse.Namespace, fitted: FittedDictionaries | None, components: Components | None, num_classes: int
 ) -> list[Encoding]:
-    """Every encoding that the command line asks for."""
-    from meinst_d2.reconstruction.encodings import dct_encodings, fitted_encodings, other_encodings
+    """Every encoding that the command line asks for, or that the other options allow."""
+    from meinst_d2.reconstruction.encodings import make_encodings
 
+    bases = components.bases if components is not None else ()
+    possible = FITTED if fitted is not None else ("class-pca",) if len(bases) > 1 else ("pca",) if bases else ()
+    families = list(dict.fromkeys(args.encoders or (*possible, "dct", *OTHERS)))
+    wrong = [family for family in families if family in FITTED and family not in possible]
+    if wrong:
+        raise ValueError(f"{args.components} holds the dictionaries of {possible[0]}, not of {wrong[0]}")
     encodings: list[Encoding] = []
-    for family in args.encoders:
-        if family in OTHERS:
-            encodings += other_encodings(family, args.sizes)
-        elif family == "dct":
-            for size in args.sizes:
-                encodings += dct_encodings(size, args.dims, args.sigmoid, args.whiten)
-        elif components is None:
-            assert fitted is not None  # choose_encoders
-            for size in args.sizes:
-                encodings += fitted_encodings(family, size, args.dims, args.sigmoid, args.whiten, fitted.bases)
-        else:
-            bases = components.bases
+    for family in families:
+        if family in FITTED and components is not None:
             if len(bases) not in (1, num_classes):
                 raise ValueError(f"{args.components} is for {len(bases)} classes, the annotations have {num_classes}")
-            longest, size = bases[0].dim, bases[0].mask_size
-            dims = [*(dim for dim in args.dims if dim < longest), longest]
-
-            def truncated(_family: str, _size: int, _sigmoid: bool, dim: int) -> list[PCABasis]:
-                return [basis.truncated(dim) for basis in components.bases]
-
-            encodings += fitted_encodings(family, size, dims, [components.sigmoid], args.whiten, truncated)
+            dims = [*(dim for dim in args.dims if dim < bases[0].dim), bases[0].dim]
+            encodings += make_encodings(family, [bases[0].mask_size], dims, [components.sigmoid], args.whiten, bases)
+        else:
+            its = fitted.bases if fitted is not None else ()
+            encodings += make_encodings(family, args.sizes, args.dims, args.sigmoid, args.whiten, its)
     return encodings
 
 
 def print_tables(rows: Sequence[Row], classes: Sequence[str]) -> None:
     """All masks and by size for every encoding, by class for the typical ones."""
-    from meinst_d2.reconstruction.own_resolution import SIZES
+    from meinst_d2.reconstruction.measure import SIZES
     from meinst_d2.reconstruction.report import class_table, quality_table, size_table, typical
 
     print(f"\n{rows[0].total.count:,} masks; each counts the same, except in the pooled mIoU, where each pixel does")
@@ -174,59 +136,43 @@ def print_own_classes(args: argparse.Namespace, tally: Tally, rows: Sequence[Row
             print(f"{size:>3} {dim:>4} {len(own):>8} {both[0].count:>7,} | {texts[0]} | {texts[1]}")
 
 
-def write_json(path: Path, args: argparse.Namespace, rows: Sequence[Row], tally: Tally, classes: Sequence[str]) -> None:
-    """Everything that was measured."""
-    from meinst_d2.files import atomic_path
-    from meinst_d2.reconstruction.report import as_json
-
-    content = {
-        "fitted_to": os.path.basename(args.fit_json or args.components or "") or None,
-        "measured": [os.path.basename(file) for file in args.coco_json],
-        "skipped": dict(tally.skipped),
-        "encodings": as_json(rows, classes),
-    }
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1))
-
-
 def draw(folder: Path, rows: Sequence[Row], classes: Sequence[str]) -> list[Path]:
     """The pictures; returns their paths."""
+    from meinst_d2.reconstruction import plots
     from meinst_d2.reconstruction.encodings import FAMILIES
-    from meinst_d2.reconstruction.hollow_decay import draw_redrawn, example_shapes
-    from meinst_d2.reconstruction.plots import draw_classes, draw_quality, draw_sizes
     from meinst_d2.reconstruction.report import in_first_settings, typical
 
     chosen = typical(rows)
-    paths = [folder / f"{name}.png" for name in ("quality", "sizes", "classes")]
-    draw_quality(paths[0], in_first_settings(rows))
-    draw_sizes(paths[1], chosen)
-    draw_classes(paths[2], chosen, classes)
+    paths = [folder / f"{name}.png" for name in ("quality", "sizes", "classes", "hollow_decay")]
+    plots.draw_quality(paths[0], in_first_settings(rows))
+    plots.draw_sizes(paths[1], chosen)
+    plots.draw_classes(paths[2], chosen, classes)
     pictured = {row.encoding.family: row.encoding for row in chosen}
     columns = {
-        f"{FAMILIES[name]}\n{pictured[name].length} numbers": pictured[name] for name in PICTURED if name in pictured
+        f"{FAMILIES[name][0]}\n{pictured[name].length} numbers": pictured[name] for name in PICTURED if name in pictured
     }
-    if columns:
-        paths.append(folder / "hollow_decay.png")
-        draw_redrawn(paths[-1], example_shapes(), columns)
+    if not columns:
+        return paths[:3]
+    plots.draw_reconstructed(paths[3], plots.example_shapes(), columns)
     return paths
 
 
-def measure(args: argparse.Namespace) -> None:
-    """Read, fit, measure, print, write, draw."""
+@reporting("reconstruct")
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     from meinst_d2.encoding import load_components
-    from meinst_d2.files import require_writable
-    from meinst_d2.reconstruction.dictionaries import FittedDictionaries
+    from meinst_d2.files import atomic_path, require_writable
+    from meinst_d2.reconstruction.encodings import FittedDictionaries
     from meinst_d2.reconstruction.measure import measure_encodings
-    from meinst_d2.reconstruction.report import rows_of
+    from meinst_d2.reconstruction.report import as_json, rows_of
 
     report = args.output / "reconstruction.json"
     require_writable(report)
     components = load_components(args.components) if args.components else None
-    args.encoders = choose_encoders(args, components)
     fit_to, annotations, classes = read_sources(args)
     fitted = None
     if args.fit_json:
-        per_class = "class-pca" in args.encoders
+        per_class = "class-pca" in (args.encoders or FITTED)
         fitted = FittedDictionaries(fit_to, len(classes), args.dims, per_class=per_class, workers=args.workers)
     encodings = build_encodings(args, fitted, components, len(classes))
     tally = measure_encodings(annotations, encodings, len(classes), args.workers)
@@ -238,15 +184,16 @@ def measure(args: argparse.Namespace) -> None:
             f"none of the {len(annotations):,} annotations of {', '.join(args.coco_json)} has a usable mask"
         )
     print_tables(rows, classes)
-    if fitted is not None and set(FITTED) <= set(args.encoders):
+    if fitted is not None and set(FITTED) <= {encoding.family for encoding in encodings}:
         print_own_classes(args, tally, rows, fitted)
-    write_json(report, args, rows, tally, classes)
+    content = {
+        "fitted_to": os.path.basename(args.fit_json or args.components or "") or None,
+        "measured": [os.path.basename(file) for file in args.coco_json],
+        "skipped": dict(tally.skipped),
+        "encodings": as_json(rows, classes),
+    }
+    with atomic_path(report) as temporary:
+        temporary.write_text(json.dumps(content, indent=1))
     print()
     for path in (report, *draw(args.output, rows, classes)):
         print(f"wrote {path}")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    with reporting("reconstruct"):
-        measure(args)

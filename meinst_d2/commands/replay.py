@@ -31,24 +31,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     from meinst_d2.config_file import merge_config_file
     from meinst_d2.engine.failed_batch import FailedBatch
 
-    config = args.config_file or args.batch.parent / "config.yaml"
     with reporting("replay"):
-        failed = FailedBatch.load(args.batch)
-        cfg = get_cfg()
+        failed, cfg = FailedBatch.load(args.batch), get_cfg()
         add_meinst_config(cfg)
-        merge_config_file(cfg, config)
+        merge_config_file(cfg, args.config_file or args.batch.parent / "config.yaml")
     cfg.merge_from_list(["MODEL.DEVICE", args.device, "MODEL.MEINST.COMPONENTS", ""])  # the weights hold them
     model = build_model(cfg)
     print(f"iteration {failed.iteration}, process {failed.rank}, images {', '.join(failed.image_ids)}")
-    losses = failed.replay(model)
     print(f"{'':20} {'in training':>14} {'again':>14} {'gradient norm':>14}")
-    for name, loss in losses.items():
+    for name, loss in failed.replay(model).items():
         model.zero_grad()
         loss.backward(retain_graph=True)
-        norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
-        norm = sum(float(x) ** 2 for x in norms) ** 0.5
+        norm = sum(float(p.grad.norm()) ** 2 for p in model.parameters() if p.grad is not None) ** 0.5
         print(f"{name:20} {failed.losses.get(name, float('nan')):14.6g} {loss.item():14.6g} {norm:14.6g}")
     for number, (image_id, x) in enumerate(zip(failed.image_ids, failed.inputs, strict=True)):
-        alone = failed.replay(model, [x])
-        values = ", ".join(f"{name} {loss.item():.6g}" for name, loss in alone.items())
-        print(f"image {number} ({image_id}, {len(x['instances'])} instances) alone: {values}")
+        values = ", ".join(f"{name} {loss.item():.6g}" for name, loss in failed.replay(model, [x]).items())
+        count = len(x["instances"])
+        print(f"image {number} ({image_id}, {count} instance{'' if count == 1 else 's'}) alone: {values}")

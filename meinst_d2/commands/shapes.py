@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from meinst_d2.commands import make_parser
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
 
 EXAMPLES = """example:
   meinst shapes --output datasets/shapes --train 3000 --val 100
@@ -28,6 +26,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same images (default 0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     args = parser.parse_args(argv)
+
+    # Imported here so that --help answers at once.
+    from meinst_d2.data.shapes import ShapesConfig, generate
+
     config = ShapesConfig(
         height=args.size[0],
         width=args.size[1],

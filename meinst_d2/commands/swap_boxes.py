@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from meinst_d2.commands import make_parser, reporting
+from meinst_d2.commands import make_parser, reporting, require_positive
 
 EXAMPLES = """example (boxes from meinst train --eval-only, which writes inference/coco_instances_results.json):
   meinst swap-boxes --config-file COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml \\
@@ -18,36 +18,23 @@ EXAMPLES = """example (boxes from meinst train --eval-only, which writes inferen
 
 Box and mask AP count all boxes of a file; the threshold only counts boxes.
 """
-THRESHOLDS = tuple(i / 20 for i in range(20))
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser("swap-boxes", __doc__, EXAMPLES)
-    parser.add_argument(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="of a GeneralizedRCNN with a mask head: a file, or a name in Detectron2's model zoo",
-    )
-    parser.add_argument(
-        "--boxes",
-        action="append",
-        default=[],
-        metavar="NAME=FILE",
-        help="COCO result file of a detector; repeat for more",
-    )
+    what = "of a GeneralizedRCNN with a mask head: a file, or a name in Detectron2's model zoo"
+    parser.add_argument("--config-file", required=True, metavar="FILE", help=what)
+    what = "COCO result file of a detector; repeat for more"
+    parser.add_argument("--boxes", action="append", default=[], metavar="NAME=FILE", help=what)
     parser.add_argument("--dataset", metavar="NAME", help="default: the first of DATASETS.TEST")
-    parser.add_argument(
-        "--score-threshold", type=float, default=0.05, help="count boxes that score above it (default 0.05)"
-    )
+    what = "count boxes that score above it (default 0.05)"
+    parser.add_argument("--score-threshold", type=float, default=0.05, help=what)
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N images only")
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/swap_boxes"), metavar="DIR", help="default output/swap_boxes"
-    )
+    folder = Path("output/swap_boxes")
+    parser.add_argument("--output", type=Path, default=folder, metavar="DIR", help=f"default {folder}")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: MODEL.WEIGHTS FILE ...")
     args = parser.parse_args(argv)
-    if args.limit is not None and args.limit < 1:
-        parser.error(f"--limit must be at least 1, got {args.limit}")
+    require_positive(parser, args, "limit")
     files: dict[str, str] = {}
     for source in args.boxes:
         name, equals, file = source.partition("=")
@@ -61,53 +48,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def load_config(config_file: str, opts: Sequence[str]) -> Any:
-    """The config of a file, or of a name in the model zoo, with overrides."""
-    from detectron2.config import get_cfg
+    """The config of a file, or of a name in the model zoo with its weights, with overrides."""
+    from detectron2 import model_zoo
 
-    import meinst_d2.modeling  # noqa: F401  so that a config of ours can be named and refused for what it lacks
-    from meinst_d2 import add_meinst_config
-    from meinst_d2.config_file import merge_config_file, merge_overrides
+    from meinst_d2.commands import train
 
-    cfg = get_cfg()
-    add_meinst_config(cfg)
-    if os.path.isfile(config_file):
-        merge_config_file(cfg, config_file)
-    else:
-        from detectron2 import model_zoo
-
+    weights: tuple[str, ...] = ()
+    if not os.path.isfile(config_file):
         try:
-            merge_config_file(cfg, model_zoo.get_config_file(config_file))
-            cfg.MODEL.WEIGHTS = model_zoo.get_checkpoint_url(config_file)
+            weights = ("MODEL.WEIGHTS", model_zoo.get_checkpoint_url(config_file))
+            config_file = model_zoo.get_config_file(config_file)
         except RuntimeError as error:
-            raise ValueError(
-                f"--config-file {config_file} is neither a file nor a trained model of Detectron2's model zoo: "
-                "give a path, or a name such as COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
-            ) from error
-    merge_overrides(cfg, opts)
-    return cfg
-
-
-def read_sources(args: argparse.Namespace, cfg: Any) -> dict[str, Any]:
-    """Check all that can be checked, and read the boxes."""
-    import torch
-
-    from meinst_d2.evaluation.results import ids_of_dataset, read_box_file
-    from meinst_d2.evaluation.swap_boxes import OWN_BOXES, require_mask_head
-    from meinst_d2.files import require_writable
-
-    image_ids, class_of_category = ids_of_dataset(args.dataset)
-    require_mask_head(cfg, len(class_of_category))
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but torch sees no GPU: add MODEL.DEVICE cpu")
-    if not cfg.MODEL.WEIGHTS or not ("://" in cfg.MODEL.WEIGHTS or os.path.isfile(cfg.MODEL.WEIGHTS)):
-        raise FileNotFoundError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r} is no file: give a trained model")
-    require_writable(args.output / "swap_boxes.json")
-    sources: dict[str, Any] = {OWN_BOXES: None}
-    for name, file in args.boxes.items():
-        sources[name] = read_box_file(file, set(image_ids), class_of_category)
-        if not sources[name].keys() & set(image_ids[: args.limit]):
-            raise ValueError(f"{file} has no boxes on the images that would be evaluated: raise --limit")
-    return sources
+            fix = "give a path, or a name such as COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
+            what = "neither a file nor a trained model of Detectron2's model zoo"
+            raise ValueError(f"--config-file {config_file} is {what}: {fix}") from error
+    return train.load_config(argparse.Namespace(config_file=config_file, opts=[*weights, *opts]))
 
 
 def print_table(results: Sequence[Any], threshold: float) -> None:
@@ -119,11 +74,44 @@ def print_table(results: Sequence[Any], threshold: float) -> None:
         print(f"{result.name:{width}} {figures}   {result.boxes_per_image(threshold):13.1f}")
 
 
-def summary(args: argparse.Namespace, cfg: Any, results: Sequence[Any]) -> dict[str, Any]:
-    """What the JSON file holds."""
-    from meinst_d2.evaluation.build import without_nan
+@reporting("swap-boxes", KeyError)
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    # Imported here so that --help answers at once.
+    from detectron2.data import MetadataCatalog, build_detection_test_loader
+    from detectron2.modeling import build_model
 
-    return {
+    from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
+    from meinst_d2.data.datasets import dataset_dicts
+    from meinst_d2.engine.preflight import check_device
+    from meinst_d2.evaluation.average_precision import without_nan
+    from meinst_d2.evaluation.results import boxes_by_image
+    from meinst_d2.evaluation.swap_boxes import draw_swaps, require_mask_head, swap_boxes
+    from meinst_d2.files import atomic_path, require_writable
+
+    cfg = load_config(args.config_file, args.opts)
+    args.dataset = args.dataset or cfg.DATASETS.TEST[0]
+    image_ids = [record["image_id"] for record in dataset_dicts(args.dataset)]
+    metadata = MetadataCatalog.get(args.dataset)
+    unmapped = {i: i for i in range(len(metadata.thing_classes))}  # not from a COCO file
+    classes = metadata.get("thing_dataset_id_to_contiguous_id", unmapped)
+    require_mask_head(cfg, len(classes))
+    check_device(cfg)
+    if not cfg.MODEL.WEIGHTS or not ("://" in cfg.MODEL.WEIGHTS or os.path.isfile(cfg.MODEL.WEIGHTS)):
+        raise FileNotFoundError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r} is not a file: give a trained model")
+    require_writable(args.output / "swap_boxes.json")
+    sources: dict[str, Any] = {"own": None}  # boxes by name and image id; None for the model's own
+    for name, file in args.boxes.items():
+        sources[name] = boxes_by_image(file, image_ids, classes)
+        if not sources[name].keys() & set(image_ids[: args.limit]):
+            raise ValueError(f"{file} has no boxes on the images that would be evaluated: raise --limit")
+    model = build_model(cfg).eval()
+    MEInstCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    loader = build_detection_test_loader(cfg, args.dataset)
+    limit = args.limit if args.limit and args.limit < len(loader) else None
+    results = swap_boxes(model, loader, sources, args.dataset, output_dir=args.output, limit=limit)
+    print_table(results, args.score_threshold)
+    summary = {
         "config": args.config_file,
         "weights": cfg.MODEL.WEIGHTS,
         "dataset": args.dataset,
@@ -133,42 +121,15 @@ def summary(args: argparse.Namespace, cfg: Any, results: Sequence[Any]) -> dict[
             {
                 "name": result.name,
                 "file": args.boxes.get(result.name),
-                "bbox": without_nan(result.box),
-                "segm": without_nan(result.mask),
+                "bbox": result.box,
+                "segm": result.mask,
                 "boxes_per_image": result.boxes_per_image(args.score_threshold),
-                "boxes_per_image_above": {str(t): result.boxes_per_image(t) for t in THRESHOLDS},
+                "boxes_per_image_above": {str(i / 20): result.boxes_per_image(i / 20) for i in range(20)},
             }
             for result in results
         ],
     }
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    with reporting("swap-boxes", KeyError):
-        run(args)
-
-
-def run(args: argparse.Namespace) -> None:
-    # Imported here so that --help answers at once.
-    from detectron2.data import build_detection_test_loader
-    from detectron2.modeling import build_model
-
-    from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
-    from meinst_d2.evaluation.swap_boxes import draw_swaps, swap_boxes
-    from meinst_d2.files import atomic_path
-
-    cfg = load_config(args.config_file, args.opts)
-    args.dataset = args.dataset or cfg.DATASETS.TEST[0]
-    sources = read_sources(args, cfg)
-    model = build_model(cfg).eval()
-    MEInstCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    loader = build_detection_test_loader(cfg, args.dataset)
-    total = min(args.limit or len(loader), len(loader))
-    limit = total if total < len(loader) else None
-    results = swap_boxes(model, loader, sources, args.dataset, output_dir=args.output, limit=limit)
-    print_table(results, args.score_threshold)
     with atomic_path(args.output / "swap_boxes.json") as temporary:
-        temporary.write_text(json.dumps(summary(args, cfg, results), indent=1))
+        temporary.write_text(json.dumps(without_nan(summary), indent=1))
     draw_swaps(args.output / "swap_boxes.png", results, args.score_threshold)
     print(f"\nwrote {args.output}/swap_boxes.json and swap_boxes.png")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import pickle
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,23 +19,14 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class InstanceAnnotation:
-    """One annotation as the dataset has it, not yet checked.
+    """One annotation as the dataset has it, not yet checked."""
 
-    Attributes:
-        segmentation: polygons, an RLE dict or an (H, W) bit mask.
-        box: ``xyxy`` in pixels.
-        image_size: (height, width).
-        category: the contiguous number of its class, or -1.
-        iscrowd: whether it marks a crowd.
-        area: of the object in pixels, where the dataset says it.
-    """
-
-    segmentation: Any
-    box: tuple[float, float, float, float]
-    image_size: tuple[int, int]
-    category: int
+    segmentation: Any  # polygons, an RLE dict or an (H, W) bit mask
+    box: tuple[float, float, float, float]  # ``xyxy`` in pixels
+    image_size: tuple[int, int]  # (height, width)
+    category: int  # the contiguous number of its class, or -1
     iscrowd: bool
-    area: float | None = None
+    area: float | None = None  # of the object in pixels, where the dataset says it
 
 
 class AnnotationTable(Sequence[InstanceAnnotation]):
@@ -59,7 +50,10 @@ class AnnotationTable(Sequence[InstanceAnnotation]):
     def append(self, annotation: InstanceAnnotation) -> None:
         """Add an annotation at the end."""
         if not self._append_polygons(annotation.segmentation):
-            self._others += pickle.dumps(annotation.segmentation, protocol=5)
+            try:
+                self._others += pickle.dumps(annotation.segmentation, protocol=5)
+            except RecursionError:
+                self._others += pickle.dumps("nested too deeply to be a segmentation", protocol=5)
         self._polygon_ends.append(len(self._point_ends) - 1)
         self._other_ends.append(len(self._others))
         self._boxes.extend(annotation.box)
@@ -67,22 +61,6 @@ class AnnotationTable(Sequence[InstanceAnnotation]):
         self._categories.append(annotation.category)
         self._crowd.append(annotation.iscrowd)
         self._areas.append(math.nan if annotation.area is None else annotation.area)
-
-    def settle(
-        self,
-        start: int,
-        image_sizes: Sequence[tuple[int, int]] | npt.NDArray[np.int64],
-        categories: Sequence[int] | npt.NDArray[np.int64],
-    ) -> None:
-        """Say of the annotations from number ``start`` on what was not known when they were appended.
-
-        Args:
-            start: a number of annotations.
-            image_sizes: (height, width) of each.
-            categories: of each.
-        """
-        self._sizes[2 * start :] = array("q", np.asarray(image_sizes, np.int64).tobytes())
-        self._categories[start:] = array("q", np.asarray(categories, np.int64).tobytes())
 
     @property
     def boxes(self) -> npt.NDArray[np.float64]:
@@ -111,17 +89,7 @@ class AnnotationTable(Sequence[InstanceAnnotation]):
     def __len__(self) -> int:
         return len(self._categories)
 
-    def __iter__(self) -> Iterator[InstanceAnnotation]:
-        points = np.asarray(self._points)
-        return (self._make(i, points) for i in range(len(self)))
-
-    @overload
-    def __getitem__(self, index: int) -> InstanceAnnotation: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[InstanceAnnotation]: ...
-
-    def __getitem__(self, index: int | slice) -> InstanceAnnotation | list[InstanceAnnotation]:
+    def __getitem__(self, index: Any) -> Any:  # an annotation, or a list of them for a slice
         points = np.asarray(self._points)
         at = range(len(self))[index]
         return self._make(at, points) if isinstance(at, int) else [self._make(i, points) for i in at]
@@ -145,27 +113,15 @@ class AnnotationTable(Sequence[InstanceAnnotation]):
 
 
 class Selection(Sequence[InstanceAnnotation]):
-    """Some annotations of a sequence, without a copy."""
+    """Some annotations of a sequence, without a copy: those at ``indices``, a range or an array, in order."""
 
     def __init__(self, annotations: Sequence[InstanceAnnotation], indices: Sequence[int]) -> None:
-        """
-        Args:
-            annotations: to choose from.
-            indices: the chosen ones, in order; a range or an array.
-        """
-        self._annotations = annotations
-        self._indices = indices
+        self._annotations, self._indices = annotations, indices
 
     def __len__(self) -> int:
         return len(self._indices)
 
-    @overload
-    def __getitem__(self, index: int) -> InstanceAnnotation: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[InstanceAnnotation]: ...
-
-    def __getitem__(self, index: int | slice) -> InstanceAnnotation | list[InstanceAnnotation]:
+    def __getitem__(self, index: Any) -> Any:  # an annotation, or a list of them for a slice
         if isinstance(index, slice):
             return [self._annotations[i] for i in self._indices[index]]
         return self._annotations[self._indices[index]]

@@ -9,13 +9,16 @@ Categories are numbered as Detectron2's ``load_coco_json`` numbers them: by risi
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
+import re
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -26,65 +29,26 @@ from meinst_d2.data.annotations import AnnotationTable, InstanceAnnotation
 LONGEST_SIDE = 2**31 - 1
 """Pixels of an image."""
 NO_BOX = (0.0, 0.0, 0.0, 0.0)
+NOT_NUMBERS = array("d", [math.nan] * 4)
 NUMBERS = frozenset((int, float))
+"""The types of JSON numbers; a boolean is not one."""
 LISTS = ("images", "annotations", "categories")
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-PYTHON_ONLY = (b"NaN", b"Infinity", rb"\ud", rb"\uD")
-"""What Python's json reads and writes and the JSON standard does not know: such files are left to Python."""
+PYTHON_ONLY = re.compile(rb"(?<=[\s,:\[])(?:NaN|-?Infinity)(?=[\s,\]}])|\\u[dD][0-9a-fA-F]{3}")
+"""What Python's json reads and the JSON standard does not know: these words, and halves of characters."""
+KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
 
 
-class Elements(Sequence[Any]):
-    """The elements of a JSON list, each parsed when it is asked for.
-
-    Attributes:
-        texts: as the file has them.
-    """
-
-    def __init__(self, texts: Sequence[Any], where: str) -> None:
-        """
-        Args:
-            texts: ``msgspec.Raw``, or values that are parsed already.
-            where: the file and the section, for errors.
-        """
-        self.texts, self._where = texts, where
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    @overload
-    def __getitem__(self, index: int) -> Any: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Elements: ...
-
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return Elements(self.texts[index], self._where)
-        return self._parse(index, self.texts[index])
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self._parse(number, text) for number, text in enumerate(self.texts))
-
-    def _parse(self, number: int, text: Any) -> Any:
-        if not isinstance(text, msgspec.Raw):
-            return text
-        try:
-            return msgspec.json.decode(text)
-        except RecursionError:
-            raise ValueError(f"{self._where}: number {number} is nested too deeply") from None
-        except msgspec.DecodeError:  # numbers that no float holds, which Python takes for infinite
-            try:
-                return json.loads(bytes(text))
-            except ValueError as error:
-                raise ValueError(f"{self._where}: number {number} is not readable JSON ({error})") from error
+def kind_of(value: Any) -> str:
+    """What a JSON value is, for errors."""
+    return KINDS.get(type(value), "a number")
 
 
 def read_sections(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The values of the outermost object of a COCO file, in order.
+    """The values of the outermost object of a COCO file, in order, as texts that are not parsed yet.
 
     Returns:
-        :class:`Elements` for ``images``, ``annotations`` and ``categories`` where they are there; for every other key
-        its text (``msgspec.Raw``) or its value.
+        A list of ``msgspec.Raw`` for ``images``, ``annotations`` and ``categories`` where they are there, one for every
+        other key. Of a key that comes twice the last one counts, as for Python's json.
 
     Raises:
         FileNotFoundError: no such file.
@@ -95,69 +59,82 @@ def read_sections(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not os.path.getsize(path):
         raise ValueError(f"{path} is empty: it is not in COCO's instances format")
     with open(path, "rb") as file:
-        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # stays while elements are in use
-    if content[:3] == BYTE_ORDER_MARK:
+        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # stays while texts are in use
+    if content[:3].tobytes() == b"\xef\xbb\xbf":  # the byte order mark
         content = content[3:]
-    sections = _split(content, path)
-    for name in LISTS:
-        if name in sections:
-            sections[name] = Elements(_elements(sections[name], name, path), f"{path}: {name!r}")
-    return sections
-
-
-def _split(content: memoryview, path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+        try:
+            sections = _split(content)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:  # split what has the same length, and is JSON by the standard
+            plain = PYTHON_ONLY.sub(lambda word: rb"\u0041" if word[0][:1] == b"\\" else b"1" * len(word[0]), content)
+            sections = _split(plain, content)
     except msgspec.ValidationError as error:
         raise ValueError(f"{path} is not in COCO's instances format: it is not a JSON object ({error})") from error
     except RecursionError:
         raise ValueError(f"{path} is not readable JSON: it is nested too deeply") from None
     except msgspec.DecodeError as error:
-        if not any(content.obj.find(word) >= 0 for word in PYTHON_ONLY):  # type: ignore[attr-defined]  # of an mmap
-            reason = "it is cut off" if "truncated" in str(error) else str(error).removeprefix("JSON is malformed: ")
-            raise ValueError(f"{path} is not readable JSON: {reason}") from error
-    try:
-        sections = json.loads(bytes(content))
-    except RecursionError:
-        raise ValueError(f"{path} is not readable JSON: it is nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(sections, dict):
-        kind = type(sections).__name__
-        raise ValueError(f"{path} is not in COCO's instances format: it is a {kind} instead of an object")
+        reason = str(error).removeprefix("JSON is malformed: ")
+        if "truncated" in reason:
+            reason = f"it is cut off (after {len(content):,} bytes)"
+        raise ValueError(f"{path} is not readable JSON: {reason}") from error
+    for name in LISTS:
+        if not isinstance(sections.get(name, []), list):
+            start = bytes(memoryview(sections[name])[:1])
+            kind = kind_of({b"{": {}, b'"': "", b"n": None, b"t": True, b"f": False}.get(start, 0))
+            raise ValueError(f"{path}: {name!r} is {kind} instead of a list: it is not in COCO's instances format")
     return sections
 
 
-def _elements(section: Any, name: str, path: str | os.PathLike[str]) -> Sequence[Any]:
-    if isinstance(section, list):
-        return section
-    if isinstance(section, msgspec.Raw) and bytes(memoryview(section)[:1]) == b"[":
-        texts: list[msgspec.Raw] = msgspec.json.decode(section, type=list[msgspec.Raw])
-        return texts
-    kind = type(json.loads(bytes(section)) if isinstance(section, msgspec.Raw) else section).__name__
-    raise ValueError(f"{path}: {name!r} is a {kind} instead of a list: it is not in COCO's instances format")
+def _split(text: Any, original: memoryview | None = None) -> dict[str, Any]:
+    """The texts of the values; with ``original`` those that it has at the same places."""
+
+    def found(raw: msgspec.Raw) -> msgspec.Raw:
+        if original is None:
+            return raw
+        start, first = (np.frombuffer(buffer, np.uint8).ctypes.data for buffer in (raw, text))
+        return msgspec.Raw(original[start - first :][: len(memoryview(raw))])
+
+    sections: dict[str, Any] = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+    for name, section in sections.items():
+        if name in LISTS and bytes(memoryview(section)[:1]) == b"[":
+            sections[name] = list(map(found, msgspec.json.decode(section, type=list[msgspec.Raw])))
+        else:
+            sections[name] = found(section)
+    return sections
+
+
+def elements(sections: Mapping[str, Any], name: str, path: str | os.PathLike[str]) -> Iterator[Any]:
+    """The elements of one of the three lists, each parsed when its turn comes, and gone afterwards.
+
+    Raises:
+        ValueError: one is not readable; the sentence names it.
+    """
+    for number, text in enumerate(sections.get(name, ())):
+        try:
+            yield msgspec.json.decode(text)
+        except RecursionError:
+            raise ValueError(f"{path}: number {number} of {name!r} is nested too deeply") from None
+        except msgspec.DecodeError:  # NaN, or numbers that no float holds, which Python takes for infinite
+            try:
+                yield json.loads(bytes(text))
+            except ValueError as error:
+                raise ValueError(f"{path}: number {number} of {name!r} is not readable JSON ({error})") from error
 
 
 @dataclass(frozen=True)
 class CocoDataset:
-    """An annotation file.
-
-    Attributes:
-        path: of the file.
-        images: ``id``, ``height``, ``width`` and, where the file has it, ``file_name`` of every image.
-        category_ids, class_names: K of each, in the order of Detectron2's class numbers.
-        annotations: M of them; ``category`` is the class number, -1 of none; ``image_size`` is (0, 0) of no image.
-        annotation_ids: as the file has them.
-        image_rows: (M,) the number of each annotation's image in ``images``, or -1.
-    """
+    """An annotation file."""
 
     path: str
-    images: list[dict[str, Any]]
-    category_ids: list[Any]
-    class_names: list[str]
-    annotations: AnnotationTable
-    annotation_ids: list[Any]
-    image_rows: npt.NDArray[np.int64]
+    images: list[dict[str, Any]]  # ``id``, ``height``, ``width`` and, where the file has it, ``file_name``
+    category_ids: list[Any]  # (K,) in the order of Detectron2's class numbers
+    class_names: list[str]  # (K,)
+    annotations: AnnotationTable  # (M,) ``category`` is the class number or -1; ``image_size`` is (0, 0) of no image
+    boxes_xywh: npt.NDArray[np.float64]  # (M, 4) as the file has them; NaN where they are missing or not four numbers
+    annotation_ids: list[Any]  # as the file has them
+    image_rows: npt.NDArray[np.int64]  # (M,) the number of each annotation's image in ``images``, or -1
 
     def name_of(self, row: int) -> str:
         """An annotation, for errors: its file, number and id."""
@@ -196,13 +173,58 @@ def read_category_names(path: str | os.PathLike[str]) -> list[str]:
         ValueError: the file has no readable ``categories``, or one without a name.
     """
     sections = read_sections(path)
-    if "categories" not in sections:
-        raise ValueError(f"{path} is not in COCO's instances format: it has no 'categories'")
-    return _categories(sections["categories"], path, named=True)[1]
+    _require(sections, ("categories",), path)
+    return _categories(sections, path, True)[1]
+
+
+def _read(path: str | os.PathLike[str], table: AnnotationTable, *, named: bool) -> CocoDataset:
+    sections = read_sections(path)
+    _require(sections, ("images", "annotations"), path)
+    images, rows, sizes = [], {}, [(0, 0)]  # the first of no image
+    for number, image in enumerate(elements(sections, "images", path)):
+        if fault := image_fault(image):
+            raise ValueError(f"{path}: image number {number} {fault}")
+        rows[image["id"]] = number
+        sizes.append((int(image["height"]), int(image["width"])))
+        name = {"file_name": image["file_name"]} if isinstance(image.get("file_name"), str) else {}
+        images.append({"id": image["id"], "height": sizes[-1][0], "width": sizes[-1][1], **name})
+    category_ids, names = _categories(sections, path, named)
+    numbers = category_numbers(category_ids)
+    image_rows, boxes, ids = array("q"), array("d"), []
+    for number, annotation in enumerate(elements(sections, "annotations", path)):
+        if not isinstance(annotation, dict):
+            raise ValueError(f"{path}: annotation number {number} is {kind_of(annotation)} instead of an object")
+        image_rows.append(lookup(rows, annotation.get("image_id")))
+        category = lookup(numbers, annotation.get("category_id"))
+        table.append(from_coco(annotation, sizes[image_rows[-1] + 1], category))
+        boxes.extend(four_numbers(annotation.get("bbox")))
+        ids.append(annotation.get("id"))
+    boxes_xywh, of_image = np.array(boxes, np.float64).reshape(-1, 4), np.array(image_rows, np.int64)
+    return CocoDataset(os.fspath(path), images, category_ids, names, table, boxes_xywh, ids, of_image)
+
+
+def _require(sections: Mapping[str, Any], names: Sequence[str], path: str | os.PathLike[str]) -> None:
+    if missing := [repr(name) for name in names if name not in sections]:
+        raise ValueError(f"{path} is not in COCO's instances format: it has no {' and no '.join(missing)}")
+
+
+def _categories(sections: Mapping[str, Any], path: str | os.PathLike[str], named: bool) -> tuple[list[Any], list[str]]:
+    """The ids and the names, by class number; with ``named`` every category must have a name."""
+    every = []
+    for number, category in enumerate(elements(sections, "categories", path)):
+        if fault := category_fault(category, named=named):
+            raise ValueError(f"{path}: category number {number} {fault}")
+        every.append((category["id"], str(category.get("name"))))
+    try:
+        category_numbers(id_ for id_, _ in every)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    every.sort(key=lambda category: category[0])
+    return [id_ for id_, _ in every], [name for _, name in every]
 
 
 def category_numbers(ids: Iterable[Any]) -> dict[Any, int]:
-    """The class number of every category id, as Detectron2 numbers them: by rising id.
+    """The class number of every category id, as Detectron2 numbers them: by rising id, the last of equal ones.
 
     Raises:
         ValueError: ids of types that have no common order, such as 1 and "2".
@@ -210,64 +232,13 @@ def category_numbers(ids: Iterable[Any]) -> dict[Any, int]:
     try:
         return {id_: number for number, id_ in enumerate(sorted(ids))}
     except TypeError as error:
-        raise ValueError(
-            f"the category ids are of types that cannot be sorted ({error}): use numbers, or strings, for all"
-        ) from error
+        why = f"types that cannot be sorted ({error})"
+        raise ValueError(f"the category ids are of {why}: use numbers, or strings, for all") from error
 
 
-def _read(path: str | os.PathLike[str], table: AnnotationTable, *, named: bool) -> CocoDataset:
-    sections = read_sections(path)
-    missing = [name for name in ("images", "annotations") if name not in sections]
-    if missing:
-        raise ValueError(f"{path} is not in COCO's instances format: it has no {' and no '.join(map(repr, missing))}")
-    images = [_image(image, f"{path}: image number {i}") for i, image in enumerate(sections["images"])]
-    row_of_image = {image["id"]: row for row, image in enumerate(images)}
-    numbers, names = _categories(sections.get("categories", ()), path, named=named)
-    start, rows, categories, ids = len(table), [], [], []
-    for number, annotation in enumerate(sections["annotations"]):
-        _require_object(annotation, f"{path}: annotation number {number}")
-        table.append(from_coco(annotation))
-        rows.append(_lookup(row_of_image, annotation.get("image_id")))
-        categories.append(_lookup(numbers, annotation.get("category_id")))
-        ids.append(annotation.get("id"))
-    sizes = np.array([(image["height"], image["width"]) for image in images] + [(0, 0)], np.int64)
-    image_rows = np.array(rows, np.int64)
-    table.settle(start, sizes[image_rows], categories)
-    return CocoDataset(os.fspath(path), images, list(numbers), names, table, ids, image_rows)
-
-
-def _image(image: Any, where: str) -> dict[str, Any]:
-    _require_object(image, where)
-    try:
-        height, width = int(image["height"]), int(image["width"])
-        hash(image["id"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        given = ", ".join(f"{key} {image.get(key)!r}" for key in ("id", "height", "width"))
-        raise ValueError(f"{where} needs an id, a height and a width in whole pixels, it has {given}") from error
-    if not (0 < height <= LONGEST_SIDE and 0 < width <= LONGEST_SIDE):
-        raise ValueError(f"{where} has a height of {height} and a width of {width}: write those of the file, in pixels")
-    named = {"file_name": image["file_name"]} if isinstance(image.get("file_name"), str) else {}
-    return {"id": image["id"], "height": height, "width": width, **named}
-
-
-def _categories(
-    categories: Iterable[Any], path: str | os.PathLike[str], *, named: bool
-) -> tuple[dict[Any, int], list[str]]:
-    """The number of every id, and the names by number; with ``named`` every category must have one."""
-    name_of: dict[Any, str] = {}
-    for number, category in enumerate(categories):
-        where = f"{path}: category number {number}"
-        _require_object(category, where)
-        if not is_id(category.get("id")):
-            raise ValueError(f"{where} needs an id that is a number or a string, it has {category.get('id')!r}")
-        if named and not isinstance(category.get("name"), str):
-            raise ValueError(f"{where} needs a name that is a string, it has {category.get('name')!r}")
-        name_of[category["id"]] = str(category.get("name"))
-    try:
-        numbers = category_numbers(name_of)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return numbers, [name_of[id_] for id_ in numbers]
+def lookup(rows: Mapping[Any, int], key: Any) -> int:
+    """What an id stands for, -1 where it is none of those known, or not an id."""
+    return rows.get(key, -1) if is_id(key) else -1
 
 
 def is_id(value: Any) -> bool:
@@ -275,39 +246,58 @@ def is_id(value: Any) -> bool:
     return isinstance(value, (int, float, str))
 
 
-def _require_object(value: Any, where: str) -> None:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} is a {type(value).__name__} instead of an object")
+def is_side(value: Any) -> bool:
+    """Whether a JSON value can be the height or the width of an image."""
+    return type(value) in NUMBERS and 0 < value <= LONGEST_SIDE and value == int(value)
 
 
-def _lookup(found: Mapping[Any, int], key: Any) -> int:
-    return found.get(key, -1) if is_id(key) else -1  # a list or an object is not an id
+def image_fault(image: Any) -> str:
+    """Why an element of ``images`` cannot be used, to follow its number; empty where it can."""
+    if not isinstance(image, dict):
+        return f"is {kind_of(image)} instead of an object"
+    if is_id(image.get("id")) and is_side(image.get("height")) and is_side(image.get("width")):
+        return ""
+    given = ", ".join(f"{key} {image.get(key)!r}" for key in ("id", "height", "width"))
+    return f"needs an id, a height and a width in whole pixels, it has {given}"
 
 
-def from_coco(annotation: Mapping[str, Any]) -> InstanceAnnotation:
-    """An annotation of the file, of no image and no category yet."""
+def category_fault(category: Any, *, named: bool = True) -> str:
+    """The same of an element of ``categories``; with ``named`` it must have a name."""
+    if not isinstance(category, dict):
+        return f"is {kind_of(category)} instead of an object"
+    if not is_id(category.get("id")):
+        return f"needs an id that is a number or a string, it has {category.get('id')!r}"
+    if named and not isinstance(category.get("name"), str):
+        return f"needs a name that is a string, it has {category.get('name')!r}"
+    return ""
+
+
+def from_coco(annotation: Mapping[str, Any], image_size: tuple[int, int], category: int) -> InstanceAnnotation:
+    """An annotation of the file, of an image of this size and with this class number."""
     area = annotation.get("area")
     return InstanceAnnotation(
         annotation.get("segmentation"),
-        _box(annotation.get("bbox")),
-        (0, 0),
-        -1,
+        corners_of(annotation.get("bbox")),
+        image_size,
+        category,
         bool(annotation.get("iscrowd", 0)),
-        area if isinstance(area, (int, float)) and not _beyond_float(area) else None,
+        area if isinstance(area, (int, float)) and abs(area) <= sys.float_info.max else None,
     )
 
 
-def _box(xywh: Any) -> tuple[float, float, float, float]:
-    """``xyxy``, rounded as Detectron2 rounds it."""
-    if not isinstance(xywh, list) or len(xywh) != 4 or not NUMBERS.issuperset(map(type, xywh)):
-        return NO_BOX
-    try:
-        x, y, width, height = array("f", xywh)
-    except OverflowError:  # a whole number that no float holds
-        return NO_BOX
-    return tuple(array("f", (x, y, x + width, y + height)))
+def four_numbers(xywh: Any) -> array[float]:
+    """A box as it is; NaN where it is not one."""
+    if isinstance(xywh, list) and len(xywh) == 4 and NUMBERS.issuperset(map(type, xywh)):
+        with suppress(OverflowError):  # a whole number that no float holds
+            return array("d", xywh)
+    return NOT_NUMBERS
 
 
-def _beyond_float(value: float) -> bool:
-    """Whether it is a whole number that no float can hold."""
-    return isinstance(value, int) and abs(value) > sys.float_info.max
+def corners_of(xywh: Any) -> tuple[float, float, float, float]:
+    """``xyxy`` of a box in COCO's format, rounded as Detectron2 rounds it; zeros where it is not four numbers."""
+    numbers = four_numbers(xywh)
+    if numbers is NOT_NUMBERS:
+        return NO_BOX
+    x, y, width, height = array("f", numbers)
+    x, y, right, bottom = array("f", (x, y, x + width, y + height))
+    return x, y, right, bottom

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.datasets import register_coco_instances
 
 from meinst_d2.data.coco import read_category_names
-from meinst_d2.data.shapes import SPLITS
-from meinst_d2.data.shapes.images import CATEGORIES
+from meinst_d2.data.shapes import CATEGORIES, SPLITS
 
 UNREADABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What Detectron2's ``load_coco_json`` raises on files that it cannot use."""
@@ -36,16 +37,10 @@ register_shapes(Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "shape
 
 
 def register_coco(spec: str) -> str:
-    """Register a dataset in COCO's format; again for the same files is fine.
-
-    Args:
-        spec: NAME=ANNOTATIONS.json:IMAGES.
-
-    Returns:
-        The name.
+    """Register NAME=ANNOTATIONS.json:IMAGES, a dataset in COCO's format, and return the name.
 
     Raises:
-        ValueError: the text has another form, or the name stands for other files.
+        ValueError: ``spec`` has another form, or the name is already registered for other files.
     """
     name, _, files = spec.partition("=")
     json_file, dot_json, images = files.partition(".json:")
@@ -58,9 +53,7 @@ def register_coco(spec: str) -> str:
         register_coco_instances(name, {}, json_file, images)
     known = MetadataCatalog.get(name)
     if (known.get("json_file"), known.get("image_root")) != (json_file, images):
-        raise ValueError(
-            f"--coco-dataset {spec}: there is a dataset {name} of other files already; choose another name"
-        )
+        raise ValueError(f"--coco-dataset {spec}: {name} is a dataset of other files already; choose another name")
     return name
 
 
@@ -90,6 +83,8 @@ def require_dataset(name: str) -> None:
             + f": name its files with --coco-dataset {name}=ANNOTATIONS.json:IMAGES (meinst fit takes --coco-json), or "
             "register it as Detectron2 does"
         )
+    if MetadataCatalog.get(name).get("evaluator_type") == "lvis" and importlib.util.find_spec("lvis") is None:
+        raise ValueError(f"the dataset {name!r} needs the package lvis: run pip install 'meinst_d2[lvis]'")
     file = MetadataCatalog.get(name).get("json_file")
     if file is not None and not os.path.isfile(file):
         hint = "name one that exists"
@@ -107,17 +102,29 @@ def dataset_dicts(name: str) -> list[dict[str, Any]]:
         return DatasetCatalog.get(name)
 
 
-def class_names(name: str) -> list[str] | None:
-    """The classes of a registered dataset, without loading its annotations where that can be helped.
+def training_records(names: Sequence[str], *, filter_empty: bool = True) -> list[dict[str, Any]]:
+    """The records of registered datasets of the same classes; ``filter_empty`` leaves out images without objects.
 
-    Returns:
-        In the order of the contiguous class ids, or None where only loading would tell.
+    Raises:
+        DatasetError: one cannot be loaded, or no image is left.
     """
+    with loading(*names):
+        records = get_detection_dataset_dicts(list(names), filter_empty=False)
+        for annotation in (annotation for record in records for annotation in record.get("annotations", ())):
+            if annotation.get("iscrowd", 0) is None:  # the filter takes it for crowd, the mapper does not
+                annotation["iscrowd"] = 0
+        if filter_empty and "annotations" in records[0]:
+            records = filter_images_with_only_crowd_annotations(records)
+        assert records, "no image has an annotation to learn"
+    return records
+
+
+def class_names(name: str) -> list[str] | None:
+    """The classes of a registered dataset, read without its annotations; None where only loading would tell."""
     metadata = MetadataCatalog.get(name)
-    names = metadata.get("thing_classes")
-    if names is None and metadata.get("json_file") is not None:
-        names = read_category_names(metadata.json_file)
-    return names
+    if metadata.get("thing_classes") is None and metadata.get("json_file") is not None:
+        return read_category_names(metadata.json_file)
+    return metadata.get("thing_classes")
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """The training loader: batch number b depends on the seed and b, on nothing else.
 
 Sample order, grouping by aspect ratio and every random choice of augmentation are drawn from (seed, position), so the
-number of workers changes nothing, and training can go on at any iteration.
+number of workers changes nothing, and training can resume at any iteration.
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 import random
 import signal
@@ -15,18 +17,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from meinst_d2.config import check_choices
-from meinst_d2.data.datasets import loading
+from meinst_d2.data.datasets import DatasetError, training_records
+from meinst_d2.data.instances import count_learnable
 from meinst_d2.data.mapper import MEInstDatasetMapper
-from meinst_d2.data.sampler import Sample, TrainingBatches
+
+Sample = tuple[int, int]
+"""An index into the dataset, and the position of the sample in the whole of training."""
 
 
 @contextmanager
@@ -49,9 +55,7 @@ class SeededMapDataset(Dataset[dict[str, Any]]):
     """Maps records to samples, with the randomness of a sample drawn from its position in training."""
 
     def __init__(self, records: Sequence[Any], mapper: Callable[[Any], dict[str, Any]], seed: int) -> None:
-        self.records = records
-        self.mapper = mapper
-        self.seed = seed
+        self.records, self.mapper, self.seed = records, mapper, seed
 
     def __len__(self) -> int:
         return len(self.records)
@@ -60,6 +64,79 @@ class SeededMapDataset(Dataset[dict[str, Any]]):
         index, position = sample
         with seeded(self.seed, position):
             return self.mapper(self.records[index])
+
+
+class TrainingBatches:
+    """An endless sequence of batches, the same for any number of processes and workers.
+
+    Every epoch visits the images in an order drawn from (seed, epoch). Images of different groups (wide and tall) do
+    not share a batch; what is left of a group at the end of an epoch goes into its first batch of the next. A batch is
+    cut into equal parts, one per process. ``start`` is the number of the batch that an iterator begins with.
+    """
+
+    def __init__(
+        self,
+        *,
+        groups: npt.NDArray[np.integer],
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        repeat_factors: npt.NDArray[np.floating] | None = None,
+    ) -> None:
+        """
+        Args:
+            groups: (num_images,) the group of each image.
+            batch_size: over all processes.
+            seed: not negative.
+            rank, world_size: of this process.
+            repeat_factors: (num_images,) how often an epoch visits each image on average (fractions are drawn anew
+                every epoch); None for once.
+
+        Raises:
+            ValueError: the processes cannot share a batch equally, or there are no images.
+        """
+        if batch_size % world_size:
+            shared = f"SOLVER.IMS_PER_BATCH = {batch_size} cannot be shared by {world_size} processes"
+            raise ValueError(f"{shared}: choose a multiple")
+        if len(groups) == 0:
+            raise ValueError("the training set has no images")
+        self.groups, self.batch_size, self.seed = groups, batch_size, seed
+        self.rank, self.world_size, self.repeat_factors = rank, world_size, repeat_factors
+        self.start = 0
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        """This process's part of every batch."""
+        share = self.batch_size // self.world_size
+        mine = range(self.rank * share, (self.rank + 1) * share)
+        left = {int(group): np.zeros(0, np.int64) for group in np.unique(self.groups)}
+        epochs = (self._batches_of_epoch(self._order(epoch), left) for epoch in itertools.count())
+        for number, batch in enumerate(itertools.chain.from_iterable(epochs)):
+            if number >= self.start:
+                yield [(int(batch[i]), number * self.batch_size + i) for i in mine]
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        rng = np.random.default_rng((self.seed, epoch))
+        indices = np.arange(len(self.groups))
+        if self.repeat_factors is not None:
+            whole = np.floor(self.repeat_factors).astype(np.int64)
+            indices = indices.repeat(whole + (rng.random(len(indices)) < self.repeat_factors - whole))
+        return rng.permutation(indices)
+
+    def _batches_of_epoch(
+        self, order: npt.NDArray[np.int64], left: dict[int, npt.NDArray[np.int64]]
+    ) -> list[npt.NDArray[np.int64]]:
+        """The batches that fill up during an epoch, in the order of their last image; updates what is ``left``."""
+        batches: list[tuple[int, npt.NDArray[np.int64]]] = []  # with the place in ``order`` of the last image
+        for group, waiting in left.items():
+            places = (self.groups[order] == group).nonzero()[0]
+            images = np.concatenate((waiting, order[places]))
+            places = np.concatenate((np.full(len(waiting), -1), places))
+            full = len(images) // self.batch_size * self.batch_size
+            for end in range(self.batch_size, full + 1, self.batch_size):
+                batches.append((int(places[end - 1]), images[end - self.batch_size : end]))
+            left[group] = images[full:]
+        return [batch for _, batch in sorted(batches, key=lambda item: item[0])]
 
 
 class TrainLoader:
@@ -109,24 +186,25 @@ def make_train_loader(
     seed: int,
     num_workers: int = 0,
     aspect_ratio_grouping: bool = True,
-    repeat_factors: np.ndarray | None = None,
+    repeat_factors: npt.NDArray[np.floating] | None = None,
 ) -> TrainLoader:
     """The loader of this process.
 
     Args:
-        records: of the images, in Detectron2's dataset format.
-        mapper: record -> sample.
-        batch_size: over all processes.
-        seed: not negative.
+        records, mapper: of the images, in Detectron2's dataset format; record -> sample.
+        batch_size, seed: over all processes; not negative.
         num_workers: processes that load; 0 loads in this one.
         aspect_ratio_grouping: whether wide and tall images stay in batches of their own.
-        repeat_factors: see :class:`~meinst_d2.data.sampler.TrainingBatches`.
+        repeat_factors: see :class:`TrainingBatches`.
+
+    Raises:
+        DatasetError: nothing can be learned from the records.
     """
-    groups = np.zeros(len(records), np.int64)
-    if aspect_ratio_grouping:
-        groups = np.array([record["width"] > record["height"] for record in records], np.int64)
+    if isinstance(mapper, MEInstDatasetMapper):
+        _require_learnable(records, masks=mapper.mask_size is not None)
+    wide = [aspect_ratio_grouping and record["width"] > record["height"] for record in records]
     batches = TrainingBatches(
-        groups=groups,
+        groups=np.array(wide, np.int64),
         batch_size=batch_size,
         seed=seed,
         rank=comm.get_rank(),
@@ -137,15 +215,32 @@ def make_train_loader(
     return TrainLoader(dataset, batches, num_workers)
 
 
+def _require_learnable(records: Sequence[dict[str, Any]], *, masks: bool) -> None:
+    """Raise a DatasetError where nothing can be learned from the annotations, and warn where it is less than half."""
+    learnable, unusable = count_learnable(records, masks=masks)
+    count = unusable.total()
+    why = ", ".join(f"{number:,} {reason}" for reason, number in unusable.most_common())
+    every = f"{count + learnable:,} annotations in {len(records):,} images"
+    said = f"of {every} {count:,} cannot be learned ({why or 'none'})"
+    if not learnable:
+        raise DatasetError(f"there is nothing to learn: {said}; run meinst check on the annotation files")
+    if count > learnable:
+        logging.getLogger(__name__).warning(f"Little can be learned: {said}; meinst check says which.")
+
+
 def build_train_loader(cfg: CfgNode, mapper: Callable[[Any], dict[str, Any]] | None = None) -> TrainLoader:
     """The loader of ``DATASETS.TRAIN``; ``SEED`` must not be negative.
 
-    Args:
-        cfg: read: DATASETS, DATALOADER, SOLVER.IMS_PER_BATCH, SEED, and what the mapper reads.
-        mapper: record -> sample; by default :class:`~meinst_d2.data.mapper.MEInstDatasetMapper`.
+    Reads DATASETS, DATALOADER, SOLVER.IMS_PER_BATCH, SEED, and what :class:`~meinst_d2.data.mapper.MEInstDatasetMapper`
+    reads, which is the ``mapper`` (record -> sample) by default.
     """
-    with loading(*cfg.DATASETS.TRAIN):
-        records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    records = training_records(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    check_choices(cfg)
+    repeat_factors = None
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        repeat_factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+        ).numpy()
     return make_train_loader(
         records,
         mapper or MEInstDatasetMapper(cfg),
@@ -153,14 +248,5 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[Any], dict[str, Any]] | N
         seed=cfg.SEED,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        repeat_factors=_repeat_factors(cfg, records),
+        repeat_factors=repeat_factors,
     )
-
-
-def _repeat_factors(cfg: CfgNode, records: list[dict[str, Any]]) -> np.ndarray | None:
-    check_choices(cfg)
-    if cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler":
-        return None
-    return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-        records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
-    ).numpy()

@@ -15,8 +15,9 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.logger import log_first_n
 
 from meinst_d2.data.image_files import read_image
+from meinst_d2.data.instances import from_dict, why_unusable
 from meinst_d2.masks.rasterize import crop_bitmask, rasterize_polygons
-from meinst_d2.masks.segmentation import UnusableInstance, bitmask_of, usable_polygons
+from meinst_d2.masks.rle import UnusableInstance, bitmask_of, usable_polygons
 
 SMALLEST_BOX = 1e-5
 """Boxes with a side of at most this many pixels after augmentation are dropped, as Detectron2 drops them."""
@@ -47,9 +48,7 @@ class MEInstDatasetMapper:
             recompute_boxes: fit boxes to the masks after augmentation, for crops that cut objects.
         """
         self.augmentations = T.AugmentationList(list(augmentations))
-        self.image_format = image_format
-        self.mask_size = mask_size
-        self.recompute_boxes = recompute_boxes
+        self.image_format, self.mask_size, self.recompute_boxes = image_format, mask_size, recompute_boxes
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -82,21 +81,31 @@ class MEInstDatasetMapper:
         try:
             sample["instances"] = self._instances(record, transforms, image.shape[:2])
         except (LookupError, OverflowError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"the annotations of {record['file_name']} cannot be used ({type(error).__name__} {error}): "
-                "meinst check says what is wrong with them"
-            ) from error
+            reason = f"({type(error).__name__} {error}): meinst check says what is wrong with them"
+            raise ValueError(f"the annotations of {record['file_name']} cannot be used {reason}") from error
         return sample
 
     def _instances(
         self, record: Mapping[str, Any], transforms: T.TransformList, image_size: tuple[int, int]
     ) -> Instances:
-        annotations, segmentations = self._usable(record, transforms)
+        annotations, segmentations = [], []
+        for annotation in record.get("annotations", ()):
+            if annotation.get("iscrowd", 0):
+                continue
+            try:
+                if self.mask_size is not None:
+                    segmentations.append(_transform_segmentation(annotation.get("segmentation"), record, transforms))
+                annotations.append(annotation)
+            except UnusableInstance as error:
+                _warn_of(record, error.reason)
         if self.recompute_boxes:
             gt_boxes = np.array([_bounds(segmentation) for segmentation in segmentations], np.float32).reshape(-1, 4)
         else:
             gt_boxes = _transform_boxes(annotations, transforms, image_size)
-        keep = ((gt_boxes[:, 2:] - gt_boxes[:, :2]) > SMALLEST_BOX).all(axis=1).nonzero()[0]
+        has_area = ((gt_boxes[:, 2:] - gt_boxes[:, :2]) > SMALLEST_BOX).all(axis=1)
+        for i in (~has_area).nonzero()[0].tolist():
+            _warn_of(record, why_unusable(from_dict(annotations[i], record), masks=False))  # unless a crop cut it away
+        keep = has_area.nonzero()[0].tolist()
         instances = Instances(image_size)
         instances.gt_boxes = Boxes(torch.from_numpy(gt_boxes[keep]))
         classes = [int(annotations[i]["category_id"]) for i in keep]
@@ -106,22 +115,10 @@ class MEInstDatasetMapper:
             instances.gt_mask_templates = torch.from_numpy(masks)
         return instances
 
-    def _usable(
-        self, record: Mapping[str, Any], transforms: T.TransformList
-    ) -> tuple[list[Mapping[str, Any]], list[Any]]:
-        """The annotations to learn from, and with masks their transformed segmentations."""
-        annotations = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
-        if self.mask_size is None:
-            return annotations, []
-        usable, segmentations = [], []
-        for annotation in annotations:
-            try:
-                segmentations.append(_transform_segmentation(annotation.get("segmentation"), record, transforms))
-                usable.append(annotation)
-            except UnusableInstance as error:
-                name = record.get("file_name")
-                log_first_n(logging.WARNING, f"{name}: left out an instance: {error.reason}", n=10)
-        return usable, segmentations
+
+def _warn_of(record: Mapping[str, Any], reason: str) -> None:
+    if reason:
+        log_first_n(logging.WARNING, f"{record.get('file_name')}: left out an instance: {reason}", n=10)
 
 
 def _transform_boxes(

@@ -3,11 +3,9 @@
 from meinst_d2.encoding.clamp import SigmoidClamp
 from meinst_d2.encoding.components import Components, load_components, save_components
 from meinst_d2.encoding.dct import DCTEncoder
-from meinst_d2.encoding.encoder import MASK_ENCODER_REGISTRY, MaskEncoder
+from meinst_d2.encoding.encoder import MASK_ENCODER_REGISTRY, MaskEncoder, PixelEncoder
 from meinst_d2.encoding.moments import PixelMoments
-from meinst_d2.encoding.pca import PCABasis, fit_pca
-from meinst_d2.encoding.pca_encoder import ClassPCAEncoder, FittedEncoder, PCAEncoder
-from meinst_d2.encoding.pixel import PixelEncoder
+from meinst_d2.encoding.pca import ClassPCAEncoder, FittedEncoder, PCABasis, PCAEncoder, fit_pca
 
 __all__ = [
     "MASK_ENCODER_REGISTRY",

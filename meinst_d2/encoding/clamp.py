@@ -12,39 +12,26 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-
-
-@functools.cache
-def _legendre_nodes() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Nodes and weights; numpy takes longer to find them than a batch of masks takes to encode."""
-    return np.polynomial.legendre.leggauss(64)
 
 
 @dataclass(frozen=True)
 class SigmoidClamp:
-    """Bounds of the random clamp.
+    """Bounds of the random clamp."""
 
-    Attributes:
-        low: smallest value, in (0, 0.5).
-        high: largest value, in [low, 0.5).
-    """
-
-    low: float = 0.01
-    high: float = 0.05
+    low: float = 0.01  # in (0, 0.5)
+    high: float = 0.05  # in [low, 0.5)
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high < 0.5:
-            raise ValueError(
-                f"the clamp ({self.low}, {self.high}) must satisfy 0 < low <= high < 0.5: its logit must be finite and "
-                "separate the mask from the background"
-            )
+            why = "its logit must be finite and separate the mask from the background"
+            raise ValueError(f"the clamp ({self.low}, {self.high}) must satisfy 0 < low <= high < 0.5: {why}")
 
     @property
     def is_random(self) -> bool:
         """Whether the bounds differ."""
         return self.high > self.low
 
+    @functools.cache  # noqa: B019  # numpy takes longer to find the nodes than a batch of masks takes to encode
     def logit_moments(self) -> tuple[float, float]:
         """Mean and variance of the logit c = ln((1 - v) / v) of the random clamp.
 
@@ -54,11 +41,11 @@ class SigmoidClamp:
         at_low = math.log((1 - self.low) / self.low)
         if not self.is_random:
             return at_low, 0.0
-        nodes, weights = _legendre_nodes()
-        # In the logarithm of v the integrand stays smooth however small ``low`` is.
-        log_low, log_high = math.log(self.low), math.log(self.high)
-        v = np.exp(0.5 * (log_high - log_low) * nodes + 0.5 * (log_high + log_low))
-        density = 0.5 * (log_high - log_low) * weights * v / self.high
+        nodes, weights = np.polynomial.legendre.leggauss(64)
+        # With v = e^t the integrand c(v) / high dv = c(v) v / high dt stays smooth however small ``low`` is.
+        half = 0.5 * (math.log(self.high) - math.log(self.low))
+        v = np.exp(half * nodes + 0.5 * (math.log(self.high) + math.log(self.low)))
+        density = half * weights * v / self.high
         c = np.log((1 - v) / v)
         mass = self.low / self.high
         mean = mass * at_low + float(density @ c)

@@ -37,13 +37,11 @@ LONGEST_HEADER = 10_000
 class Components:
     """Dictionaries read from a file.
 
-    Attributes:
-        bases: the dictionary of all classes, or one per class; float32, all of one D and S.
-        provenance: what the fit recorded (datasets, num_masks, sigmoid, whiten, clamp, versions); empty for files of
-            the published tool.
+    ``provenance`` is what the fit recorded (datasets, num_masks, sigmoid, whiten, clamp, versions); empty for files of
+    the published tool.
     """
 
-    bases: tuple[PCABasis, ...]
+    bases: tuple[PCABasis, ...]  # the dictionary of all classes, or one per class; float32, all of one D and S
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -70,15 +68,13 @@ def save_components(path: str | os.PathLike[str], bases: Sequence[PCABasis], pro
         bases: the dictionary of all classes, or one per class.
         provenance: anything JSON can hold.
     """
+    stacks = zip(*(vars(basis).values() for basis in bases), strict=True)  # in the order of ARRAYS
+    arrays: dict[str, Any] = {
+        name: np.stack(stack).astype(np.float32) for name, stack in zip(ARRAYS, stacks, strict=True)
+    }
+    arrays[PROVENANCE] = np.array(json.dumps(dict(provenance), sort_keys=True))
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(
-            file,
-            components_c=np.stack([basis.components for basis in bases]).astype(np.float32),
-            mean_c=np.stack([basis.mean for basis in bases]).astype(np.float32),
-            explained_variance_c=np.stack([basis.explained_variance for basis in bases]).astype(np.float32),
-            ratio_c=np.stack([basis.explained_variance_ratio for basis in bases]).astype(np.float32),
-            provenance=np.array(json.dumps(dict(provenance), sort_keys=True)),
-        )
+        np.savez(file, **arrays)
 
 
 def load_components(path: str | os.PathLike[str]) -> Components:

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from meinst_d2.encoding.encoder import MASK_ENCODER_REGISTRY
-from meinst_d2.encoding.linear import Dictionary, LinearEncoder
+from meinst_d2.encoding.linear import LinearEncoder
 
 
 def low_frequencies(dim: int, mask_size: int) -> npt.NDArray[np.int64]:
@@ -21,10 +20,10 @@ def low_frequencies(dim: int, mask_size: int) -> npt.NDArray[np.int64]:
 
 
 def dct_rows(frequencies: npt.NDArray[np.int64], mask_size: int) -> npt.NDArray[np.float64]:
-    """(D, S*S) orthonormal rows of the two-dimensional DCT-II."""
+    """(D, S*S) orthonormal rows of the two-dimensional DCT-II: products of two waves cos(pi / S * k * (i + 1/2))."""
     at = np.arange(mask_size) + 0.5
     waves = np.cos(np.pi / mask_size * np.outer(np.arange(mask_size), at)) * np.sqrt(2 / mask_size)  # (S, S)
-    waves[0] /= np.sqrt(2)
+    waves[0] /= np.sqrt(2)  # a constant has twice the power of a wave
     rows: npt.NDArray[np.float64] = waves[frequencies[:, 0], :, None] * waves[frequencies[:, 1], None, :]  # (D, S, S)
     return rows.reshape(len(frequencies), -1)
 
@@ -33,30 +32,19 @@ def dct_rows(frequencies: npt.NDArray[np.int64], mask_size: int) -> npt.NDArray[
 class DCTEncoder(LinearEncoder):
     """Coefficients of the D lowest frequencies.
 
-    Whitening needs deviations, and nothing is fitted: the power of a shape with a smooth outline falls with the third
-    power of the frequency, so that is assumed, with the total power of an S x S mask.
-
-    Buffers (float32): ``components`` (D, S*S), ``explained_variances`` (D,), ``means`` (S*S,).
+    Whitening needs stds, and nothing is fitted: the power of a shape with a smooth outline falls with the third power
+    of the frequency, so that is assumed, with the total power of an S x S mask.
     """
 
-    components: Tensor
-    explained_variances: Tensor
-    means: Tensor
-
     def __init__(self, **kwargs: Any) -> None:
-        """
-        Args:
-            kwargs: of :class:`~meinst_d2.encoding.linear.LinearEncoder`.
-        """
+        """Takes what :class:`~meinst_d2.encoding.linear.LinearEncoder` takes."""
         super().__init__(**kwargs)
+        # On average a logit is 0 and its magnitude that of the clamp; a pixel is one half, give or take one half.
         magnitude, mean = (self.clamp.logit_moments()[0], 0.0) if self.sigmoid else (0.5, 0.5)
-        frequencies = low_frequencies(self.mask_size**2, self.mask_size)
+        frequencies = low_frequencies(self.mask_size**2, self.mask_size)  # (S*S, 2)
         power = (1 + np.hypot(*frequencies.T)) ** -3.0
         variances = (magnitude * self.mask_size) ** 2 * power / power.sum()
         rows = dct_rows(frequencies[: self.dim], self.mask_size)
-        self.register_buffer("components", torch.as_tensor(rows, dtype=torch.float32))
-        self.register_buffer("explained_variances", torch.as_tensor(variances[: self.dim], dtype=torch.float32))
-        self.register_buffer("means", torch.full((self.mask_size**2,), mean))
-
-    def dictionary(self, classes: Tensor | None) -> Dictionary:
-        return Dictionary(self.components, self.explained_variances.sqrt(), self.means)
+        self.register_dictionary(
+            torch.from_numpy(rows), torch.from_numpy(variances[: self.dim]), torch.full((self.mask_size**2,), mean)
+        )

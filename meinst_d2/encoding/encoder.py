@@ -1,10 +1,11 @@
-"""The interface between masks and the vectors that the network regresses."""
+"""The interface between masks and the vectors that the network regresses, and the encoder that does nothing."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
@@ -19,7 +20,8 @@ An encoder is constructed with ``dim``, ``mask_size``, ``sigmoid``, ``whiten`` a
 class MaskEncoder(nn.Module, ABC):
     """Turns S x S masks into D coefficients and back.
 
-    What an encoder has learned lives in its buffers, so it travels with the checkpoint.
+    What an encoder has learned lives in its buffers, so it travels with the checkpoint. Every method takes the
+    ``classes`` of its masks, (M,) int64, which only class-specific encoders need.
 
     Attributes:
         dim: D, the number of coefficients.
@@ -44,7 +46,7 @@ class MaskEncoder(nn.Module, ABC):
 
         Args:
             masks: (M, S, S), bool or zeros and ones of any dtype.
-            classes: (M,) int64, of each mask.
+            classes: (M,).
 
         Returns:
             (M, D) float32.
@@ -52,35 +54,41 @@ class MaskEncoder(nn.Module, ABC):
 
     @abstractmethod
     def decode_logits(self, coeffs: Tensor, classes: Tensor | None = None) -> Tensor:
-        """The linear part of decoding, before the pixels become probabilities.
-
-        Args:
-            coeffs: (M, D) of any float dtype.
-            classes: (M,) int64, of each mask.
-
-        Returns:
-            (M, S, S) float32.
-        """
+        """(M, S, S) float32, the linear part of decoding (M, D) coefficients, before pixels become probabilities."""
 
     @abstractmethod
     def decode(self, coeffs: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Masks of coefficients.
-
-        Args:
-            coeffs: (M, D) of any float dtype.
-            classes: (M,) int64, of each mask.
-
-        Returns:
-            (M, S, S) float32 probabilities in (0, 1).
-        """
+        """(M, S, S) float32, probabilities in (0, 1) of (M, D) coefficients of any float dtype."""
 
     @abstractmethod
     def deviations(self, classes: Tensor | None = None) -> Tensor:
-        """How far one unit of each coefficient moves the decoded logits (as a vector of S*S pixels).
+        """(D,), or (M, D) where class-specific: how far a unit of each coefficient moves the S*S decoded logits."""
 
-        Args:
-            classes: (M,) int64.
 
-        Returns:
-            (D,), or (M, D) where the encoder is class-specific; float32.
-        """
+class PixelEncoder(MaskEncoder):
+    """The S x S grid itself: D is S*S, one coefficient per pixel (paper, table 3, "w/o").
+
+    Its coefficients are +1 on the mask and -1 beside it, and any logits decode.
+    """
+
+    _ones: Tensor
+
+    def __init__(self, *, mask_size: int = 28) -> None:
+        super().__init__()
+        self.dim, self.mask_size = mask_size**2, mask_size
+        self.register_buffer("_ones", torch.ones(self.dim), persistent=False)
+
+    def extra_repr(self) -> str:
+        return f"mask_size={self.mask_size}"
+
+    def encode(self, masks: Tensor, classes: Tensor | None = None) -> Tensor:
+        return 2 * masks.flatten(1).float() - 1
+
+    def decode_logits(self, coeffs: Tensor, classes: Tensor | None = None) -> Tensor:
+        return coeffs.float().reshape(*coeffs.shape[:-1], self.mask_size, self.mask_size)
+
+    def decode(self, coeffs: Tensor, classes: Tensor | None = None) -> Tensor:
+        return self.decode_logits(coeffs).sigmoid()
+
+    def deviations(self, classes: Tensor | None = None) -> Tensor:
+        return self._ones

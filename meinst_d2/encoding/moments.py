@@ -1,71 +1,19 @@
 """Streaming first and second moments of binary masks, in exact integers.
 
-PCA needs the mean and the covariance only. For pixels that are 0 or 1, both follow from three counts:
-how many masks there are, how often each pixel is set, and how often each pair of pixels is set together.
-Counts are integers, so the result does not depend on the order of the masks, on how they are split over
-processes, or on the machine.
+PCA needs the mean and the covariance only. For pixels that are 0 or 1, both follow from three counts: how many masks
+there are, how often each pixel is set, and how often each pair of pixels is set together. Counts are integers, so the
+result does not depend on the order of the masks, on how they are split over processes, or on the machine.
+
+Symbols: n masks, S mask side, x (S*S,) a mask; the counts are n, sum x, and sum x x^T.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import time
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
-import torch
 
 BLOCK = 8192
 """Masks per matrix product: float32 holds every integer up to 2**24, so counts below that are exact."""
-
-Bits = npt.NDArray[np.uint8]
-Product = Callable[[Bits], npt.NDArray[np.int64]]
-
-
-def float_product(bits: Bits) -> npt.NDArray[np.int64]:
-    """How many rows have both pixels set, through BLAS.
-
-    Args:
-        bits: (M, P) zeros and ones, M at most ``BLOCK``.
-
-    Returns:
-        (P, P).
-    """
-    values = bits.astype(np.float32)
-    counts: npt.NDArray[np.int64] = (values.T @ values).astype(np.int64)
-    return counts
-
-
-def int8_product(bits: Bits) -> npt.NDArray[np.int64]:
-    """The same through torch's 8-bit product with 32-bit sums: several times faster where the processor has one."""
-    if bits.shape[1] == 1:
-        return float_product(bits)  # older torch (2.11 for one) misreads a matrix of one column
-    values = torch.from_numpy(bits.view(np.int8))
-    counts: npt.NDArray[np.int64] = torch._int_mm(values.T, values).numpy().astype(np.int64)
-    return counts
-
-
-@functools.cache
-def fastest_product() -> Product:
-    """The faster of the two exact products on this machine, found with some 30 milliseconds of trying.
-
-    Without instructions for 8-bit products torch falls back to plain loops, and its older versions have none.
-    """
-    sample = np.ones((1024, 784), np.uint8)
-    seconds: dict[Product, float] = {}
-    for product in (int8_product, float_product):  # in this order: the threads of BLAS go on spinning for a while
-        with contextlib.suppress(AttributeError, RuntimeError):
-            # The first call prepares; of the others the fastest counts, for something else may have held up one.
-            seconds[product] = min([_seconds_of(product, sample) for _ in range(4)][1:])
-    return min(seconds, key=lambda product: seconds[product])
-
-
-def _seconds_of(product: Product, bits: Bits) -> float:
-    start = time.perf_counter()
-    product(bits)
-    return time.perf_counter() - start
 
 
 class PixelMoments:
@@ -75,7 +23,7 @@ class PixelMoments:
 
     Attributes:
         mask_size: S.
-        count: number of masks seen.
+        count: n, number of masks seen.
         total: (S*S,) int64, how many masks have each pixel set.
         cooccurrence: (S*S, S*S) int64, how many masks have both pixels set; its diagonal is ``total``.
     """
@@ -101,13 +49,12 @@ class PixelMoments:
             raise ValueError(f"expected masks of shape (M, {size}, {size}), got {masks.shape}")
         if masks.dtype != np.bool_ and masks.size and (masks.min() < 0 or masks.max() > 1):
             raise ValueError("masks must hold zeros and ones only")
-        bits = np.ascontiguousarray(masks).view(np.uint8).reshape(-1, size * size)
-        product = fastest_product()
-        for start in range(0, len(bits), BLOCK):
-            block = bits[start : start + BLOCK]
-            self.cooccurrence += product(block)
+        for start in range(0, len(masks), BLOCK):
+            # BLAS in float32 is the fastest product that counts exactly; it may add up in any order.
+            block = masks[start : start + BLOCK].reshape(-1, size * size).astype(np.float32)  # (BLOCK, S*S)
+            self.cooccurrence += (block.T @ block).astype(np.int64)
             self.count += len(block)
-        self.total = self.cooccurrence.diagonal().copy()
+        self.total = self.cooccurrence.diagonal().copy()  # x * x is x
 
     def merge(self, other: PixelMoments) -> None:
         """Add what another accumulator of the same mask size has counted."""
@@ -137,7 +84,8 @@ class PixelMoments:
     def covariance(self) -> npt.NDArray[np.float64]:
         """(S*S, S*S) float64 sample covariance (divided by count - 1).
 
-        The numerator ``count * cooccurrence - total * total`` is an exact integer, so nothing cancels.
+        sum (x - mean) (x - mean)^T is (n * cooccurrence - total total^T) / n, whose numerator is an exact integer:
+        nothing cancels.
 
         Raises:
             ValueError: fewer than two masks.

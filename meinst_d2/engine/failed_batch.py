@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.files import atomic_path
 
-FIELD_TYPES = {"Boxes": Boxes, "BitMasks": BitMasks, "PolygonMasks": PolygonMasks}
-
 
 @dataclass(frozen=True)
 class FailedBatch:
@@ -29,7 +27,7 @@ class FailedBatch:
         random_seed: of torch's generator when the iteration began.
         losses: by name, as they were found.
         inputs: of the model, on the CPU.
-        weights: of the model, from before the iteration.
+        model: its weights, from before the iteration.
     """
 
     iteration: int
@@ -37,7 +35,7 @@ class FailedBatch:
     random_seed: int
     losses: Mapping[str, float]
     inputs: Sequence[Mapping[str, Any]]
-    weights: Mapping[str, Tensor]
+    model: Mapping[str, Tensor]
 
     @property
     def image_ids(self) -> list[str]:
@@ -45,17 +43,11 @@ class FailedBatch:
         return [str(x.get("image_id", x.get("file_name"))) for x in self.inputs]
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write it, as tensors and plain containers.
-
-        Returns:
-            The file.
-        """
+        """Write it, as tensors and plain containers, and return the file."""
         path = Path(folder) / f"nonfinite_iter_{self.iteration:07d}_process_{self.rank}.pth"
-        content = {name: getattr(self, name) for name in ("iteration", "rank", "random_seed")}
-        content |= {"losses": dict(self.losses), "model": dict(self.weights)}
-        content["inputs"] = [{name: _as_plain(value) for name, value in x.items()} for x in self.inputs]
+        inputs = [{name: _as_plain(value) for name, value in x.items()} for x in self.inputs]
         with atomic_path(path) as temporary:
-            torch.save(content, temporary)
+            torch.save({**vars(self), "losses": dict(self.losses), "inputs": inputs}, temporary)
         return path
 
     @classmethod
@@ -63,56 +55,43 @@ class FailedBatch:
         """Read what :meth:`save` wrote; no code in it can run.
 
         Raises:
-            ValueError: the file is not whole, or something else.
+            ValueError: the file is not whole, or is of another kind.
         """
         content = read_checkpoint(path)
         try:
             inputs = [{name: _from_plain(value) for name, value in x.items()} for x in content["inputs"]]
-            plain = {name: content[name] for name in ("iteration", "rank", "random_seed", "losses")}
-            return cls(**plain, inputs=inputs, weights=content["model"])
+            return cls(**{**content, "inputs": inputs})
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} holds no batch whose loss was not finite") from error
+            raise ValueError(f"{path} does not hold a batch whose loss was not finite") from error
 
     def replay(self, model: nn.Module, inputs: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Tensor]:
-        """The losses once more.
-
-        Args:
-            model: as in the run; gets the weights.
-            inputs: some of the batch's; by default all.
-
-        Returns:
-            By name, with gradients.
-        """
-        model.load_state_dict(dict(self.weights))
+        """The losses of all inputs, or of some, once more, by name, with gradients; the model gets the weights."""
+        model.load_state_dict(dict(self.model))
         torch.manual_seed(self.random_seed)
         with EventStorage(self.iteration):
-            losses: dict[str, Tensor] = model.train()(self.inputs if inputs is None else inputs)
-        return losses
+            return model.train()(self.inputs if inputs is None else inputs)
 
 
 def _as_plain(value: Any) -> Any:
+    """A field of an input as tensors and plain containers; one of Detectron2's types becomes {its name: content}."""
     if isinstance(value, Instances):
         fields = {name: _as_plain(field) for name, field in value.get_fields().items()}
-        return {"image_size": list(value.image_size), "fields": fields}
+        return {"Instances": {"image_size": tuple(value.image_size), **fields}}
     if isinstance(value, PolygonMasks):
-        polygons = [[torch.as_tensor(polygon) for polygon in instance] for instance in value.polygons]
-        return {"type": "PolygonMasks", "value": polygons}
+        return {"PolygonMasks": [[torch.as_tensor(polygon) for polygon in instance] for instance in value.polygons]}
     if isinstance(value, (Boxes, BitMasks)):
-        return {"type": type(value).__name__, "value": value.tensor.cpu()}
+        return {type(value).__name__: value.tensor.cpu()}
     if isinstance(value, np.ndarray):
         return torch.as_tensor(value)
-    if isinstance(value, np.generic):
-        return value.item()
-    return value.cpu() if isinstance(value, Tensor) else value
+    return value.item() if isinstance(value, np.generic) else value.cpu() if isinstance(value, Tensor) else value
 
 
 def _from_plain(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    if "fields" in value:
-        fields = {name: _from_plain(field) for name, field in value["fields"].items()}
-        return Instances(tuple(value["image_size"]), **fields)
-    content = value["value"]
-    if value["type"] == "PolygonMasks":
+    ((name, content),) = value.items()
+    if name == "Instances":
+        return Instances(**{key: _from_plain(field) for key, field in content.items()})
+    if name == "PolygonMasks":
         content = [[polygon.numpy() for polygon in instance] for instance in content]
-    return FIELD_TYPES[value["type"]](content)
+    return {"Boxes": Boxes, "BitMasks": BitMasks, "PolygonMasks": PolygonMasks}[name](content)

@@ -1,7 +1,8 @@
-"""Detectron2's DefaultTrainer with our loader, step, optimizer, checkpointer and evaluator."""
+"""Detectron2's DefaultTrainer with our loader, loop, step, hooks, checkpointer and evaluator."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,149 +10,198 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.data import MetadataCatalog, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import transforms as T
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
+from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.solver import build_optimizer as build_sgd
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from meinst_d2.checkpoint.checkpointer import CheckpointInfo, MEInstCheckpointer
 from meinst_d2.checkpoint.compatibility import CLASS_LAYER, MASK_LAYER
-from meinst_d2.config import precision_of
+from meinst_d2.checkpoint.resume import OpenedCheckpoint
+from meinst_d2.config import check_choices, precision_of
 from meinst_d2.data.datasets import loading
 from meinst_d2.data.loader import TrainLoader, build_train_loader
-from meinst_d2.engine.averaging import WeightAverage
-from meinst_d2.engine.loop import TrainingLoop
-from meinst_d2.engine.optimizer import build_optimizer
-from meinst_d2.engine.pictures import Visualization
-from meinst_d2.engine.preemption import Termination
+from meinst_d2.data.mapper import MEInstDatasetMapper
+from meinst_d2.engine.hooks import Validation, Visualization, WeightAverage, validation_losses
+from meinst_d2.engine.launch import Preempted, settle_seed
 from meinst_d2.engine.step import TrainStep
-from meinst_d2.engine.validation import Validation
-from meinst_d2.engine.validation_loss import build_validation_loader, validation_losses
-from meinst_d2.evaluation.build import build_evaluator
+from meinst_d2.evaluation import build_evaluator
 from meinst_d2.files import remove_unfinished
 from meinst_d2.modeling.retinanet import further_state
 
+LOST_WORKER = "a process that loads images ended, perhaps for want of memory: lower DATALOADER.NUM_WORKERS and --resume"
+COMPONENTS_DIFFER = (
+    "the components in MODEL.WEIGHTS differ from those in MODEL.MEINST.COMPONENTS: set "
+    "MODEL.MEINST.COMPONENTS_CONFLICT to 'weights' to keep what the mask predictor has learned, or to 'file' to "
+    "re-initialize the mask predictor"
+)
 
-class Trainer(DefaultTrainer, TrainingLoop):
-    """Trains from a config whose ``SEED`` has been settled. Used as DefaultTrainer is.
 
-    Attributes:
-        weight_average: of the weights, or None.
+class LostWorkerError(RuntimeError):
+    """Training cannot continue without a process of the loader."""
+
+
+class Trainer(DefaultTrainer):
+    """Used like Detectron2's: parts come from the ``build_`` methods, which can be overridden, and are assembled here.
+
+    The loop differs in that a hook may call :meth:`finish`, and that SIGTERM (``termination``) saves a checkpoint and
+    ends it. A negative ``SEED`` is drawn once, and found again when the run is resumed.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, *, opened: OpenedCheckpoint | None = None) -> None:
+        """From a config, which is not modified, and what ``check_before_start`` has opened already."""
         TrainerBase.__init__(self)
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SEED = settle_seed(cfg.SEED, cfg.OUTPUT_DIR, resume=True)
+        cfg.freeze()
+        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        loader = self.build_train_loader(cfg)
         self._trainer = TrainStep(
             distribute(model),
-            loader,
+            self.build_train_loader(cfg),
             optimizer,
             seed=cfg.SEED,
             scale_loss=precision_of(cfg) == "float16",
             accumulation=cfg.SOLVER.GRADIENT_ACCUMULATION,
             failures=cfg.OUTPUT_DIR,
         )
+        self.termination = self._trainer.termination
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        about = CheckpointInfo.from_config(cfg)
-        self.checkpointer = MEInstCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), meinst=about, **further_state(model)
-        )
-        self.weight_average: WeightAverage | None = None
-        if cfg.SOLVER.EMA_DECAY:
-            self.weight_average = WeightAverage(model, cfg.SOLVER.EMA_DECAY)
+        states = {"trainer": weakref.proxy(self), "meinst": CheckpointInfo.from_config(cfg), **further_state(model)}
+        self.checkpointer = MEInstCheckpointer(model, cfg.OUTPUT_DIR, opened=opened, **states)
+        self.weight_average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
+        if self.weight_average is not None:
             self.checkpointer.add_checkpointable("ema", self.weight_average)
-        self.start_iter = 0
-        self.max_iter = cfg.SOLVER.MAX_ITER
-        self.cfg = cfg
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self._last_eval_results: Mapping[str, Any] = {}
         self.register_hooks(self.build_hooks())
-
-    @property
-    def termination(self) -> Termination:
-        """Of the loop, whose flag the steps exchange."""
-        return self._trainer.termination
-
-    @property
-    def all_stop(self) -> bool:
-        """Whether SIGTERM has come to any process."""
-        return self._trainer.all_stop
-
-    @property
-    def last_batch(self) -> Sequence[Mapping[str, Any]]:
-        """What the last iteration learned from."""
-        return self._trainer.last_batch
 
     @property
     def evaluated_model(self) -> nn.Module:
         """What evaluations are about: the averaged model where there is one."""
-        return self.model if self.weight_average is None else self.weight_average.averaged_model
+        return self.checkpointer.model if self.weight_average is None else self.weight_average.averaged_model
 
-    def build_hooks(self) -> list[HookBase]:
+    def build_hooks(self) -> list[HookBase | None]:
         """Detectron2's, with our evaluation, the average of the weights and pictures."""
-        built: list[HookBase] = [] if self.weight_average is None else [self.weight_average]
+        cfg, built = self.cfg, [self.weight_average]
+        metric = cfg.TEST.BEST_METRIC if cfg.DATASETS.TEST else ""
+        if metric.startswith("segm") and not cfg.MODEL.MASK_ON:
+            metric = metric.replace("segm", "bbox", 1)
+        if metric and len(cfg.DATASETS.TEST) > 1:
+            metric = f"{cfg.DATASETS.TEST[0]}/{metric}"
+
+        def keep_best(best: float, iteration: int) -> None:
+            self.checkpointer.save_weights("model_best", self.evaluated_model, iteration=iteration, best=best)
+
+        rules = {"period": cfg.TEST.EVAL_PERIOD, "patience": cfg.TEST.PATIENCE}
+        validation = Validation(self._evaluate, **rules, metric=metric, keep_best=keep_best)
         for hook in super().build_hooks():
-            if not isinstance(hook, hooks.EvalHook):
-                built.append(hook)
-                continue
-            built.append(self._build_validation())
-            if self.cfg.VIS_PERIOD > 0 and comm.is_main_process():
-                built.append(Visualization(self.cfg.VIS_PERIOD, self.cfg.INPUT.FORMAT))
+            built.append(validation if isinstance(hook, hooks.EvalHook) else hook)
+            if built[-1] is validation and cfg.VIS_PERIOD > 0 and comm.is_main_process():
+                built.append(Visualization(self._trainer, cfg.VIS_PERIOD, cfg.INPUT.FORMAT))
         return built
 
-    def _build_validation(self) -> Validation:
-        metric, datasets = self.cfg.TEST.BEST_METRIC, self.cfg.DATASETS.TEST
-        if metric.startswith("segm") and not self.cfg.MODEL.MASK_ON:
-            metric = metric.replace("segm", "bbox", 1)
-        if len(datasets) > 1:
-            metric = f"{datasets[0]}/{metric}"
-        return Validation(
-            self._evaluate,
-            period=self.cfg.TEST.EVAL_PERIOD,
-            metric=metric if datasets and self.cfg.TEST.BEST_METRIC else "",
-            patience=self.cfg.TEST.PATIENCE,
-            keep_best=self._keep_best,
-        )
-
     def _evaluate(self) -> Mapping[str, Any]:
-        model = self.evaluated_model
-        self._last_eval_results = results = self.test(self.cfg, model)
-        if self.cfg.TEST.VALIDATION_LOSS and self.cfg.DATASETS.TEST:
-            loader = build_validation_loader(self.cfg, self.cfg.DATASETS.TEST[0])
-            results = {**results, "validation": validation_losses(getattr(model, "module", model), loader)}
+        model, cfg = self.evaluated_model, self.cfg
+        results = self._last_eval_results = self.test(cfg, model)
+        if cfg.TEST.VALIDATION_LOSS and cfg.DATASETS.TEST:
+            loader = self.build_validation_loader(cfg, cfg.DATASETS.TEST[0])
+            results = {**results, "validation": validation_losses(model, loader)}
         return results
 
-    def _keep_best(self, metric: float, iteration: int) -> None:
-        model = self.evaluated_model
-        self.checkpointer.save_weights("model_best", getattr(model, "module", model), iteration=iteration, best=metric)
-
     def resume_or_load(self, resume: bool = True) -> None:
-        """As DefaultTrainer's; then the loader continues where the checkpoint stopped.
+        """Like DefaultTrainer's; then the loader continues where the checkpoint stopped.
 
         Of two sets of mask components the one that ``MODEL.MEINST.COMPONENTS_CONFLICT`` names is kept. Where training
-        starts from weights of other classes, the class layer starts anew.
+        starts from weights of other classes, the class layer is re-initialized.
         """
         if comm.is_main_process():
             remove_unfinished(self.cfg.OUTPUT_DIR, ".pth")
         conflict = self.cfg.MODEL.MEINST.COMPONENTS_CONFLICT
-        if not (resume and self.checkpointer.has_checkpoint()):
-            self.checkpointer.may_start_anew = (CLASS_LAYER, MASK_LAYER) if conflict == "file" else (CLASS_LAYER,)
-        model = self.checkpointer.model
+        model, of_file = self.checkpointer.model, None
         generator = getattr(model, "proposal_generator", model)
         encoder = getattr(generator, "mask_encoder", None)
-        from_file = None
-        if encoder is not None and encoder.needs_components and encoder.is_fitted:
-            from_file = {name: value.clone() for name, value in encoder.state_dict().items()}
+        if not (resume and self.checkpointer.has_checkpoint()):
+            self.checkpointer.may_start_anew = (CLASS_LAYER, MASK_LAYER) if conflict == "file" else (CLASS_LAYER,)
+            if encoder is not None and encoder.needs_components and encoder.is_fitted:
+                of_file = {name: value.clone() for name, value in encoder.state_dict().items()}
         super().resume_or_load(resume)
         self.data_loader.seek(self.start_iter)
-        if from_file is not None and self.start_iter == 0:
-            _settle_components(generator, from_file, conflict)
+        loaded, logger = {} if of_file is None else encoder.state_dict(), logging.getLogger(__name__)
+        if all(torch.allclose(value, of_file[name], rtol=1e-5, atol=1e-6) for name, value in loaded.items()):
+            return
+        if conflict == "stop":
+            raise ValueError(COMPONENTS_DIFFER)
+        if conflict == "file":
+            encoder.load_state_dict(of_file)
+            generator.head.reset_mask_predictor()
+            logger.warning("Took the components of MODEL.MEINST.COMPONENTS; the mask predictor is re-initialized.")
+        else:
+            logger.info("Kept the components of MODEL.WEIGHTS instead of those of MODEL.MEINST.COMPONENTS.")
+
+    def train(self) -> Mapping[str, Any]:
+        """Run the iterations up to ``max_iter``; returns the results of the last evaluation.
+
+        Raises:
+            Preempted: SIGTERM came; what was learned is saved.
+            LostWorkerError: a process of the loader was killed.
+        """
+        logger, self.iter = logging.getLogger(__name__), self.start_iter
+        logger.info(f"Starting training from iteration {self.start_iter}")
+        with EventStorage(self.start_iter) as self.storage, self.termination.handled():
+            learned = self.start_iter - 1
+            try:
+                self.before_train()
+                while self.iter < self.max_iter:
+                    self.before_step()
+                    self.run_step()
+                    learned = self.iter
+                    self.after_step()
+                    if self._trainer.all_stop and self.iter + 1 < self.max_iter:
+                        raise Preempted
+                    self.iter += 1
+            except (Exception, Preempted) as error:
+                lost_worker = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+                if not isinstance(error, Preempted) and not (lost_worker and self.termination.requested):
+                    logger.exception("Exception during training:")
+                    if lost_worker:
+                        raise LostWorkerError(f"{LOST_WORKER} ({error})") from error
+                    raise
+                if learned == self.iter:
+                    self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+                    comm.synchronize()  # or the process that writes would be ended by the others' end
+                logger.info(f"SIGTERM: training ends after iteration {learned}; resume with --resume.")
+                raise Preempted from error  # a loader may have got the signal, too
+            finally:
+                self.after_train()
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+            verify_results(self.cfg, self._last_eval_results)
+        return self._last_eval_results
+
+    def finish(self, iteration: int, reason: str) -> None:
+        """Make an iteration, the one just learned, the last one. All processes call it in the same iteration."""
+        logging.getLogger(__name__).info(f"Training ends after iteration {iteration}: {reason}.")
+        self.max_iter = iteration + 1
+        self.checkpointer.save("model_final", iteration=iteration)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        return build_optimizer(cfg, model)
+        """Detectron2's SGD, or AdamW with the same parameter groups and gradient clipping."""
+        check_choices(cfg)
+        solver = cfg.SOLVER
+        if solver.OPTIMIZER == "SGD":
+            return build_sgd(cfg, model)
+        keys = ("BASE_LR", "WEIGHT_DECAY_NORM", "BIAS_LR_FACTOR", "WEIGHT_DECAY_BIAS")
+        params = get_default_optimizer_params(model, **{key.lower(): solver[key] for key in keys})
+        adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+        return adamw(params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
@@ -160,41 +210,39 @@ class Trainer(DefaultTrainer, TrainingLoop):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
         with loading(dataset_name):
-            loader: Iterable[Any] = super().build_test_loader(cfg, dataset_name)
-            return loader
+            return super().build_test_loader(cfg, dataset_name)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return build_evaluator(cfg, dataset_name)
+    def build_validation_loader(
+        cls, cfg: CfgNode, dataset_name: str, augmentations: Sequence[T.Augmentation] = ()
+    ) -> Iterable[Any]:
+        """Images with their instances as in training, shared by the processes, by default at test size.
+
+        Classes are numbered as in the first dataset of ``DATASETS.TRAIN``, of which the dataset may lack some.
+        """
+        mapper = MEInstDatasetMapper(
+            augmentations=augmentations or [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)],
+            image_format=cfg.INPUT.FORMAT,
+            mask_size=cfg.MODEL.MEINST.MASK_SIZE if cfg.MODEL.MASK_ON else None,
+        )
+        records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+        sets = (*cfg.DATASETS.TRAIN[:1], dataset_name)
+        wanted, names = (MetadataCatalog.get(name).get("thing_classes") for name in (sets[0], sets[-1]))
+        if wanted and names and list(names) != list(wanted):
+            records = copy.deepcopy(records)  # the dataset may keep its own
+            for annotation in (annotation for record in records for annotation in record.get("annotations", ())):
+                annotation["category_id"] = list(wanted).index(names[annotation["category_id"]])
+        return build_detection_test_loader(records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, class_names: Sequence[str] | None = None
+    ) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name, class_names)
 
 
 def distribute(model: nn.Module) -> nn.Module:
     """The model, wrapped for training where there are several processes, on GPUs or CPUs."""
-    if comm.get_world_size() == 1:
-        return model
     device = next(model.parameters()).device
-    return DistributedDataParallel(
-        model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
-    )
-
-
-def _settle_components(generator: nn.Module, from_file: dict[str, torch.Tensor], conflict: str) -> None:
-    loaded = generator.mask_encoder.state_dict()
-    if all(torch.allclose(loaded[name], value, rtol=1e-5, atol=1e-6) for name, value in from_file.items()):
-        return
-    logger = logging.getLogger(__name__)
-    if conflict == "file":
-        generator.mask_encoder.load_state_dict(from_file)
-        generator.head.reset_mask_predictor()
-        logger.warning("Took the components of MODEL.MEINST.COMPONENTS; the mask predictor starts anew.")
-    elif conflict == "weights":
-        logger.info("Kept the components of MODEL.WEIGHTS instead of those of MODEL.MEINST.COMPONENTS.")
-    else:
-        raise ValueError(COMPONENTS_DIFFER)
-
-
-COMPONENTS_DIFFER = (
-    "the components in MODEL.WEIGHTS differ from those in MODEL.MEINST.COMPONENTS: set "
-    "MODEL.MEINST.COMPONENTS_CONFLICT to 'weights' to go on with what the mask predictor has learned, or to 'file' to "
-    "start the mask predictor anew"
-)
+    devices = [device.index] if device.type == "cuda" else None
+    return create_ddp_model(model, broadcast_buffers=False, device_ids=devices)

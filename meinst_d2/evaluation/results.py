@@ -1,103 +1,89 @@
-"""Boxes from COCO result files, checked before anything is done with them."""
+"""Files in COCO's results format: checked before anything is done with them, and written whole or not at all."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import MetadataCatalog
+import numpy.typing as npt
+from detectron2.structures import Instances
 
-from meinst_d2.data.datasets import dataset_dicts
+from meinst_d2.data.coco import is_id
+from meinst_d2.evaluation.coco import listed, to_coco_results
+from meinst_d2.files import atomic_path
 
 KEYS = ("image_id", "category_id", "bbox", "score")
-NAMED_AT_MOST = 5
-"""Offending ids that an error names."""
+FARTHEST = 1e30  # which a float32 can hold
 
 
 @dataclass(frozen=True)
 class DetectedBoxes:
-    """What a detector found in one image, in pixels of the original image.
+    """What a detector found in one image: (n, 4) boxes in its pixels, (n,) scores, and (n,) contiguous classes."""
 
-    Attributes:
-        xyxy: (n, 4) float32.
-        scores: (n,) float32.
-        classes: (n,) int64, contiguous.
-    """
-
-    xyxy: np.ndarray
-    scores: np.ndarray
-    classes: np.ndarray
+    xyxy: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+    classes: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.scores)
 
 
-def read_box_file(
-    path: str | os.PathLike[str], image_ids: Collection[Hashable], class_of_category: Mapping[int, int]
+def boxes_of(entries: Sequence[Mapping[str, Any]], class_of_category: Mapping[Any, int]) -> DetectedBoxes:
+    """The boxes of the entries of one image."""
+    boxes = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    classes = np.array([class_of_category[entry["category_id"]] for entry in entries], np.int64)
+    return DetectedBoxes(boxes.astype(np.float32), np.array([x["score"] for x in entries], np.float32), classes)
+
+
+def boxes_by_image(
+    path: str | os.PathLike[str], image_ids: Collection[Hashable], class_of_category: Mapping[Any, int]
 ) -> dict[Hashable, DetectedBoxes]:
-    """The boxes of a COCO result file by image id, in the file's order; masks and other keys are passed over.
+    """The boxes of a COCO result file, of every image that has some; arguments and errors as :func:`read_results`'."""
+    entries: dict[Hashable, list[dict[str, Any]]] = {}
+    for entry in read_results(path, image_ids, class_of_category):
+        entries.setdefault(entry["image_id"], []).append(entry)
+    return {image_id: boxes_of(found, class_of_category) for image_id, found in entries.items()}
+
+
+def read_results(
+    path: str | os.PathLike[str], image_ids: Collection[Hashable], category_ids: Collection[Hashable]
+) -> list[dict[str, Any]]:
+    """The entries of a COCO result file as they are, each with usable :data:`KEYS`.
 
     Args:
         path: a JSON list of ``{"image_id", "category_id", "bbox": [x, y, width, height], "score"}``.
-        image_ids: those of the dataset.
-        class_of_category: contiguous class by the dataset's category id.
-
-    Returns:
-        Of every image that has boxes.
+        image_ids, category_ids: those of the dataset.
 
     Raises:
-        ValueError: the file is no such list, or names images or categories that the dataset does not have.
-        FileNotFoundError: there is no such file.
-    """
-    entries = read_entries(path)
-    require_known(path, "images", {entry["image_id"] for entry in entries}, image_ids)
-    require_known(path, "categories", {entry["category_id"] for entry in entries}, class_of_category)
-    rows: dict[Hashable, list[tuple[float, ...]]] = {}
-    for entry in entries:
-        row = (*entry["bbox"], entry["score"], class_of_category[entry["category_id"]])
-        rows.setdefault(entry["image_id"], []).append(row)
-    return {image_id: _to_boxes(np.array(found, np.float64)) for image_id, found in rows.items()}
-
-
-def ids_of_dataset(dataset_name: str) -> tuple[list[Hashable], dict[int, int]]:
-    """The image ids of a registered dataset in its order, and the contiguous class by its category id."""
-    image_ids = [record["image_id"] for record in dataset_dicts(dataset_name)]
-    metadata = MetadataCatalog.get(dataset_name)
-    mapping = metadata.get("thing_dataset_id_to_contiguous_id")
-    if mapping is None:  # not from a COCO file: Detectron2's evaluator takes the classes for category ids
-        mapping = {i: i for i in range(len(metadata.thing_classes))}
-    return image_ids, dict(mapping)
-
-
-def read_entries(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The detections of a COCO result file as they are, each with a usable ``KEYS``.
-
-    Raises:
-        ValueError: the file is no such list.
+        ValueError: the file is not such a list, or names images or categories that the dataset does not have.
         FileNotFoundError: there is no such file.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no box file {path}: give a result file as COCOEvaluator writes it")
+        raise FileNotFoundError(f"there is no result file {path}: give one as COCOEvaluator writes it")
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): give a COCO result file") from error
     if not isinstance(content, list):
         hint = "it is an annotation file, " if isinstance(content, dict) and "annotations" in content else ""
-        raise ValueError(
-            f"{path} holds a {type(content).__name__} instead of a list of detections: {hint}"
-            "give a COCO result file such as coco_instances_results.json"
-        )
+        fix = f"{hint}give a COCO result file such as coco_instances_results.json"
+        raise ValueError(f"{path} holds a {type(content).__name__} instead of a list of detections: {fix}")
     for i, entry in enumerate(content):
-        problem = _problem_of(entry)
-        if problem:
+        if problem := _problem_of(entry):
             raise ValueError(f"{path} is not a COCO result file: {problem} in entry {i}")
+    for what, key, known in (("images", "image_id", image_ids), ("categories", "category_id", category_ids)):
+        unknown = sorted({entry[key] for entry in content} - set(known), key=str)
+        if unknown:
+            fix = "give a result file of the same dataset, or name its dataset"
+            raise ValueError(
+                f"{path} has boxes of {what} that the dataset does not have (ids {listed(unknown)}): {fix}"
+            )
     return content
 
 
@@ -105,10 +91,9 @@ def _problem_of(entry: Any) -> str | None:
     """What keeps an entry from being a detection."""
     if not isinstance(entry, dict):
         return f"{type(entry).__name__} instead of a detection"
-    for key in KEYS:
-        if key not in entry:
-            return f"no {key!r}"
-    if not isinstance(entry["image_id"], int | str) or not isinstance(entry["category_id"], int):
+    if lacking := [key for key in KEYS if key not in entry]:
+        return f"no {lacking[0]!r}"
+    if not is_id(entry["image_id"]) or not is_id(entry["category_id"]):
         return f"image_id {entry['image_id']!r} or category_id {entry['category_id']!r} is not an id"
     if not _is_number(entry["score"]):
         return f"score {entry['score']!r} is not a finite number"
@@ -119,29 +104,31 @@ def _problem_of(entry: Any) -> str | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= FARTHEST
 
 
-def require_known(path: str | os.PathLike[str], what: str, found: set[Any], known: Collection[Hashable]) -> None:
-    """Raise a ValueError if ids of a result file are none of the dataset's.
+class ResultFile:
+    """Collects detections and writes them in COCO's results format.
 
-    Args:
-        path: the result file.
-        what: the ids are of, in the plural.
-        found: in the file.
-        known: to the dataset.
+    Every entry has ``image_id`` (images and frames are numbered from 1, in the order in which they were read),
+    ``category_id`` (from 0, in the order of the model's classes), ``bbox`` (x, y, width, height), ``score``, with masks
+    ``segmentation`` (a compressed RLE), and, for whoever has other numbers, ``file_name`` and ``category_name``; in
+    videos also ``frame``, from 0.
     """
-    unknown = sorted(found - set(known), key=str)
-    if unknown:
-        named = ", ".join(map(str, unknown[:NAMED_AT_MOST]))
-        more = f" and {len(unknown) - NAMED_AT_MOST} more" if len(unknown) > NAMED_AT_MOST else ""
-        raise ValueError(
-            f"{path} has boxes of {what} that the dataset does not have (ids {named}{more}): give a result file of "
-            "the same dataset, or name its dataset"
-        )
 
+    def __init__(self, path: str | os.PathLike[str], class_names: Sequence[str]) -> None:
+        self.path, self.class_names = Path(path), class_names
+        self._entries: list[dict[str, Any]] = []
+        self._num_images = 0
 
-def _to_boxes(rows: np.ndarray) -> DetectedBoxes:
-    """(n, 6) rows of x, y, width, height, score, class."""
-    xyxy = np.concatenate((rows[:, :2], rows[:, :2] + rows[:, 2:4]), axis=1)
-    return DetectedBoxes(xyxy.astype(np.float32), rows[:, 4].astype(np.float32), rows[:, 5].astype(np.int64))
+    def add(self, found: Instances, file: Path, frame: int | None = None) -> None:
+        """One image or frame."""
+        self._num_images += 1
+        where = {"file_name": str(file)} if frame is None else {"file_name": str(file), "frame": frame}
+        for entry in to_coco_results(found, self._num_images):
+            self._entries.append({**entry, **where, "category_name": self.class_names[entry["category_id"]]})
+
+    def write(self) -> None:
+        """All of them at once, or nothing."""
+        with atomic_path(self.path) as temporary:
+            temporary.write_text(json.dumps(self._entries))

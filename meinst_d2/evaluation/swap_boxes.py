@@ -10,14 +10,12 @@ import itertools
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
 from matplotlib import pyplot as plt
@@ -25,15 +23,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from meinst_d2.evaluation.results import DetectedBoxes
+from meinst_d2.evaluation.coco import MEInstCOCOEvaluator
+from meinst_d2.evaluation.results import DetectedBoxes, boxes_of
 from meinst_d2.files import atomic_path
 
 matplotlib.use("Agg")
 
-OWN_BOXES = "own"
-"""The name of the model's own boxes among the sources."""
 EXAMPLE_CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
-BoxesOfImages = Mapping[Hashable, DetectedBoxes]
 
 
 @dataclass(frozen=True)
@@ -64,17 +60,14 @@ def require_mask_head(cfg: CfgNode, num_classes: int) -> None:
     architecture = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
     inference = getattr(architecture, "inference", None)
     if inference is None or "detected_instances" not in inspect.signature(inference).parameters:
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE {name} does not take boxes that others found: give a config of "
-            f"GeneralizedRCNN, such as {EXAMPLE_CONFIG}"
-        )
+        fix = f"give a config of GeneralizedRCNN, such as {EXAMPLE_CONFIG}"
+        raise ValueError(f"MODEL.META_ARCHITECTURE {name} does not take boxes that others found: {fix}")
     if not cfg.MODEL.MASK_ON:
         raise ValueError(f"MODEL.MASK_ON is False, the model has no mask head: give a config such as {EXAMPLE_CONFIG}")
-    if num_classes != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-        raise ValueError(
-            f"the dataset has {num_classes} classes, MODEL.ROI_HEADS.NUM_CLASSES is "
-            f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}: name the dataset that the model was trained for"
-        )
+    known = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if num_classes != known:
+        fix = "name the dataset that the model was trained for"
+        raise ValueError(f"the dataset has {num_classes} classes, MODEL.ROI_HEADS.NUM_CLASSES is {known}: {fix}")
 
 
 def in_network_pixels(found: DetectedBoxes, image_size: tuple[int, int], network_size: tuple[int, int]) -> Instances:
@@ -90,11 +83,8 @@ def in_network_pixels(found: DetectedBoxes, image_size: tuple[int, int], network
     boxes = Boxes(torch.from_numpy(found.xyxy).clone())
     boxes.clip(image_size)
     boxes.scale(network_size[1] / image_size[1], network_size[0] / image_size[0])
-    instances = Instances(network_size)
-    instances.pred_boxes = boxes
-    instances.scores = torch.from_numpy(found.scores)
-    instances.pred_classes = torch.from_numpy(found.classes)
-    return instances[boxes.nonempty()]
+    scores, classes = torch.from_numpy(found.scores), torch.from_numpy(found.classes)
+    return Instances(network_size, pred_boxes=boxes, scores=scores, pred_classes=classes)[boxes.nonempty()]
 
 
 @torch.no_grad()
@@ -113,13 +103,10 @@ def masks_in_boxes(model: nn.Module, inputs: Mapping[str, Any], found: DetectedB
     return model.inference([inputs], detected_instances=given)[0]["instances"].to("cpu")
 
 
-NOTHING = DetectedBoxes(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
-
-
 def swap_boxes(
     model: nn.Module,
     loader: DataLoader[Any],
-    sources: Mapping[str, BoxesOfImages | None],
+    sources: Mapping[str, Mapping[Hashable, DetectedBoxes] | None],
     dataset_name: str,
     *,
     output_dir: str | os.PathLike[str] | None = None,
@@ -142,51 +129,39 @@ def swap_boxes(
     evaluators, scores = {}, {name: [np.zeros(0, np.float32)] for name in sources}
     for name in sources:
         folder = None if output_dir is None else os.path.join(output_dir, name)
-        evaluators[name] = COCOEvaluator(dataset_name, ("bbox", "segm"), distributed=False, output_dir=folder)
+        evaluators[name] = MEInstCOCOEvaluator(dataset_name, distributed=False, output_dir=folder)
         evaluators[name].reset()
     image_ids = []
-    total = len(loader) if limit is None else limit
-    for (inputs,) in tqdm(itertools.islice(loader, limit), desc="images", unit="image", total=total):
+    for (inputs,) in tqdm(itertools.islice(loader, limit), desc="images", unit="image", total=limit or len(loader)):
         image_ids.append(inputs["image_id"])
         for name, boxes in sources.items():
-            found = None if boxes is None else boxes.get(inputs["image_id"], NOTHING)
+            found = None if boxes is None else boxes.get(inputs["image_id"], boxes_of([], {}))
             instances = masks_in_boxes(model, inputs, found)
             scores[name].append(instances.scores.numpy())
             evaluators[name].process([inputs], [{"instances": instances}])
-    results = []
-    for name, evaluator in evaluators.items():
-        evaluated = evaluator.evaluate(None if limit is None else image_ids)
-        all_scores = np.concatenate(scores[name])
-        results.append(SwapResult(name, evaluated["bbox"], evaluated["segm"], all_scores, len(image_ids)))
-    return results
+    evaluated = {name: evaluators[name].evaluate(None if limit is None else image_ids) for name in sources}
+    return [
+        SwapResult(name, result["bbox"], result["segm"], np.concatenate(scores[name]), len(image_ids))
+        for name, result in evaluated.items()
+    ]
 
 
 def draw_swaps(path: str | os.PathLike[str], results: Sequence[SwapResult], threshold: float) -> None:
-    """The paper's figure 4: box AP against mask AP, and how many boxes a threshold leaves.
-
-    Args:
-        path: the picture.
-        results: of every source.
-        threshold: marked in the second plot.
-    """
+    """The paper's figure 4: box AP against mask AP, and how many boxes a threshold leaves; ``threshold`` is marked."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     thresholds = np.linspace(0, 1, 101)
     for result in results:
-        left.plot(result.box["AP"], result.mask["AP"], "o")
-        left.annotate(
-            result.name, (result.box["AP"], result.mask["AP"]), (5, 5), textcoords="offset points", fontsize=9
-        )
+        at = result.box["AP"], result.mask["AP"]
+        left.plot(*at, "o")
+        left.annotate(result.name, at, (5, 5), textcoords="offset points", fontsize=9)
         right.plot(thresholds, [result.boxes_per_image(t) for t in thresholds], label=result.name)
-    left.set_xlabel("box AP")
-    left.set_ylabel("mask AP")
+    left.set(xlabel="box AP", ylabel="mask AP")
     left.margins(0.2)
     right.axvline(threshold, color="gray", linestyle=":", linewidth=1)
-    right.set_xlabel("score threshold")
-    right.set_ylabel("boxes per image")
-    right.set_ylim(bottom=0)
+    right.set(xlabel="score threshold", ylabel="boxes per image", ylim=(0, None))
     right.legend()
     for axis in (left, right):
         axis.grid(alpha=0.3)
-    with atomic_path(Path(path)) as temporary:
+    with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)

@@ -4,20 +4,7 @@ from meinst_d2 import require_detectron2
 
 require_detectron2()
 
-from meinst_d2.export.check import CheckError, CheckResult  # noqa: E402
 from meinst_d2.export.graph import DetectionGraph  # noqa: E402
-from meinst_d2.export.images import check_batches  # noqa: E402
-from meinst_d2.export.source import ExportSource, make_source  # noqa: E402
-from meinst_d2.export.write import FORMATS, export_model, require_exporter  # noqa: E402
+from meinst_d2.export.write import CheckError, ExportSource, check_batches, export_model, make_source  # noqa: E402
 
-__all__ = [
-    "FORMATS",
-    "CheckError",
-    "CheckResult",
-    "DetectionGraph",
-    "ExportSource",
-    "check_batches",
-    "export_model",
-    "make_source",
-    "require_exporter",
-]
+__all__ = ["CheckError", "DetectionGraph", "ExportSource", "check_batches", "export_model", "make_source"]

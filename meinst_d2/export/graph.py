@@ -1,7 +1,7 @@
 """The detector as one graph of tensors: a batch of raw pixels in, the detections of all its images out.
 
-It is made of the model's own parts; only what chooses among candidates is written anew, without a loop over images, for
-the number of images is not known when the graph is made.
+It is made of the model's own parts; only what chooses among candidates is written again, without a loop over images,
+because the number of images is not known when the graph is made.
 
 Symbols: N images, K classes, R locations of a level, D coefficients, S mask side, C candidates, n detections.
 """
@@ -14,33 +14,24 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-from meinst_d2.fcos.boxes import ltrb_to_xyxy
-from meinst_d2.fcos.locations import level_locations
+from meinst_d2.fcos.boxes import level_locations, ltrb_to_xyxy
 from meinst_d2.modeling.head import HeadOutput
 from meinst_d2.modeling.inference import PasteBox
 from meinst_d2.modeling.meta_arch import MEInstDetector
 
 INPUTS = ("images", "image_sizes")
 OUTPUTS = ("boxes", "scores", "classes", "masks", "image_index", "mask_boxes")
-"""Without a mask branch neither ``masks`` nor ``mask_boxes``."""
+OUTPUTS_WITHOUT_MASKS = ("boxes", "scores", "classes", "image_index")
 
 
 class Candidates(NamedTuple):
-    """What suppression chooses from.
+    """What suppression chooses from."""
 
-    Attributes:
-        boxes: (C, 4) ``xyxy``, not clipped.
-        scores: (C,).
-        classes: (C,) int64.
-        images: (C,) int64, which image of the batch.
-        coeffs: (C, D), or None without a mask branch.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    classes: Tensor
-    images: Tensor
-    coeffs: Tensor | None
+    boxes: Tensor  # (C, 4) xyxy, not clipped
+    scores: Tensor  # (C,)
+    classes: Tensor  # (C,) int64
+    images: Tensor  # (C,) int64, which image of the batch
+    coeffs: Tensor | None  # (C, D); None without a mask branch
 
     def at(self, index: Tensor) -> Candidates:
         """Some of them."""
@@ -60,6 +51,7 @@ class DetectionGraph(nn.Module):
         self.backbone = model.backbone
         self.head = generator.head
         self.mask_encoder = generator.mask_encoder
+        self.output_names = OUTPUTS_WITHOUT_MASKS if generator.mask_encoder is None else OUTPUTS
         self.in_features: list[str] = generator.in_features
         self.strides: tuple[int, ...] = generator.assignment_rule.strides
         self.rule = generator.inference_rule
@@ -75,31 +67,23 @@ class DetectionGraph(nn.Module):
             image_sizes: (N, 2) int64, (height, width) of each image; what lies outside is not looked at.
 
         Returns:
-            The :data:`OUTPUTS`, by image, then falling score: ``boxes`` (n, 4) float32 ``xyxy`` in pixels, clipped to
+            :attr:`output_names`, by image, then falling score: ``boxes`` (n, 4) float32 ``xyxy`` in pixels, clipped to
             their image; ``scores`` (n,) float32; ``classes`` (n,) int64; ``masks`` (n, S, S) float32 probabilities;
             ``image_index`` (n,) int64; ``mask_boxes`` (n, 4), where the masks belong, which may leave the image.
         """
-        features = self.backbone(self._normalise(images, image_sizes))
-        output = self.head([features[name] for name in self.in_features])
-        found = self._candidates(output)
-        found = found.at(self._survivors(found, images.shape[0]))
-        return self._outputs(found, image_sizes)
-
-    def _normalise(self, images: Tensor, image_sizes: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         rows = torch.arange(height, device=images.device) < image_sizes[:, :1]  # (N, H)
-        columns = torch.arange(width, device=images.device) < image_sizes[:, 1:]
-        inside = (rows[:, :, None] & columns[:, None])[:, None]
-        return torch.where(inside, (images - self.pixel_mean) / self.pixel_std, 0.0)
+        columns = torch.arange(width, device=images.device) < image_sizes[:, 1:]  # (N, W)
+        inside = (rows[:, :, None] & columns[:, None])[:, None]  # (N, 1, H, W)
+        features = self.backbone(torch.where(inside, (images - self.pixel_mean) / self.pixel_std, 0.0))
+        output = self.head([features[name] for name in self.in_features])
+        locations = level_locations(output.level_shapes, self.strides, images.device)
+        levels = [self._candidates(output, level, x) for level, x in enumerate(locations)]
+        found = Candidates(*(None if x[0] is None else torch.cat(x) for x in zip(*levels, strict=True)))
+        return self._outputs(found.at(self._survivors(found, images.shape[0])), image_sizes)
 
-    def _candidates(self, output: HeadOutput) -> Candidates:
-        shapes = output.level_shapes
-        locations = level_locations(shapes, self.strides, output.cls_logits[0].device)
-        levels = [self._level_candidates(output, level, x) for level, x in enumerate(locations)]
-        return Candidates(*(None if x[0] is None else torch.cat(x) for x in zip(*levels, strict=True)))
-
-    def _level_candidates(self, output: HeadOutput, level: int, locations: Tensor) -> Candidates:
-        """As :func:`~meinst_d2.fcos.select.select_candidates`, of every image at once."""
+    def _candidates(self, output: HeadOutput, level: int, locations: Tensor) -> Candidates:
+        """Like :func:`~meinst_d2.fcos.select.select_candidates`, of every image at once."""
         probability = output.cls_logits[level].flatten(2).sigmoid().transpose(1, 2)  # (N, R, K)
         product = probability * output.centerness[level].flatten(1)[..., None].sigmoid()
         above = (product if self.rule.thresh_with_centerness else probability) > self.rule.score_thresh

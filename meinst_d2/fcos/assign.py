@@ -1,12 +1,15 @@
-"""Which location answers for which instance (FCOS with centre sampling).
+"""Which location is assigned to which instance (FCOS with centre sampling).
 
-Symbols: N images, L levels, R locations of an image over all levels, M instances of the batch, one image after another,
-C candidate (location, instance) pairs, P positive locations of the batch. A location is positive for an instance when
-it lies strictly inside the centre region of its box and when the farthest side of the box is at a distance that its
-level is responsible for. Of several instances, the one with the smallest box wins, then the first.
+A location is positive for an instance when it lies strictly inside the centre region of its box and when the farthest
+side of the box is at a distance that its level is responsible for. Of several instances, the one with the smallest box
+wins, then the first. Only the cells that can be positive are looked at, all images at once, so the cost follows the
+number of instances and of their cells: nothing here has R entries.
 
-Only the cells that can be positive are looked at, all images at once, so the cost follows the number of instances and
-of their cells: nothing here has R entries.
+Symbols:
+    N images, L levels, R locations of an image over all levels
+    M instances of the batch, one image after another
+    Q (instance, level) pairs that may have positives, C candidate (location, instance) pairs
+    P positive locations of the batch
 """
 
 from __future__ import annotations
@@ -93,6 +96,8 @@ def assign_batch(
 ) -> Positives:
     """Assign a batch and compute the box targets of its positive locations.
 
+    Images are told apart by numbering the locations of the batch: image * R + location.
+
     Args:
         gt_boxes_per_image: N tensors (M_i, 4), ``xyxy`` in input pixels; M_i may be 0.
         level_shapes: (height, width) of each level.
@@ -102,19 +107,22 @@ def assign_batch(
     candidates = _candidates(boxes, level_shapes, rule)
     num_gt = torch.tensor([len(boxes) for boxes in gt_boxes_per_image], device=boxes.device)
     image_of_gt = torch.arange(len(num_gt), device=boxes.device).repeat_interleave(num_gt)  # (M,)
-    num_locations = sum(height * width for height, width in level_shapes)
+    num_locations = sum(height * width for height, width in level_shapes)  # R
     cell = image_of_gt[candidates.gt_idx] * num_locations + candidates.location_idx  # (C,)
+
+    # Several instances may want a location. Sorted by location and then by the rank of their box, the first one of
+    # each location wins. A stable rank, instead of the area, leaves no ties: the first of equal boxes wins.
     by_area = box_area(boxes).argsort(stable=True)  # (M,)
-    rank = torch.empty_like(by_area)
+    rank = torch.empty_like(by_area)  # (M,) 0 for the smallest box
     rank[by_area] = torch.arange(len(by_area), device=boxes.device)
-    order = (cell * len(by_area) + rank[candidates.gt_idx]).argsort()  # by cell, then smallest box
+    order = (cell * len(by_area) + rank[candidates.gt_idx]).argsort()  # (C,)
     cell = cell[order]
     wins = torch.ones_like(cell, dtype=torch.bool)
     wins[1:] = cell[1:] != cell[:-1]
     winner = order[wins]  # (P,)
 
-    gt_idx = candidates.gt_idx[winner]
-    ltrb = xyxy_to_ltrb(candidates.xy[winner], boxes[gt_idx]) / candidates.stride[winner, None]
+    gt_idx = candidates.gt_idx[winner]  # (P,)
+    ltrb = xyxy_to_ltrb(candidates.xy[winner], boxes[gt_idx]) / candidates.stride[winner, None]  # (P, 4) in strides
     return Positives(image_of_gt[gt_idx], candidates.location_idx[winner], gt_idx, ltrb, centerness(ltrb))
 
 
@@ -142,24 +150,29 @@ def _candidates(boxes: Tensor, level_shapes: Sequence[tuple[int, int]], rule: As
     shapes = torch.tensor([(width, height) for height, width in level_shapes], device=device)  # (L, 2)
     low, high = rule.size_ranges().to(device).unbind(1)  # (L,)
 
-    # The farthest side is between half of the longer side and all of it away; a pixel of slack covers rounding.
+    # Which levels may have positives of which instance. From inside a box, its farthest side is between half of the
+    # longer side and all of it away; a pixel of slack covers rounding.
     longer = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True)  # (M, 1)
     gt_idx, level = ((longer + 1 >= low) & (longer / 2 - 1 <= high)).nonzero(as_tuple=True)  # (Q,) pairs
     stride = torch.tensor(rule.strides, device=device)[level]  # (Q,)
     regions = _center_regions(boxes[gt_idx], stride, rule.center_radius)  # (Q, 4)
-    # First and one-past-last cell of each region, one cell wider than needed: the exact test comes below.
+    # First and one-past-last cell of each region, one cell wider than needed: the exact test comes below. Cell j of a
+    # level lies at j * stride + stride // 2, so a position x falls into cell (x - stride // 2) / stride.
     # No map has as many cells as the bound, and what an integer cannot hold becomes an arbitrary one.
-    corners = ((regions - (stride // 2)[:, None]) / stride[:, None]).clamp(-1, 2**30)
+    corners = ((regions - (stride // 2)[:, None]) / stride[:, None]).clamp(-1, 2**30)  # (Q, 4)
     first = corners[:, :2].floor().long().clamp(min=0)  # (Q, 2) column, row
     sizes = (torch.minimum(corners[:, 2:].ceil().long() + 1, shapes[level]) - first).clamp(min=0)  # (Q, 2)
-    counts = sizes.prod(dim=1)
-    pair = torch.arange(len(counts), device=device).repeat_interleave(counts)  # of each cell of each region
+
+    # Enumerate the cells of all regions, one region after another, row by row. "nth" counts within a region.
+    counts = sizes.prod(dim=1)  # (Q,)
+    pair = torch.arange(len(counts), device=device).repeat_interleave(counts)  # (cells,) into the Q pairs
     nth = torch.arange(len(pair), device=device) - (counts.cumsum(0) - counts)[pair]
     width = sizes[pair, 0]
-    cells = first[pair] + torch.stack((nth % width, nth // width), dim=1)  # column, row
+    cells = first[pair] + torch.stack((nth % width, nth // width), dim=1)  # (cells, 2) column, row
 
+    # The exact test, of every cell.
     gt_idx, level, stride = gt_idx[pair], level[pair], stride[pair]
-    xy = (cells * stride[:, None] + (stride // 2)[:, None]).float()
+    xy = (cells * stride[:, None] + (stride // 2)[:, None]).float()  # (cells, 2)
     farthest = xyxy_to_ltrb(xy, boxes[gt_idx]).amax(dim=1)
     keep = (farthest >= low[level]) & (farthest <= high[level]) & (xyxy_to_ltrb(xy, regions[pair]).amin(dim=1) > 0)
     location_idx = first_of_level[level] + cells[:, 1] * shapes[level, 0] + cells[:, 0]
@@ -170,8 +183,9 @@ def _center_regions(boxes: Tensor, stride: Tensor, radius: float | None) -> Tens
     """(Q, 4) boxes that a location must be strictly inside of, for boxes at levels of these strides."""
     if radius is None:
         return boxes
+    # The square around the centre, cut where it would leave the box.
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2  # (Q, 2)
-    reach = (stride * radius)[:, None]
+    reach = (stride * radius)[:, None]  # (Q, 1)
     return torch.cat(
         (torch.maximum(centers - reach, boxes[:, :2]), torch.minimum(centers + reach, boxes[:, 2:])), dim=1
     )

@@ -5,7 +5,7 @@ Half precision is widened to float32 first: it holds neither the area of a large
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 BoxLossType = Literal["giou", "iou", "linear_iou"]
-BOX_LOSS_TYPES: tuple[str, ...] = get_args(BoxLossType)
 CoefficientLossType = Literal["l2", "l1", "smooth_l1", "cosine"]
-COEFFICIENT_LOSS_TYPES: tuple[str, ...] = get_args(CoefficientLossType)
 
 
 def focal_loss(

@@ -1,7 +1,8 @@
-"""Passing over a dataset's masks with several processes: once to fit components, once to measure them."""
+"""Passing over a dataset's masks with several processes: what dictionaries are fitted to, of all masks or by class."""
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,27 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from meinst_d2.data.annotations import InstanceAnnotation
-from meinst_d2.data.instances import Templates, make_templates
+from meinst_d2.data.annotations import InstanceAnnotation, Selection
+from meinst_d2.data.instances import make_templates
 from meinst_d2.data.parallel import run_shards
-from meinst_d2.encoding import PCABasis, PixelMoments
-from meinst_d2.masks.rasterize import BoolArray
-from meinst_d2.masks.segmentation import REASONS
+from meinst_d2.encoding import PCABasis, PixelMoments, SigmoidClamp, fit_pca
+from meinst_d2.masks.rle import REASONS
 
 CHUNK = 4096
 """Annotations rasterised at a time: large enough for the matrix products, small enough for the caches."""
 
 IntArray = npt.NDArray[np.int64]
-SumOverRanks = Callable[[IntArray], IntArray]
-"""Adds an array up over the processes of a job that shares the annotations."""
-
-IOU_UNIT = 2.0**-32
-"""IoU is added up in whole units of this, so that a sum does not depend on its order; 2**31 masks fit."""
-
-
-def alone(counts: IntArray) -> IntArray:
-    """The sum over the only process."""
-    return counts
+SumOverRanks = Callable[[IntArray], IntArray] | None
+"""Adds an array up over the processes of a job that shares the annotations; None for a process alone."""
 
 
 def count_moments(
@@ -37,7 +29,7 @@ def count_moments(
     mask_size: int,
     workers: int = 1,
     title: str = "counting masks",
-    sum_over_ranks: SumOverRanks = alone,
+    sum_over_ranks: SumOverRanks = None,
 ) -> tuple[PixelMoments, Counter[str]]:
     """The moments of all usable masks, and how many annotations were skipped, by reason.
 
@@ -54,7 +46,7 @@ def count_moments(
     for part, reasons in run_shards(_moments_of_shard, annotations, workers, title, mask_size, chunk=CHUNK):
         moments.merge(part)
         skipped.update(reasons)
-    if sum_over_ranks is not alone:
+    if sum_over_ranks is not None:
         counts = sum_over_ranks(np.concatenate(([skipped[reason] for reason in REASONS], moments.counts())))
         skipped = +Counter(dict(zip(REASONS, counts[: len(REASONS)].tolist(), strict=True)))
         moments = PixelMoments.from_counts(mask_size, counts[len(REASONS) :])
@@ -73,103 +65,89 @@ def _moments_of_shard(
 
 
 @dataclass(frozen=True)
-class Reconstruction:
-    """How well the first D components redraw the masks they are given.
+class ClassFit:
+    """Dictionaries by class (paper, section 4.1).
 
     Attributes:
-        dim: D.
-        iou: mean over instances of the intersection over union at S x S.
-        pooled_miou: mean of the IoU of background and of foreground, each over all pixels of all masks: the metric of
-            the published tool.
+        bases: (K,) one per class, of D components; classes with too few masks have that of all masks.
+        counts: (K,) usable masks of each class.
+        shared: the classes with too few masks.
+        moments: of all masks.
+        skipped: annotations that were not used, by reason.
     """
 
-    dim: int
-    iou: float
-    pooled_miou: float
+    bases: list[PCABasis]
+    counts: list[int]
+    shared: list[int]
+    moments: PixelMoments
+    skipped: Counter[str]
 
 
-def measure_reconstruction(
+def fit_classes(
     annotations: Sequence[InstanceAnnotation],
-    bases: Sequence[PCABasis],
-    dims: Sequence[int],
-    magnitude: float | None,
+    num_classes: int,
+    mask_size: int,
+    dim: int,
+    *,
+    min_masks: int,
+    clamp: SigmoidClamp | None = SigmoidClamp(),
     workers: int = 1,
-    sum_over_ranks: SumOverRanks = alone,
-) -> list[Reconstruction]:
-    """Encode and decode every usable mask with the first D components, for several D.
+    sum_over_ranks: SumOverRanks = None,
+) -> ClassFit:
+    """Fit one dictionary per class, class after class, so that the counts of only two are in memory.
 
     Args:
-        annotations: of the dataset, or this rank's share of them; with several bases, with categories that number
-            them.
-        bases: one for all masks or one per class, of at least ``max(dims)`` components.
-        dims: the D to measure.
-        magnitude: mean logit magnitude of the clamp, or None for components of pixels: what a mask is encoded as,
-            without the randomness.
+        annotations: of the dataset, or this rank's share of them, with categories in [0, K); others count for the
+            dictionary of all masks only.
+        num_classes: K.
+        mask_size: S.
+        dim: D.
+        min_masks: classes with fewer usable masks share the dictionary of all masks.
+        clamp: of the logits, or None to take the pixels themselves.
         workers: processes.
         sum_over_ranks: adds up over the ranks.
+
+    Raises:
+        ValueError: all masks together determine fewer than D components.
     """
-    parts = run_shards(
-        _measure_shard, annotations, workers, "measuring    ", tuple(bases), tuple(dims), magnitude, chunk=CHUNK
-    )
-    counts = sum_over_ranks(sum(parts, np.zeros((len(dims), 6), np.int64)))  # the columns of _measure_shard
-    iou = counts[:, 1] * IOU_UNIT / counts[:, 0]
-    foreground, background = counts[:, 2] / counts[:, 3], counts[:, 4] / counts[:, 5]
-    pooled = (foreground + background) / 2
-    return [Reconstruction(d, float(i), float(p)) for d, i, p in zip(dims, iou, pooled, strict=True)]
+    of_class: dict[int, array[int]] = {category: array("q") for category in range(num_classes)}
+    others = array("q")
+    for i, annotation in enumerate(annotations):
+        of_class.get(annotation.category, others).append(i)
+
+    def count(members: array[int], title: str) -> tuple[PixelMoments, Counter[str]]:
+        return count_moments(Selection(annotations, members), mask_size, workers, title, sum_over_ranks)
+
+    total, skipped = count(others, "no class")
+    bases: list[PCABasis | None] = []
+    counts = []
+    for category, members in of_class.items():
+        moments, reasons = count(members, f"class {category + 1}/{num_classes}")
+        total.merge(moments)
+        skipped.update(reasons)
+        counts.append(moments.count)
+        basis = fit_pca(moments, clamp) if moments.count >= max(min_masks, dim + 1) else None
+        bases.append(basis.truncated(dim) if basis and basis.dim >= dim else None)
+    of_all = fit_all(total, skipped, dim, clamp).truncated(dim)
+    shared = [category for category, basis in enumerate(bases) if basis is None]
+    return ClassFit([basis or of_all for basis in bases], counts, shared, total, skipped)
 
 
-def _measure_shard(
-    chunks: Iterator[Sequence[InstanceAnnotation]],
-    bases: tuple[PCABasis, ...],
-    dims: tuple[int, ...],
-    magnitude: float | None,
-) -> IntArray:
-    """For each D: masks, their IoU in units; intersection and union of foreground, then of background."""
-    counts = np.zeros((len(dims), 6), np.int64)
-    for chunk in chunks:
-        templates = make_templates(chunk, bases[0].mask_size)
-        for basis, masks in _by_basis(chunk, templates, bases):
-            for row, reconstructed in enumerate(reconstruct(masks, basis, dims, magnitude)):
-                both = (masks & reconstructed).sum(axis=1)
-                either = (masks | reconstructed).sum(axis=1)
-                iou = np.rint(both / either / IOU_UNIT).astype(np.int64).sum()
-                foreground = both.sum(), either.sum()
-                background = masks.size - either.sum(), masks.size - both.sum()
-                counts[row] += (len(masks), iou, *foreground, *background)
-    return counts
-
-
-def _by_basis(
-    chunk: Sequence[InstanceAnnotation], templates: Templates, bases: tuple[PCABasis, ...]
-) -> Iterator[tuple[PCABasis, BoolArray]]:
-    """The usable masks (M, S*S) that have a dictionary, with it."""
-    masks = templates.masks.reshape(len(templates.masks), -1)
-    if len(bases) == 1:
-        yield bases[0], masks
-        return
-    categories = np.array([chunk[i].category for i in templates.kept], np.int64)
-    for category in np.unique(categories[categories >= 0]):
-        yield bases[category], masks[categories == category]
-
-
-def reconstruct(masks: BoolArray, basis: PCABasis, dims: Sequence[int], magnitude: float | None) -> Iterator[BoolArray]:
-    """Masks redrawn from their first D coefficients, for each D.
+def fit_all(moments: PixelMoments, skipped: Counter[str], dim: int, clamp: SigmoidClamp | None) -> PCABasis:
+    """Every component of all masks.
 
     Args:
-        masks: (M, S*S).
-        basis: at least ``max(dims)`` components.
-        dims: the D, in any order.
-        magnitude: see :func:`measure_reconstruction`.
+        moments: of the usable masks.
+        skipped: the other annotations.
+        dim: D, the fewest components.
+        clamp: of the logits, or None to take the pixels themselves.
 
-    Yields:
-        (M, S*S) for each D.
+    Raises:
+        ValueError: there are too few masks.
     """
-    signal = masks.astype(np.float32)
-    threshold = 0.5
-    if magnitude is not None:
-        signal = (2 * signal - 1) * np.float32(magnitude)
-        threshold = 0.0
-    components, mean = basis.components.astype(np.float32), basis.mean.astype(np.float32)
-    coeffs = (signal - mean) @ components[: max(dims)].T
-    for dim in dims:
-        yield coeffs[:, :dim] @ components[:dim] + mean >= threshold
+    if moments.count <= dim:
+        raise ValueError(
+            f"{moments.count} of {moments.count + skipped.total()} annotations have a usable mask, {dim} components "
+            f"need at least {dim + 1}: give more annotations or a smaller --dim"
+        )
+    return fit_pca(moments, clamp)

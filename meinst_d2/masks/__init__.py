@@ -1,7 +1,7 @@
-"""From templates and boxes to the masks of an image: bit masks or COCO's run-length encodings, on the CPU."""
+"""The pixels of a mask in every form: polygons, run-length encodings, bit masks and S x S templates, on the CPU."""
 
-from meinst_d2.masks.paste import paste_masks
+from meinst_d2.masks.paste import encode_masks, encode_templates, paste_masks
 from meinst_d2.masks.rasterize import RLE
-from meinst_d2.masks.rle import RLEs, encode_masks, encode_templates
+from meinst_d2.masks.rle import RLEs
 
 __all__ = ["RLE", "RLEs", "encode_masks", "encode_templates", "paste_masks"]

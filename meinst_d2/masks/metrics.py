@@ -7,9 +7,6 @@ import numpy as np
 
 from meinst_d2.masks.rasterize import BoolArray
 
-DILATION_RATIO = 0.02
-"""Width of the edge that boundary IoU looks at, as a share of the array's diagonal."""
-
 
 def mask_iou(a: BoolArray, b: BoolArray) -> float:
     """Intersection over union of two masks of one shape; 1 where both are empty."""
@@ -18,24 +15,13 @@ def mask_iou(a: BoolArray, b: BoolArray) -> float:
 
 
 def boundary_region(mask: BoolArray) -> BoolArray:
-    """The pixels of a mask within a distance d of what is not the mask, which includes what lies outside the array.
+    """(H, W) pixels of a mask within a distance d of what is not the mask, which includes what lies outside the array.
 
     d is 2 % of the array's diagonal, rounded, at least 1, counted in king's moves (Cheng et al. 2021,
     arXiv 2103.16562: there the array is the image).
-
-    Args:
-        mask: (H, W).
-
-    Returns:
-        (H, W).
     """
-    d = max(1, round(DILATION_RATIO * float(np.hypot(*mask.shape))))
+    d = max(1, round(0.02 * float(np.hypot(*mask.shape))))
     square = np.ones((2 * d + 1, 2 * d + 1), np.uint8)
     inner = cv2.erode(mask.astype(np.uint8), square, borderType=cv2.BORDER_CONSTANT, borderValue=0)
     region: BoolArray = mask & (inner == 0)
     return region
-
-
-def boundary_iou(a: BoolArray, b: BoolArray) -> float:
-    """Intersection over union of the boundary regions of two masks of one shape; 1 where both are empty."""
-    return mask_iou(boundary_region(a), boundary_region(b))

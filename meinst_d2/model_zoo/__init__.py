@@ -7,13 +7,5 @@ require_detectron2()
 from meinst_d2.model_zoo.trained import TrainedModel, UnusableImage, get, get_info, load_trained  # noqa: E402
 from meinst_d2.model_zoo.zoo import get_checkpoint_url, get_config, get_config_file  # noqa: E402
 
-__all__ = [
-    "TrainedModel",
-    "UnusableImage",
-    "get",
-    "get_checkpoint_url",
-    "get_config",
-    "get_config_file",
-    "get_info",
-    "load_trained",
-]
+__all__ = ["TrainedModel", "UnusableImage", "get", "get_checkpoint_url", "get_config", "get_config_file", "get_info"]
+__all__ += ["load_trained"]

@@ -28,7 +28,7 @@ from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.config_file import merge_overrides
 from meinst_d2.data.image_files import read_image
 from meinst_d2.model_zoo import zoo
-from meinst_d2.modeling.published_names import settle_names
+from meinst_d2.modeling.proposal_generator import settle_names
 
 AnyImage = str | os.PathLike[str] | np.ndarray | Image.Image
 WEIGHT_SUFFIXES = (".pth", ".pyth", ".pkl", ".safetensors")

@@ -16,7 +16,6 @@ CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[2] /
 PUBLISHED_PAGE = "https://github.com/aim-uofa/AdelaiDet/tree/master/configs/MEInst-InstanceSegmentation"
 PUBLISHED_LICENCE = "licensed by its authors for non-commercial use"
 
-
 URLS: dict[str, str | None] = dict.fromkeys(
     ("MEInst_R_50_1x_none", "MEInst_R_50_1x", "MEInst_R_50_3x", "MEInst_R_50_3x_512")
 )

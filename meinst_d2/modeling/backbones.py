@@ -37,13 +37,11 @@ def build_top_block(channels: int, num_levels: int) -> nn.Module | None:
     Raises:
         ValueError: ``num_levels`` is not 0, 1 or 2.
     """
-    if num_levels == 0:
-        return None
-    if num_levels == 1:
-        return LastLevelP6(channels)
+    if num_levels not in (0, 1, 2):
+        raise ValueError(f"MODEL.MEINST.TOP_LEVELS = {num_levels} must be 0, 1 (p6) or 2 (p6 and p7)")
     if num_levels == 2:
         return LastLevelP6P7(channels, channels, in_feature="p5")
-    raise ValueError(f"MODEL.MEINST.TOP_LEVELS = {num_levels} must be 0, 1 (p6) or 2 (p6 and p7)")
+    return LastLevelP6(channels) if num_levels else None
 
 
 def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
@@ -53,18 +51,10 @@ def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
         return build_resnet_backbone(cfg, input_shape)
     stages, channels = [], resnets.STEM_OUT_CHANNELS
     for i, num_blocks in enumerate(BASIC_BLOCKS[resnets.DEPTH]):
-        out_channels = resnets.RES2_OUT_CHANNELS * 2**i
-        stages.append(
-            ResNet.make_stage(
-                BasicBlock,
-                num_blocks,
-                in_channels=channels,
-                out_channels=out_channels,
-                stride_per_block=[1 if i == 0 else 2] + [1] * (num_blocks - 1),
-                norm=resnets.NORM,
-            )
-        )
-        channels = out_channels
+        sizes = {"in_channels": channels, "out_channels": resnets.RES2_OUT_CHANNELS * 2**i}
+        strides = [1 if i == 0 else 2] + [1] * (num_blocks - 1)
+        stages.append(ResNet.make_stage(BasicBlock, num_blocks, **sizes, stride_per_block=strides, norm=resnets.NORM))
+        channels = sizes["out_channels"]
     stem = BasicStem(input_shape.channels, resnets.STEM_OUT_CHANNELS, resnets.NORM)
     return ResNet(stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
 
@@ -80,19 +70,15 @@ class ExtraLevels(Backbone):
         """
         super().__init__()
         self.backbone = backbone
-        shape = backbone.output_shape()["p5"]
-        top_block = build_top_block(shape.channels, num_levels)
-        assert top_block is not None
-        self.top_block = top_block
-        self.names = [f"p{6 + i}" for i in range(num_levels)]
+        p5 = backbone.output_shape()["p5"]
+        self.top_block = build_top_block(p5.channels, num_levels)
         self._shapes = {
-            name: ShapeSpec(channels=shape.channels, stride=shape.stride * 2 ** (i + 1))
-            for i, name in enumerate(self.names)
+            f"p{6 + i}": ShapeSpec(channels=p5.channels, stride=p5.stride * 2 ** (i + 1)) for i in range(num_levels)
         }
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         features = self.backbone(x)
-        return {**features, **dict(zip(self.names, self.top_block(features["p5"]), strict=True))}
+        return {**features, **dict(zip(self._shapes, self.top_block(features["p5"]), strict=True))}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return {**self.backbone.output_shape(), **self._shapes}
@@ -115,10 +101,8 @@ def complete_pyramid(backbone: Backbone, names: Sequence[str], num_levels: int) 
         num_levels: levels above p5 that may be added.
     """
     given = backbone.output_shape()
-    addable = [f"p{6 + i}" for i in range(num_levels)]
-    if "p5" in given and any(name not in given and name in addable for name in names):
-        return ExtraLevels(backbone, num_levels)
-    return backbone
+    missing = {f"p{6 + i}" for i in range(num_levels)} & set(names) - set(given)
+    return ExtraLevels(backbone, num_levels) if "p5" in given and missing else backbone
 
 
 @BACKBONE_REGISTRY.register()

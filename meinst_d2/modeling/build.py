@@ -1,15 +1,19 @@
-"""The parts of the mask branch that every detector shares, from ``MODEL.MEINST``."""
+"""The parts of the mask branch that every detector shares, from ``MODEL.MEINST``, and its targets."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
+from meinst_d2.config import CHOICES
 from meinst_d2.encoding import (
     MASK_ENCODER_REGISTRY,
     FittedEncoder,
@@ -19,7 +23,20 @@ from meinst_d2.encoding import (
     load_components,
 )
 from meinst_d2.modeling.head import TowerConfig
-from meinst_d2.modeling.mask_loss import MaskLoss
+from meinst_d2.modeling.inference import MaskOutput, PasteBox
+from meinst_d2.modeling.layers import DeformType, NormType
+from meinst_d2.modeling.mask_loss import MaskLoss, MaskLossWeights, MaskRepresentation
+
+CHOICES.update(
+    {
+        "MODEL.MEINST.NORM": get_args(NormType),
+        "MODEL.MEINST.DEFORM_CONV": get_args(DeformType),
+        "MODEL.MEINST.MASK_REPRESENTATION": get_args(MaskRepresentation),
+        "MODEL.MEINST.MASK_LOSS_WEIGHTS": get_args(MaskLossWeights),
+        "MODEL.MEINST.MASK_PASTE_BOX": get_args(PasteBox),
+        "MODEL.MEINST.MASK_OUTPUT": get_args(MaskOutput),
+    }
+)
 
 NOT_FITTED = (
     "this model has no mask components, so it can neither learn nor draw masks: make them with "
@@ -46,9 +63,7 @@ def build_mask_loss(cfg: CfgNode) -> MaskLoss:
     """The loss of the mask branch."""
     meinst = cfg.MODEL.MEINST
     return MaskLoss(
-        representation=meinst.MASK_REPRESENTATION,
-        loss_type=meinst.MASK_LOSS_TYPE,
-        weights=meinst.MASK_LOSS_WEIGHTS,
+        representation=meinst.MASK_REPRESENTATION, loss_type=meinst.MASK_LOSS_TYPE, weights=meinst.MASK_LOSS_WEIGHTS
     )
 
 
@@ -90,3 +105,43 @@ def reduce_mean(value: Tensor) -> Tensor:
     value = value.detach().clone()
     torch.distributed.all_reduce(value)
     return value / world_size
+
+
+def mask_templates(gt_instances: Sequence[Instances], mask_size: int) -> Tensor:
+    """Every instance's mask, cropped to its box and resized, once.
+
+    Takes ``gt_mask_templates`` as MEInstDatasetMapper makes them, or ``gt_masks`` (PolygonMasks or BitMasks) as
+    Detectron2's own mapper does.
+
+    Args:
+        gt_instances: of N images; images without instances need no masks.
+        mask_size: S.
+
+    Returns:
+        (M, S, S) bool on the device of the instances, one image after another.
+
+    Raises:
+        ValueError: an image has instances without masks, or templates of another size.
+    """
+    templates = []
+    for instances in gt_instances:
+        if len(instances) == 0:
+            continue
+        if instances.has("gt_mask_templates"):
+            template = instances.gt_mask_templates
+            if template.shape[-2:] != (mask_size, mask_size):
+                raise ValueError(
+                    f"the loader made mask templates of {tuple(template.shape[-2:])}, the model has "
+                    f"MODEL.MEINST.MASK_SIZE = {mask_size}: build the mapper from the same config"
+                )
+            templates.append(template.bool())
+        elif instances.has("gt_masks"):
+            templates.append(instances.gt_masks.crop_and_resize(instances.gt_boxes.tensor, mask_size))
+        else:
+            raise ValueError(
+                "an image has instances without masks: train on a dataset with segmentations, or set "
+                "MODEL.MASK_ON False"
+            )
+    if not templates:
+        return torch.zeros(0, mask_size, mask_size, dtype=torch.bool)
+    return torch.cat(templates)

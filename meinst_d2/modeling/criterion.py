@@ -6,9 +6,8 @@ batch, S mask side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +17,6 @@ from meinst_d2.fcos.assign import Positives
 from meinst_d2.fcos.losses import BoxLossType, centerness_loss, focal_loss, iou_loss
 from meinst_d2.modeling.head import HeadOutput
 from meinst_d2.modeling.mask_loss import MaskLoss, MaskTargets
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Factors of the losses; the paper's lambdas are all 1."""
-
-    cls: float = 1.0
-    box: float = 1.0
-    centerness: float = 1.0
-    mask: float = 1.0
 
 
 class MEInstCriterion(nn.Module):
@@ -50,7 +39,7 @@ class MEInstCriterion(nn.Module):
         focal_gamma: float = 2.0,
         box_loss_type: BoxLossType = "giou",
         mask_loss: MaskLoss | None = None,
-        weights: LossWeights = LossWeights(),
+        weights: Mapping[str, float] | None = None,
         reduce_mean: Callable[[Tensor], Tensor] = lambda x: x,
     ) -> None:
         """
@@ -58,7 +47,7 @@ class MEInstCriterion(nn.Module):
             focal_alpha, focal_gamma: of the focal loss; gamma is 0 or at least 1.
             box_loss_type: "giou", "iou" or "linear_iou".
             mask_loss: of the mask branch, by default the published one.
-            weights: factors of the losses.
+            weights: factors of the losses, by "cls", "box", "centerness" and "mask"; the paper's lambdas are all 1.
             reduce_mean: averages a tensor over the training processes.
         """
         super().__init__()
@@ -69,7 +58,7 @@ class MEInstCriterion(nn.Module):
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
         self.box_loss_type: BoxLossType = box_loss_type
         self.mask_loss = mask_loss or MaskLoss()
-        self.weights = weights
+        self.weights = {"cls": 1.0, "box": 1.0, "centerness": 1.0, "mask": 1.0, **(weights or {})}
         self.reduce_mean = reduce_mean
         self._counts: Tensor | None = None
 
@@ -122,19 +111,17 @@ class MEInstCriterion(nn.Module):
             gamma=self.focal_gamma,
         )
         box_loss = iou_loss(_gather(output.box_ltrb, *at), positives.ltrb, self.box_loss_type)
+        center_loss = centerness_loss(_gather(output.centerness, *at)[:, 0], centerness)
         losses = {
-            "loss_cls": self.weights.cls * cls_loss / num_positives,
-            "loss_box": self.weights.box * (box_loss * centerness).sum() / total_centerness,
-            "loss_centerness": self.weights.centerness
-            * centerness_loss(_gather(output.centerness, *at)[:, 0], centerness)
-            / num_positives,
+            "loss_cls": self.weights["cls"] * cls_loss / num_positives,
+            "loss_box": self.weights["box"] * (box_loss * centerness).sum() / total_centerness,
+            "loss_centerness": self.weights["centerness"] * center_loss / num_positives,
         }
         if output.mask_coeffs is not None and gt_masks is not None and mask_encoder is not None:
             targets = MaskTargets(gt_masks, gt_classes, positives.gt_idx)
-            mask_loss = self.mask_loss(
-                _gather(output.mask_coeffs, *at), targets, mask_encoder, centerness, total_centerness
-            )
-            losses["loss_mask"] = self.weights.mask * mask_loss
+            coeffs = _gather(output.mask_coeffs, *at)
+            mask_loss = self.mask_loss(coeffs, targets, mask_encoder, centerness, total_centerness)
+            losses["loss_mask"] = self.weights["mask"] * mask_loss
         return losses
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from meinst_d2.modeling.layers import DeformType, LargeKernelConv, NormType, Scale, build_tower, init_conv, plain_conv
+from meinst_d2.modeling.layers import DeformConv, DeformType, LargeKernelConv, NormType, Scale, init_conv, plain_conv
+
+GROUPS = 32
+"""Of GroupNorm, as in FCOS."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class TowerConfig:
     Attributes:
         num_shared_convs: convolutions before the towers part.
         num_cls_convs, num_box_convs, num_mask_convs: convolutions of each tower.
-        norm: "GN" or "none".
+        norm: "GN" (32 groups, which the channels must be a multiple of) or "none".
         deform: which convolutions of every tower are deformable: "none", "last" or "all".
         deform_modulated: whether deformable convolutions are of version 2.
         large_kernel_size: k of a large-kernel mask predictor; None for a 3 x 3 convolution.
@@ -57,8 +61,30 @@ class TowerConfig:
     large_kernel_size: int | None = None
 
     def build(self, channels: int, num_convs: int) -> nn.Sequential:
-        """One tower."""
-        return build_tower(channels, num_convs, norm=self.norm, deform=self.deform, modulated=self.deform_modulated)
+        """A tower: blocks of 3 x 3 convolution, normalisation and ReLU that keep the channels; an identity for 0.
+
+        The layers stand flat in the Sequential (convolution i is number 3 * i, or 2 * i without normalisation), as the
+        names in published checkpoints have it. Plain convolutions start from N(0, 0.01) and zero bias.
+
+        Raises:
+            ValueError: an unknown ``norm``, or channels that 32 groups cannot share.
+        """
+        if self.norm not in get_args(NormType):
+            raise ValueError(f"the head's norm {self.norm!r} is none of {', '.join(get_args(NormType))}")
+        if self.norm == "GN" and channels % GROUPS:
+            raise ValueError(
+                f"GroupNorm needs channels in multiples of {GROUPS}, got {channels}: change the FPN's channels"
+            )
+        layers: list[nn.Module] = []
+        for i in range(num_convs):
+            if self.deform == "all" or (self.deform == "last" and i == num_convs - 1):
+                layers.append(DeformConv(channels, channels, modulated=self.deform_modulated))
+            else:
+                layers.append(plain_conv(channels, channels))
+            if self.norm == "GN":
+                layers.append(nn.GroupNorm(GROUPS, channels))
+            layers.append(nn.ReLU())
+        return nn.Sequential(*layers)
 
     def build_mask_branch(self, channels: int, mask_dim: int) -> tuple[nn.Sequential, nn.Module]:
         """The mask tower and the mask predictor, for D coefficients."""
@@ -69,7 +95,7 @@ class TowerConfig:
 
 
 def reset_predictor(predictor: nn.Module) -> None:
-    """Start the convolutions of a predictor anew: what it had learned means nothing any more."""
+    """Re-initialize the convolutions of a predictor: what it had learned means nothing any more."""
     for module in predictor.modules():
         if isinstance(module, nn.Conv2d):
             init_conv(module)
@@ -113,7 +139,7 @@ class MEInstHead(nn.Module):
             self.mask_tower, self.mask_pred = towers.build_mask_branch(in_channels, mask_dim)
 
     def reset_mask_predictor(self) -> None:
-        """Start the mask predictor anew: its outputs mean nothing under another dictionary."""
+        """Re-initialize the mask predictor: its outputs mean nothing under another dictionary."""
         if self.mask_pred is not None:
             reset_predictor(self.mask_pred)
 

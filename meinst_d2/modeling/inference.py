@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from detectron2.layers import paste_masks_in_image
@@ -24,8 +24,6 @@ from meinst_d2.modeling.head import HeadOutput
 
 PasteBox = Literal["predicted", "clipped"]
 MaskOutput = Literal["bitmask", "rle", "template"]
-PASTE_BOXES: tuple[str, ...] = get_args(PasteBox)
-MASK_OUTPUTS: tuple[str, ...] = get_args(MaskOutput)
 MASK_THRESHOLD = 0.5
 LIMIT = 1e6
 """What box coordinates, in pixels, and coefficients are cut to: more means nothing, and infinity spoils its neighbours.
@@ -70,54 +68,42 @@ def detect(
         strides: of every level.
         image_sizes: (height, width) of each image before padding.
         rule: how predictions become detections.
-        encoder: decodes the coefficients of the detections that survive; None for a head without a mask branch.
+        encoder: of the coefficients; None for a head without a mask branch.
 
     Returns:
         Per image: ``pred_boxes`` (not clipped), ``scores``, ``pred_classes``, ``locations`` (n, 2), and with masks
         ``pred_masks`` (n, 1, S, S), probabilities relative to the box.
     """
-    return [
-        _detect_image(output, image, locations_per_level, strides, image_size, rule, encoder)
-        for image, image_size in enumerate(image_sizes)
-    ]
-
-
-def _detect_image(
-    output: HeadOutput,
-    image: int,
-    locations_per_level: Sequence[Tensor],
-    strides: Sequence[int],
-    image_size: tuple[int, int],
-    rule: InferenceRule,
-    encoder: MaskEncoder | None,
-) -> Instances:
-    boxes, scores, classes, locations, coeffs = [], [], [], [], []
-    for level, (level_locations, stride) in enumerate(zip(locations_per_level, strides, strict=True)):
-        found = select_candidates(
-            output.cls_logits[level][image].flatten(1),
-            output.centerness[level][image].flatten(),
-            score_thresh=rule.score_thresh,
-            topk=rule.pre_nms_topk,
-            thresh_with_centerness=rule.thresh_with_centerness,
-        )
-        at = found.location_idx
-        ltrb = output.box_ltrb[level][image].flatten(1).T[at] * stride  # (C, 4)
-        boxes.append(ltrb_to_xyxy(level_locations[at], ltrb))
-        locations.append(level_locations[at])
-        scores.append(found.scores)
-        classes.append(found.class_idx)
-        if output.mask_coeffs is not None:
-            coeffs.append(output.mask_coeffs[level][image].flatten(1).T[at])  # (C, D)
-    result = Instances(image_size)
-    all_boxes, all_scores, all_classes = _limited(torch.cat(boxes)), torch.cat(scores), torch.cat(classes)
-    keep = _survivors(all_boxes, all_scores, all_classes, rule)
-    result.pred_boxes = Boxes(all_boxes[keep])
-    result.scores = all_scores[keep]
-    result.pred_classes = all_classes[keep]
-    result.locations = torch.cat(locations)[keep]
-    if encoder is not None:
-        result.pred_masks = encoder.decode(_limited(torch.cat(coeffs)[keep]), result.pred_classes)[:, None]
-    return result
+    detections = []
+    for image, image_size in enumerate(image_sizes):
+        boxes, scores, classes, locations, coeffs = [], [], [], [], []
+        for level, (level_locations, stride) in enumerate(zip(locations_per_level, strides, strict=True)):
+            found = select_candidates(
+                output.cls_logits[level][image].flatten(1),  # (K, H * W)
+                output.centerness[level][image].flatten(),
+                score_thresh=rule.score_thresh,
+                topk=rule.pre_nms_topk,
+                thresh_with_centerness=rule.thresh_with_centerness,
+            )
+            at = found.location_idx
+            ltrb = output.box_ltrb[level][image].flatten(1).T[at] * stride  # (C, 4)
+            boxes.append(ltrb_to_xyxy(level_locations[at], ltrb))
+            locations.append(level_locations[at])
+            scores.append(found.scores)
+            classes.append(found.class_idx)
+            if output.mask_coeffs is not None:
+                coeffs.append(output.mask_coeffs[level][image].flatten(1).T[at])  # (C, D)
+        all_boxes, all_scores, all_classes = _limited(torch.cat(boxes)), torch.cat(scores), torch.cat(classes)
+        keep = _survivors(all_boxes, all_scores, all_classes, rule)
+        result = Instances(image_size)
+        result.pred_boxes = Boxes(all_boxes[keep])
+        result.scores = all_scores[keep]
+        result.pred_classes = all_classes[keep]
+        result.locations = torch.cat(locations)[keep]
+        if encoder is not None:  # decoded for the few that are left, not for every location
+            result.pred_masks = encoder.decode(_limited(torch.cat(coeffs)[keep]), result.pred_classes)[:, None]
+        detections.append(result)
+    return detections
 
 
 def _limited(x: Tensor) -> Tensor:
@@ -137,11 +123,7 @@ def _survivors(boxes: Tensor, scores: Tensor, classes: Tensor, rule: InferenceRu
 
 
 def postprocess(
-    results: Instances,
-    height: int,
-    width: int,
-    paste_box: PasteBox = "predicted",
-    mask_output: MaskOutput = "bitmask",
+    results: Instances, height: int, width: int, paste_box: PasteBox = "predicted", mask_output: MaskOutput = "bitmask"
 ) -> Instances:
     """Bring detections to the size of the output image, and their masks with them.
 
@@ -173,17 +155,13 @@ def postprocess(
         templates = output.pred_masks[:, 0]
         output.remove("pred_masks")
         boxes = output.pred_boxes if paste_box == "clipped" else predicted[keep]
-        _set_masks(output, templates, boxes, mask_output)
+        if mask_output == "template":
+            output.pred_mask_templates, output.pred_mask_boxes = templates, boxes
+        elif mask_output == "rle":
+            output.pred_masks_rle = RLEs(encode_templates(templates.cpu(), boxes.tensor.cpu(), height, width))
+        else:
+            output.pred_masks = retry_if_cuda_oom(_paste)(templates, boxes.tensor, output.image_size)
     return output
-
-
-def _set_masks(output: Instances, templates: Tensor, boxes: Boxes, mask_output: MaskOutput) -> None:
-    if mask_output == "template":
-        output.pred_mask_templates, output.pred_mask_boxes = templates, boxes
-    elif mask_output == "rle":
-        output.pred_masks_rle = RLEs(encode_templates(templates.cpu(), boxes.tensor.cpu(), *output.image_size))
-    else:
-        output.pred_masks = retry_if_cuda_oom(_paste)(templates, boxes.tensor, output.image_size)
 
 
 def _paste(templates: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:

@@ -1,8 +1,8 @@
-"""Building blocks of the head: towers, deformable and large-kernel convolutions, a learnable factor."""
+"""Building blocks of the head: convolutions, plain, deformable and of a large kernel."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from fvcore.nn.weight_init import c2_msra_fill
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from meinst_d2.precision import without_autocast
+
+NormType = Literal["GN", "none"]
+DeformType = Literal["none", "last", "all"]
 
 
 class Scale(nn.Module):
@@ -21,6 +24,20 @@ class Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale
+
+
+def plain_conv(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv2d:
+    """A 3 x 3 convolution with weights from N(0, 0.01) and a constant bias."""
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    init_conv(conv, bias)
+    return conv
+
+
+def init_conv(conv: nn.Conv2d, bias: float = 0.0) -> None:
+    """Draw the weights from N(0, 0.01) and set the bias."""
+    nn.init.normal_(conv.weight, std=0.01)
+    if conv.bias is not None:
+        nn.init.constant_(conv.bias, bias)
 
 
 class DeformConv(nn.Module):
@@ -52,62 +69,6 @@ class DeformConv(nn.Module):
             return out
 
 
-NormType = Literal["GN", "none"]
-NORM_TYPES: tuple[str, ...] = get_args(NormType)
-GROUPS = 32
-DeformType = Literal["none", "last", "all"]
-DEFORM_TYPES: tuple[str, ...] = get_args(DeformType)
-
-
-def build_tower(
-    channels: int, num_convs: int, *, norm: NormType = "GN", deform: DeformType = "none", modulated: bool = False
-) -> nn.Sequential:
-    """``num_convs`` blocks of 3 x 3 convolution, normalisation and ReLU that keep the number of channels.
-
-    The layers stand flat in the Sequential (convolution i is number 3 * i, or 2 * i without normalisation), as the
-    names in published checkpoints have it. Plain convolutions start from N(0, 0.01) and zero bias.
-
-    Args:
-        channels: C, in and out; with "GN" a multiple of 32.
-        num_convs: depth; 0 gives an identity.
-        norm: "GN" (32 groups) or "none".
-        deform: which convolutions are deformable.
-        modulated: deformable convolutions of version 2.
-
-    Raises:
-        ValueError: an unknown ``norm``, or channels that 32 groups cannot share.
-    """
-    if norm not in NORM_TYPES:
-        raise ValueError(f"the head's norm {norm!r} is none of {', '.join(NORM_TYPES)}")
-    if norm == "GN" and channels % GROUPS:
-        raise ValueError(
-            f"GroupNorm needs channels in multiples of {GROUPS}, got {channels}: change the FPN's channels"
-        )
-    layers: list[nn.Module] = []
-    for i in range(num_convs):
-        deformable = deform == "all" or (deform == "last" and i == num_convs - 1)
-        conv = DeformConv(channels, channels, modulated=modulated) if deformable else plain_conv(channels, channels)
-        layers.append(conv)
-        if norm == "GN":
-            layers.append(nn.GroupNorm(GROUPS, channels))
-        layers.append(nn.ReLU())
-    return nn.Sequential(*layers)
-
-
-def plain_conv(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv2d:
-    """A 3 x 3 convolution with weights from N(0, 0.01) and a constant bias."""
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-    init_conv(conv, bias)
-    return conv
-
-
-def init_conv(conv: nn.Conv2d, bias: float = 0.0) -> None:
-    """Draw the weights from N(0, 0.01) and set the bias."""
-    nn.init.normal_(conv.weight, std=0.01)
-    if conv.bias is not None:
-        nn.init.constant_(conv.bias, bias)
-
-
 class LargeKernelConv(nn.Module):
     """The sum of a k x 1 convolution before a 1 x k one, and of a 1 x k one before a k x 1 one.
 
@@ -129,8 +90,8 @@ class LargeKernelConv(nn.Module):
 
 
 def _named_conv(in_channels: int, out_channels: int, kernel_size: tuple[int, int]) -> nn.Sequential:
-    # Published checkpoints hold these weights one level down, under "conv".
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding="same")
+    init_conv(conv)
     layer = nn.Sequential()
-    layer.add_module("conv", nn.Conv2d(in_channels, out_channels, kernel_size, padding="same"))
-    init_conv(layer.get_submodule("conv"))  # type: ignore[arg-type]
+    layer.add_module("conv", conv)  # published checkpoints hold these weights one level down, under "conv"
     return layer

@@ -6,7 +6,7 @@ Symbols: P positive locations and M instances of the batch, D coefficients, S ma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,7 @@ from meinst_d2.encoding.encoder import MaskEncoder
 from meinst_d2.fcos.losses import CoefficientLossType, coefficient_loss, pixel_loss
 
 MaskRepresentation = Literal["explicit", "implicit", "none"]
-MASK_REPRESENTATIONS: tuple[str, ...] = get_args(MaskRepresentation)
 MaskLossWeights = Literal["uniform", "deviation"]
-MASK_LOSS_WEIGHTS: tuple[str, ...] = get_args(MaskLossWeights)
 
 
 @dataclass(frozen=True)
@@ -91,8 +89,8 @@ class MaskLoss(nn.Module):
         with torch.no_grad():
             gt_coeffs = encoder.encode(targets.masks, targets.classes)[targets.gt_idx]  # (P, D)
         if self.weights == "deviation":
-            deviations = encoder.deviations(targets.classes)
-            factors = deviations / deviations.square().mean(-1, keepdim=True).sqrt()  # (D,) or (M, D)
+            deviations = encoder.deviations(targets.classes)  # (D,) or (M, D)
+            factors = deviations / deviations.square().mean(-1, keepdim=True).sqrt()  # their root mean square is 1
             if factors.ndim == 2:
                 factors = factors[targets.gt_idx]
             pred_coeffs, gt_coeffs = pred_coeffs * factors, gt_coeffs * factors

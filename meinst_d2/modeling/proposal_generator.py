@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -15,20 +15,50 @@ from torch import Tensor, nn
 from meinst_d2.config import check_choices
 from meinst_d2.encoding import MaskEncoder
 from meinst_d2.fcos.assign import AssignmentRule, assign_batch
-from meinst_d2.fcos.locations import level_locations
+from meinst_d2.fcos.boxes import level_locations
 from meinst_d2.modeling.build import (
     NOT_FITTED,
     build_mask_encoder,
     build_mask_loss,
     build_towers,
+    mask_templates,
     reduce_mean,
 )
-from meinst_d2.modeling.criterion import LossWeights, MEInstCriterion
+from meinst_d2.modeling.criterion import MEInstCriterion
 from meinst_d2.modeling.head import HeadOutput, MEInstHead
 from meinst_d2.modeling.inference import InferenceRule, detect
-from meinst_d2.modeling.published_names import rename_published_keys
-from meinst_d2.modeling.targets import mask_templates
 from meinst_d2.precision import without_autocast
+
+GENERATOR_PREFIX = "proposal_generator."
+PUBLISHED_NAMES = {
+    "MEInst_head.ctrness.": "head.centerness.",
+    "MEInst_head.": "head.",
+    "mask_encoding.": "mask_encoder.",
+}
+"""Prefixes below ``proposal_generator.`` in published checkpoints, and ours; the first match counts."""
+
+
+def rename_published_keys(state_dict: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
+    """A state-dict pre-hook of the module with this prefix: give published weights our names, in place."""
+    for key in list(state_dict):
+        for theirs, ours in PUBLISHED_NAMES.items():
+            if key.startswith(prefix + theirs):
+                state_dict[prefix + ours + key[len(prefix + theirs) :]] = state_dict.pop(key)
+                break
+
+
+def settle_names(state_dict: MutableMapping[str, Any]) -> None:
+    """Give a detector's weights the names that this project's detectors have, in place.
+
+    Published names become ours, the prefix of a distributed model goes, and so do the pixel statistics that older
+    versions of Detectron2 stored: the config has them.
+    """
+    if state_dict and all(key.startswith("module.") for key in state_dict):
+        for key in list(state_dict):
+            state_dict[key.removeprefix("module.")] = state_dict.pop(key)
+    rename_published_keys(state_dict, GENERATOR_PREFIX)
+    for key in ("pixel_mean", "pixel_std"):
+        state_dict.pop(key, None)
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -51,7 +81,7 @@ class MEInstFCOS(nn.Module):
             in_features: names of the feature maps, one per stride of ``assignment_rule``.
             head: feature maps -> :class:`~meinst_d2.modeling.head.HeadOutput`.
             criterion: its output and targets -> losses.
-            assignment_rule: which location answers for which instance.
+            assignment_rule: which location is assigned to which instance.
             inference_rule: how predictions become detections.
             mask_encoder: the dictionary, or None for plain FCOS.
         """
@@ -92,12 +122,7 @@ class MEInstFCOS(nn.Module):
                 focal_gamma=meinst.FOCAL_LOSS_GAMMA,
                 box_loss_type=meinst.BOX_LOSS_TYPE,
                 mask_loss=build_mask_loss(cfg),
-                weights=LossWeights(
-                    cls=meinst.LOSS_WEIGHT_CLS,
-                    box=meinst.LOSS_WEIGHT_BOX,
-                    centerness=meinst.LOSS_WEIGHT_CENTERNESS,
-                    mask=meinst.LOSS_WEIGHT_MASK,
-                ),
+                weights={name: meinst[f"LOSS_WEIGHT_{name.upper()}"] for name in ("cls", "box", "centerness", "mask")},
                 reduce_mean=reduce_mean,
             ),
             "assignment_rule": AssignmentRule(
@@ -123,7 +148,7 @@ class MEInstFCOS(nn.Module):
             images: N images; their sizes before padding are used.
             features: feature maps by name.
             gt_instances: of each image, needed in training: ``gt_boxes``, ``gt_classes`` and masks (see
-                :func:`~meinst_d2.modeling.targets.mask_templates`). Best on the CPU, where targets are computed
+                :func:`~meinst_d2.modeling.build.mask_templates`). Best on the CPU, where targets are computed
                 without making the GPU wait.
 
         Returns:

@@ -24,12 +24,12 @@ from meinst_d2.modeling.build import (
     build_mask_encoder,
     build_mask_loss,
     build_towers,
+    mask_templates,
     reduce_mean,
 )
 from meinst_d2.modeling.head import TowerConfig, reset_predictor
 from meinst_d2.modeling.inference import MaskOutput, PasteBox, postprocess
 from meinst_d2.modeling.mask_loss import MaskLoss, MaskTargets
-from meinst_d2.modeling.targets import mask_templates
 from meinst_d2.precision import Precision, autocast
 
 
@@ -54,7 +54,7 @@ class MEInstRetinaNetHead(RetinaNetHead):
         return {**super().from_config(cfg, input_shape), "towers": build_towers(cfg), "mask_dim": mask_dim}
 
     def reset_mask_predictor(self) -> None:
-        """Start the mask predictor anew: its outputs mean nothing under another dictionary."""
+        """Re-initialize the mask predictor: its outputs mean nothing under another dictionary."""
         reset_predictor(self.mask_pred)
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -127,13 +127,13 @@ class MEInstRetinaNet(RetinaNet):
         }
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """As Detectron2's, with the pixels in this model's order."""
+        """Like Detectron2's, with the pixels in this model's order."""
         images = super().preprocess_image(batched_inputs)
         images.tensor = images.tensor.to(memory_format=self.memory_format)
         return images
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """As :class:`~meinst_d2.modeling.meta_arch.MEInstDetector`."""
+        """Like :class:`~meinst_d2.modeling.meta_arch.MEInstDetector`'s."""
         if self.mask_encoder is not None and not self.mask_encoder.is_fitted:
             raise RuntimeError(NOT_FITTED)
         with autocast(self.device, self.precision):
@@ -159,7 +159,7 @@ class MEInstRetinaNet(RetinaNet):
         logits, deltas = self._transpose_dense_predictions(predictions[:2], [self.num_classes, 4])
         anchors = self.anchor_generator(features)
         labels, gt_boxes, gt_idx = self._label_anchors(anchors, gt_instances)
-        # The compiled focal loss rounds otherwise from its third call on, and a run that goes on starts counting anew.
+        # The compiled focal loss rounds otherwise from its third call on, and a resumed run starts counting again.
         with torch.jit.optimized_execution(False):
             losses = self.losses(anchors, logits, labels, deltas, gt_boxes)
         if self.mask_encoder is not None:
@@ -170,8 +170,7 @@ class MEInstRetinaNet(RetinaNet):
                 gt_idx[gt_idx >= 0],
             )
             weight = torch.ones_like(coeffs[:, 0])
-            total_weight = reduce_mean(weight.sum())
-            mask_loss = self.mask_loss(coeffs, targets, self.mask_encoder, weight, total_weight)
+            mask_loss = self.mask_loss(coeffs, targets, self.mask_encoder, weight, reduce_mean(weight.sum()))
             losses["loss_mask"] = self.mask_weight * mask_loss
         return losses
 
@@ -198,7 +197,7 @@ class MEInstRetinaNet(RetinaNet):
         return labels, gt_boxes, gt_idx
 
     def _ema_update(self, name: str, value: float, initial_value: float, momentum: float = 0.9) -> float:
-        """As Detectron2's, of the mean over the processes, which one checkpoint can hold."""
+        """Like Detectron2's, of the mean over the processes, which one checkpoint can hold."""
         mean = reduce_mean(torch.tensor(float(value), device=self.device))
         return float(super()._ema_update(name, mean.item(), initial_value, momentum))
 
@@ -212,9 +211,8 @@ class MEInstRetinaNet(RetinaNet):
         """Detectron2's detections, with ``pred_masks`` (n, 1, S, S), probabilities relative to the box."""
         results = super().forward_inference(images, features, predictions[:2])
         if self.mask_encoder is not None:
-            coeffs = self._coefficients(predictions[2])
-            for image, detections in enumerate(results):
-                kept = coeffs[image, detections.anchor_idx]
+            for coeffs, detections in zip(self._coefficients(predictions[2]), results, strict=True):
+                kept = coeffs[detections.anchor_idx]
                 detections.pred_masks = self.mask_encoder.decode(kept, detections.pred_classes)[:, None]
         for detections in results:
             detections.remove("anchor_idx")
@@ -225,15 +223,17 @@ class MEInstRetinaNet(RetinaNet):
     ) -> Instances:
         """Detectron2's candidates of all levels, with ``anchor_idx``, their number over all levels."""
         levels, first = [], 0
-        for level, scores, deltas in zip(anchors, pred_scores, pred_deltas, strict=True):
+        for level, scores, deltas in zip(anchors, pred_scores, pred_deltas, strict=True):  # (R of a level, K)
             levels.append(self._decode_per_level_predictions(level, scores, deltas, *args))
-            levels[-1].anchor_idx = first + _candidates(scores, *args[:2])
+            above = scores > args[0]
+            best = scores[above].topk(min(args[1], int(above.sum()))).indices  # in Detectron2's order
+            levels[-1].anchor_idx = first + above.nonzero()[best, 0]
             first += len(level)
         return Instances.cat(levels)
 
 
 class LossNormalizer:
-    """The running mean of positive anchors that RetinaNet divides its losses by, for checkpoints: it is no buffer."""
+    """The running mean of positive anchors that RetinaNet divides losses by, for checkpoints: it is not a buffer."""
 
     def __init__(self, model: MEInstRetinaNet) -> None:
         self.model = model
@@ -251,14 +251,3 @@ class LossNormalizer:
 def further_state(model: nn.Module) -> dict[str, LossNormalizer]:
     """What training such a model changes besides its weights, for a checkpointer."""
     return {"loss_normalizer": LossNormalizer(model)} if isinstance(model, MEInstRetinaNet) else {}
-
-
-def _candidates(scores: Tensor, score_thresh: float, topk: int) -> Tensor:
-    """The anchors of Detectron2's candidates of a level, in its order.
-
-    Args:
-        scores: (R, K).
-        score_thresh, topk: as Detectron2's.
-    """
-    above = scores > score_thresh
-    return above.nonzero()[:, 0][scores[above].topk(min(topk, int(above.sum()))).indices]

@@ -1,12 +1,10 @@
-"""Other ways to write a mask as a vector: a grid of bits, and two that describe one outline (paper, figure 1).
+"""Baselines: other ways to write a mask as a vector, a grid of bits and two descriptions of an outline (figure 1).
 
 All take and give (H, W) bool masks at the object's own resolution. An outline can say neither that an object has a
 hole nor that it has a second part: what it describes is the outer edge of the largest part.
 """
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -21,32 +19,10 @@ STEP = 0.25
 """Pixels between the points of a ray at which the mask is asked."""
 
 
-class MaskCodec(Protocol):
-    """An encoding of masks of any size.
-
-    Attributes:
-        name: for tables and pictures.
-        length: of the vector.
-    """
-
-    name: str
-    length: int
-
-    def encode(self, mask: BoolArray) -> Vector:
-        """(length,) of an (H, W) mask."""
-
-    def decode(self, vector: Vector, height: int, width: int) -> BoolArray:
-        """(height, width) mask of a vector that was encoded at this size."""
-
-
 class BinaryGrid:
     """The mask itself, at S x S: a cell is set where at least half of it is. S * S numbers."""
 
     def __init__(self, *, mask_size: int = 28) -> None:
-        """
-        Args:
-            mask_size: S.
-        """
         self.name, self.length, self.mask_size = "area-grid", mask_size**2, mask_size
 
     def encode(self, mask: BoolArray) -> Vector:
@@ -61,15 +37,11 @@ class PolarRays:
     """Distances from the mass centre to the outermost edge along rays at equal angles.
 
     As in PolarMask (Xie et al., CVPR 2020, section 3.2): a ray that leaves the mask more than once counts its last
-    exit, one that never meets it has length 0, and the ends of the rays are joined by straight lines. 36 rays, and
-    the 2 coordinates of the centre, which a detector knows from the location that predicts.
+    exit, one that never meets it has length 0, and the ends of the rays are joined by straight lines. 36 rays (at
+    least 3), and the 2 coordinates of the centre, which a detector knows from the location that predicts.
     """
 
     def __init__(self, *, num_rays: int = 36) -> None:
-        """
-        Args:
-            num_rays: at least 3.
-        """
         self.name, self.length, self.num_rays = "polar", 2 + num_rays, num_rays
 
     def encode(self, mask: BoolArray) -> Vector:
@@ -89,16 +61,12 @@ class ChebyshevRadius:
 
     As in ESE-Seg (Xu et al., ICCV 2019, section 3): the inner centre is the point of the object farthest from its
     edge, the outermost edge is measured at every degree, and a polynomial of the angle is fitted by least squares.
-    20 coefficients, and the 2 coordinates of the centre.
+    20 coefficients, one more than its degree, and the 2 coordinates of the centre.
     """
 
     ANGLES = 360
 
     def __init__(self, *, num_coeffs: int = 20) -> None:
-        """
-        Args:
-            num_coeffs: one more than the degree of the polynomial.
-        """
         self.name, self.length, self.num_coeffs = "chebyshev", 2 + num_coeffs, num_coeffs
         turns = np.arange(self.ANGLES) / self.ANGLES
         self._polynomials = np.polynomial.chebyshev.chebvander(2 * turns - 1, num_coeffs - 1)  # (ANGLES, num_coeffs)
@@ -109,21 +77,20 @@ class ChebyshevRadius:
             return np.zeros(self.length)
         part = largest_part(mask)
         center = inner_center(part)
-        radii = outermost_radii(part, center, self.ANGLES)
-        return np.concatenate((center, self._fit @ radii))
+        return np.concatenate((center, self._fit @ outermost_radii(part, center, self.ANGLES)))
 
     def decode(self, vector: Vector, height: int, width: int) -> BoolArray:
-        radii = self._polynomials @ vector[2:]
-        return fill_star(vector[:2], np.maximum(radii, 0), height, width)
+        return fill_star(vector[:2], np.maximum(self._polynomials @ vector[2:], 0), height, width)
+
+
+MaskCodec = BinaryGrid | PolarRays | ChebyshevRadius
+"""``encode`` makes a vector (length,) of an (H, W) mask of any size, ``decode`` one of the size that was encoded."""
 
 
 def largest_part(mask: BoolArray) -> BoolArray:
     """The connected part (corners connect) with the most pixels, of an (H, W) mask that is not empty."""
     _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    part: BoolArray = labels == sizes.argmax()
-    return part
+    return np.asarray(labels == 1 + np.bincount(labels.ravel())[1:].argmax(), np.bool_)
 
 
 def inner_center(mask: BoolArray) -> Vector:
@@ -158,25 +125,19 @@ def outermost_radii(mask: BoolArray, center: Vector, num_rays: int) -> Vector:
 
 
 def fill_star(center: Vector, radii: Vector, height: int, width: int) -> BoolArray:
-    """Fill the polygon whose corners lie in equally spaced directions around a point.
+    """(height, width) pixels whose centre lies in the polygon with corners in equally spaced directions from a point.
 
     Args:
         center: (x, y) in pixels.
         radii: (n,) distance of each corner, not negative; n >= 3.
         height, width: of the mask.
-
-    Returns:
-        (height, width): pixels whose centre lies inside.
     """
-    x = np.arange(width) + 0.5 - center[0]
-    y = (np.arange(height) + 0.5 - center[1])[:, None]
-    distance = np.hypot(x, y)
+    x, y = np.arange(width) + 0.5 - center[0], (np.arange(height) + 0.5 - center[1])[:, None]
     sector = 2 * np.pi / len(radii)
     angle = np.arctan2(y, x) % (2 * np.pi)
     index = np.minimum((angle / sector).astype(np.int64), len(radii) - 1)
     before = angle - index * sector
     a, b = radii[index], np.roll(radii, -1)[index]
     # The corners a and b and the point lie on one line where the triangles' areas agree.
-    edge = a * b * np.sin(sector)
-    inside: BoolArray = distance * (a * np.sin(before) + b * np.sin(sector - before)) < edge
-    return inside
+    areas = np.hypot(x, y) * (a * np.sin(before) + b * np.sin(sector - before))
+    return np.asarray(areas < a * b * np.sin(sector), np.bool_)

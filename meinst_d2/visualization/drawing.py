@@ -1,34 +1,91 @@
-"""Detectron2's visualizers, with the holes of masks left open.
+"""Detectron2's visualizers, with holes left open and class names as they are written, and sheets of images.
 
-Detectron2 fills the outline of a hole like that of an object, so that a ring looks like a disc.
+Detectron2 fills the outline of a hole like that of an object, so that a ring looks like a disc, and what stands between
+two dollar signs is a formula to matplotlib.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import matplotlib.colors
 import numpy as np
+from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
 from detectron2.utils.colormap import random_color
 from detectron2.utils.video_visualizer import VideoVisualizer, _DetectedInstance
 from detectron2.utils.visualizer import GenericMask, VisImage, Visualizer, _create_text_labels
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+
+from meinst_d2.data.image_files import read_image
+from meinst_d2.files import atomic_path
+
+
+def use_font(path: str | os.PathLike[str]) -> None:
+    """Draw every text of this process in a font; for what it lacks, in those that were used before.
+
+    Args:
+        path: a .ttf, .otf or .ttc file.
+
+    Raises:
+        ValueError: there is no such file, or it is not a font.
+    """
+    try:
+        font_manager.fontManager.addfont(path)
+        name = FontProperties(fname=os.fspath(path)).get_name()
+    except (OSError, RuntimeError, ValueError) as error:  # the latter of FreeType
+        raise ValueError(f"{path} is not a font that matplotlib can read: name a .ttf, .otf or .ttc file") from error
+    matplotlib.rcParams["font.family"] = [name, *matplotlib.rcParams["font.family"]]
+
+
+@functools.cache
+def warn_of_missing_glyphs(names: tuple[str, ...], families: tuple[str, ...]) -> None:
+    """Say once, in a sentence, which names will be drawn with squares.
+
+    Args:
+        names: of classes.
+        families: of fonts, matplotlib's ``font.family``.
+    """
+    fonts = [font_manager.get_font(font_manager.findfont(FontProperties(family=[family]))) for family in families]
+    known = {code for font in fonts for code in font.get_charmap()}
+    missing = [name for name in names if any(c.isprintable() and ord(c) not in known for c in name)]
+    if missing:
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .*missing")  # matplotlib's, one for every character
+        some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        logging.getLogger(__name__).warning(
+            f"the font {fonts[0].family_name} lacks characters of {some}, which are drawn as squares: choose a font "
+            "that has them (meinst predict --font FILE, or font.family in a matplotlibrc)"
+        )
 
 
 class MaskVisualizer(Visualizer):
     """Detectron2's Visualizer; masks are filled pixel by pixel, and also taken from ``pred_masks_rle``."""
 
+    def draw_text(self, text: str, position: Any, **kwargs: Any) -> VisImage:
+        """Like Detectron2's, in matplotlib's ``font.family``, and ``$`` is a dollar sign."""
+        families = tuple(matplotlib.rcParams["font.family"])
+        warn_of_missing_glyphs(tuple(self.metadata.get("thing_classes", ())), families)
+        output = super().draw_text(text, position, **kwargs)
+        output.ax.texts[-1].set(parse_math=False, fontfamily=list(families))
+        return output
+
     def draw_instance_predictions(self, predictions: Instances, jittering: bool = True) -> VisImage:
-        """As Detectron2's, with boxes, labels and masks in either form.
+        """Like Detectron2's, with boxes, labels and masks in either form.
 
         Args:
             predictions: on the CPU, of the image that is drawn on.
             jittering: unused, as in Detectron2's default mode.
         """
-        labels = _create_text_labels(
-            predictions.pred_classes.tolist(), predictions.scores, self.metadata.get("thing_classes", None)
-        )
+        names = self.metadata.get("thing_classes", None)
+        labels = _create_text_labels(predictions.pred_classes.tolist(), predictions.scores, names)
         return self.overlay_instances(boxes=predictions.pred_boxes, masks=masks_of(predictions), labels=labels)
 
     def overlay_instances(
@@ -41,7 +98,7 @@ class MaskVisualizer(Visualizer):
         alpha: float = 0.5,
         **kwargs: Any,
     ) -> VisImage:
-        """As Detectron2's: the largest mask is painted first, then outlines, boxes and labels are drawn."""
+        """Like Detectron2's: the largest mask is painted first, then outlines, boxes and labels are drawn."""
         if masks is not None and len(masks):
             masks = self._convert_masks(masks)
             if assigned_colors is None:
@@ -97,3 +154,46 @@ def masks_of(predictions: Instances) -> Any:
     if predictions.has("pred_masks_rle"):
         return list(predictions.pred_masks_rle)
     return predictions.pred_masks if predictions.has("pred_masks") else None
+
+
+def draw_sheet(
+    path: str | os.PathLike[str],
+    records: Sequence[Mapping[str, Any]],
+    detections: Sequence[Instances],
+    dataset_name: str,
+    *,
+    score_thresh: float = 0.4,
+    columns: int = 3,
+    width: int = 320,
+    titles: Sequence[str] = (),
+) -> None:
+    """Images with the ground truth on the left and the detections on the right.
+
+    Args:
+        path: the picture.
+        records: of the images, in Detectron2's dataset format.
+        detections: of each image, at the image's size.
+        dataset_name: where class names and colours come from.
+        score_thresh: detections below are left out.
+        columns: pairs side by side.
+        width: of one drawing, in pixels.
+        titles: of each image; none are drawn where there are none.
+    """
+    rows = -(-len(records) // columns)
+    figure = Figure(figsize=(columns * 2 * width / 100, rows * width / 100))
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    metadata = MetadataCatalog.get(dataset_name)
+    for axis, record, found in zip(axes.ravel(), records, detections, strict=False):
+        image = read_image(record["file_name"], "RGB")
+        found = found[found.scores > score_thresh].to("cpu")
+        left, right = (MaskVisualizer(image, metadata, scale=width / image.shape[1]) for _ in range(2))
+        truth = left.draw_dataset_dict(dict(record)).get_image()
+        drawn = right.draw_instance_predictions(found).get_image()
+        axis.imshow(np.concatenate((truth, np.full_like(truth[:, :6], 255), drawn), axis=1))
+    for axis, title in zip(axes.ravel(), titles, strict=False):
+        axis.set_title(title, fontsize=10, parse_math=False)
+    figure.subplots_adjust(0.003, 0.003, 0.997, 1 - 0.1 / max(rows, 1) * bool(titles), 0.02, 0.12 if titles else 0.02)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=100)

@@ -1,12 +1,18 @@
-"""Write docs/bad-input.md: python -m tests.bad_input."""
+"""Write what the readers say now into docs/bad-input.md, whose difference is to be read: python -m tests.bad_input."""
 
-from __future__ import annotations
+import os
+import tempfile
+from pathlib import Path
 
-import sys
+from tests.bad_input.case import call_of
+from tests.bad_input.page import CASES, PAGE, as_markdown, cell_of
 
-sys.path.insert(0, "tools")
-
-from tests.bad_input.page import PAGE, as_markdown
-
-PAGE.write_text(as_markdown())
+cells = {}
+for key, case in CASES.items():
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        raised, said, _, _ = call_of(case, Path(folder))
+    assert raised == case.error, (str(case), raised, said)
+    cells[key] = cell_of(case, said)
+PAGE.write_text(as_markdown(cells))
 print(f"wrote {PAGE}")

@@ -1,7 +1,5 @@
 """A malformed input, and what reading it has to say."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re
@@ -16,13 +14,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from meinst_d2.commands import check as check_command
 from meinst_d2.data.datasets import register_shapes
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from tests.conftest import ROOT
 from tests.models import tiny_model, write_components
 
 TINY = str(ROOT / "configs/quick/tiny.yaml")
-SAID = ("skipped ", "could not be read: ", "meinst check: ")
+SAID = ("skipped ", "meinst predict: ", "meinst check: ")
 """How lines of a command's output begin that tell the user what was wrong."""
 
 HASH = re.compile(r"-[0-9a-f]{8}\.pth")
@@ -38,18 +35,18 @@ class Case:
     Attributes:
         reader: what the user calls.
         wrong: with the input.
-        gets: every sentence that the user gets, in order, with the folder of the files taken out. Where ``error`` is
-            None, what happens instead.
-        make: writes the files into a folder; what it returns calls the reader, and asserts what ``gets`` says where
+        make: writes the files into a folder; what it returns calls the reader, and asserts what ``instead`` says where
             nothing is raised.
         error: what is raised; SystemExit by commands.
+        instead: what happens where ``error`` is None. Elsewhere the user gets the sentences that docs/bad-input.md has,
+            with the folder of the files taken out.
     """
 
     reader: str
     wrong: str
-    gets: str
     make: Callable[[Path], Call]
     error: type[BaseException] | None = SystemExit
+    instead: str = ""
 
     def __str__(self) -> str:
         return f"{self.reader}: {self.wrong}"

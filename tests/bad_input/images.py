@@ -1,7 +1,5 @@
 """Image files: those that cannot be read, and those that look as if they could not."""
 
-from __future__ import annotations
-
 import warnings
 import zlib
 from collections.abc import Callable
@@ -31,16 +29,16 @@ def colours() -> np.ndarray:
     return np.arange(HEIGHT * WIDTH * 3, dtype=np.uint8).reshape(HEIGHT, WIDTH, 3) * 3
 
 
-def fails(wrong: str, name: str, write: Callable[[Path], object], gets: str, error: type[Exception] = OSError) -> Case:
+def fails(wrong: str, name: str, write: Callable[[Path], object], error: type[Exception] = OSError) -> Case:
     def make(folder: Path) -> Call:
         write(folder / name)
         return lambda: sample_of(folder / name)
 
-    return Case(READER, wrong, gets, make, error)
+    return Case(READER, wrong, make, error)
 
 
 def works(
-    wrong: str, name: str, image: Callable[[], Image.Image], gets: str, expected: Callable[[], Any], **options: Any
+    wrong: str, name: str, image: Callable[[], Image.Image], instead: str, expected: Callable[[], Any], **options: Any
 ) -> Case:
     """An image that is read as the (H, W, 3) ``expected``."""
 
@@ -55,18 +53,18 @@ def works(
 
         return call
 
-    return Case(READER, wrong, gets, make, None)
+    return Case(READER, wrong, make, None, instead)
 
 
 def deep() -> Image.Image:
-    values = np.full((HEIGHT, WIDTH), 100, np.uint16)
-    values[0] = 300
+    values = np.full((HEIGHT, WIDTH), 0x1234, np.uint16)
+    values[0] = 0xFFFF
     return Image.fromarray(values)
 
 
 def deep_as_read() -> np.ndarray:
-    values = np.full((HEIGHT, WIDTH, 3), 100, np.uint8)
-    values[0] = 255
+    values = np.full((HEIGHT, WIDTH, 3), 0x12, np.uint8)
+    values[0] = 0xFF
     return values
 
 
@@ -124,39 +122,33 @@ def small(path: Path) -> None:
 
 
 CASES = [
-    fails("not there", "a.png", lambda path: None, "there is no image a.png", FileNotFoundError),
-    fails(
-        "cut off", "a.bmp", cut_off, "the image a.bmp cannot be read: image file is truncated (112 bytes not processed)"
-    ),
-    fails(
-        "no image",
-        "a.png",
-        lambda path: path.write_text("<html>Not found</html>"),
-        "the image a.png cannot be read: cannot identify image file",
-    ),
-    fails("a folder", "a.png", Path.mkdir, "the image a.png cannot be read: Is a directory"),
-    fails(
-        "a header of 10,000 megapixels",
-        "a.png",
-        claiming_png,
-        "the image a.png cannot be read: Image size (10000000000 pixels) exceeds limit of 178956970 pixels, could be "
-        "decompression bomb DOS attack.",
-    ),
+    fails("not there", "a.png", lambda path: None, FileNotFoundError),
+    fails("cut off", "a.bmp", cut_off),
+    fails("no image", "a.png", lambda path: path.write_text("<html>Not found</html>")),
+    fails("a folder", "a.png", Path.mkdir),
+    fails("a header of 10,000 megapixels", "a.png", claiming_png),
     Case(
         READER,
         "of another size than the JSON says",
-        "Mismatched image shape for image a.png, got (6, 4), expect (4, 6). Please check the width/height in your "
-        "annotation.",
         lambda folder: (small(folder / "a.png"), lambda: sample_of(folder / "a.png", 6, 4))[1],
         SizeMismatchError,
     ),
-    Case(READER, "of 100 megapixels", "read, with Pillow's DecompressionBombWarning", large, None),
+    Case(READER, "of 100 megapixels", large, None, "read, with Pillow's DecompressionBombWarning"),
     works(
         "16 bits per channel",
         "a.png",
         deep,
-        "read as 8 bits, values above 255 as 255; meinst check says so",
+        "read as the upper 8 of the 16 bits, with a warning; meinst check says so",
         deep_as_read,
+    ),
+    works(
+        "a TIFF of several pages",
+        "a.tif",
+        lambda: Image.fromarray(colours()),
+        "the first page is read, with a warning; meinst check says so",
+        colours,
+        save_all=True,
+        append_images=[Image.new("RGB", (WIDTH, HEIGHT))],
     ),
     works(
         "CMYK",
@@ -175,13 +167,7 @@ CASES = [
         "read in the palette's colours",
         lambda: np.asarray(Image.fromarray(colours()).quantize(256, method=Image.Quantize.FASTOCTREE).convert("RGB")),
     ),
-    works(
-        "one pixel",
-        "a.png",
-        lambda: Image.fromarray(colours()[:1, :1]),
-        "read",
-        lambda: colours()[:1, :1],
-    ),
+    works("one pixel", "a.png", lambda: Image.fromarray(colours()[:1, :1]), "read", lambda: colours()[:1, :1]),
     works(
         "turned by its EXIF orientation",
         "a.png",
@@ -193,13 +179,7 @@ CASES = [
     Case(
         "meinst predict",
         "no image among the inputs",
-        "could not be read: a.png: cannot identify image file",
         lambda folder: ((folder / "a.png").write_text("no"), show_with(folder, folder / "a.png"))[1],
     ),
-    Case(
-        "meinst predict",
-        "inputs that are not there",
-        "meinst predict: there is no file, folder or match for *.png: give --input FILE, FOLDER or 'GLOB'",
-        lambda folder: show_with(folder, folder / "*.png"),
-    ),
+    Case("meinst predict", "inputs that are not there", lambda folder: show_with(folder, folder / "*.png")),
 ]

@@ -1,6 +1,4 @@
-"""The cases as a page of the documentation."""
-
-from __future__ import annotations
+"""The page of the documentation: its tables are the cases, in order, with what a user gets."""
 
 from collections.abc import Sequence
 
@@ -17,39 +15,35 @@ GROUPS: dict[str, Sequence[Case]] = {
     "Configs": configs.CASES,
     "Disks": disks.CASES,
 }
-INTRODUCTION = """# Input that is wrong
-
-What you get for files that are damaged, do not fit, or were made to do harm. Every row is a test in `tests/bad_input`,
-which compares the words below with what is said, and looks that nothing was written. `python -m tests.bad_input` makes
-this page.
-
-Commands print a sentence and end with an exit status that is not 0; functions raise an error with the sentence. No file
-of weights, components or annotations and no YAML config can run code, and what weights and components claim to hold is
-compared with their length before room is made for it (`tests/test_untrusted_files.py`, `tests/test_absurd_claims.py`).
-
-Two ways remain for files to run code. A config that ends in `.py` (a LazyConfig) is a Python program, and runs as one:
-use those that you or people you trust have written. And Detectron2's own `cfg.merge_from_file(path)` runs what YAML
-asks for: in scripts of your own, call `meinst_d2.config_file.merge_config_file(cfg, path)`, or add
-`allow_unsafe=False`.
-"""
+CASES = {(title, case.reader, case.wrong): case for title, cases in GROUPS.items() for case in cases}
 
 
-def as_markdown() -> str:
-    """The whole page."""
-    parts = [INTRODUCTION]
+def read_page() -> dict[tuple[str, str, str], str]:
+    """The cell that says what a user gets, by group, reader and what is wrong."""
+    found, title = {}, ""
+    for line in PAGE.read_text().splitlines():
+        title = line.removeprefix("## ") if line.startswith("## ") else title
+        if line.startswith("| ") and not line.startswith("| reader |"):
+            reader, wrong, gets = line.removeprefix("| ").removesuffix(" |").split(" | ", 2)
+            found[title, reader, wrong.replace("\\|", "|")] = gets
+    return found
+
+
+def as_markdown(gets: dict[tuple[str, str, str], str]) -> str:
+    """The whole page with these cells below the introduction that it has."""
+    parts = [PAGE.read_text().partition("\n## ")[0]]
     for title, cases in GROUPS.items():
-        rows = [f"| {case.reader} | {_cell(case.wrong)} | {_result(case)} |" for case in cases]
+        rows = [f"| {case.reader} | {escaped(case.wrong)} | {gets[title, case.reader, case.wrong]} |" for case in cases]
         parts.append(
             "\n".join([f"## {title}\n", "| reader | what is wrong | what you get |", "|---|---|---|", *rows, ""])
         )
     return "\n".join(parts)
 
 
-def _result(case: Case) -> str:
-    if case.error is None:
-        return _cell(case.gets)
-    return "<br>".join(f"`` {_cell(line)} ``" for line in case.gets.splitlines())
+def cell_of(case: Case, said: str) -> str:
+    """Of a case's row; ``said`` is every sentence that the user gets."""
+    return "<br>".join(f"`` {escaped(line)} ``" for line in said.splitlines()) if case.error else escaped(case.instead)
 
 
-def _cell(text: str) -> str:
+def escaped(text: str) -> str:
     return text.replace("|", "\\|").replace("\t", "\\t")

@@ -1,29 +1,31 @@
 """A small correct dataset to spoil, and training on it as far as its data is concerned."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
+from detectron2.structures.masks import polygons_to_bitmask
 from detectron2.utils import logger
 from PIL import Image
 
+from meinst_d2.check import Finding, Report
 from meinst_d2.check.coverage import settings_of
-from meinst_d2.check.doctor import examine
-from meinst_d2.check.findings import Finding
-from meinst_d2.check.report import Report
+from meinst_d2.check.report import examine
+from meinst_d2.data.datasets import DatasetError, training_records
 from meinst_d2.data.mapper import MEInstDatasetMapper
+from meinst_d2.evaluation.coco import MEInstCOCOEvaluator
 from tests.models import tiny_cfg
 
 WIDTH, HEIGHT, IMAGES, PER_IMAGE = 64, 48, 5, 4
@@ -82,20 +84,47 @@ def check(path: Path, images: bool = True, **options: Any) -> Report:
 
 
 def finding(report: Report, key: str) -> Finding:
-    found = [finding for finding in report.findings if finding.problem.key == key]
-    assert len(found) == 1, [finding.problem.key for finding in report.findings]
+    found = [finding for finding in report.findings if finding.rule.key == key]
+    assert len(found) == 1, [finding.rule.key for finding in report.findings]
     return found[0]
+
+
+@contextmanager
+def registered(path: Path) -> Iterator[str]:
+    """A name for the dataset within the block."""
+    name = f"check_{next(_numbers)}"
+    register_coco_instances(name, {}, str(path), str(path.parent))
+    try:
+        yield name
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 def train(path: Path) -> dict[int, Instances]:
     """What training is given of every image, by image id: loading, filtering, mapping. Raises what it raises."""
-    name = f"check_{next(_numbers)}"
-    register_coco_instances(name, {}, str(path), str(path.parent))
-    try:
-        records = get_detection_dataset_dicts([name])
+    with registered(path) as name:
+        try:
+            records = training_records([name])
+        except DatasetError as error:
+            raise error.__cause__ or error from error
         mapper = MEInstDatasetMapper(config())
         with mock.patch.object(logger, "_LOG_COUNTER", Counter()):  # ten warnings per process: not other tests'
             return {record["image_id"]: mapper(record)["instances"] for record in records}
-    finally:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+
+
+def ap_of_the_truth(path: Path) -> dict[str, float]:
+    """AP of the ground truth as predictions, in this project's evaluator."""
+    with registered(path) as name:
+        evaluator = MEInstCOCOEvaluator(name, distributed=False)
+        evaluator.reset()
+        for record in DatasetCatalog.get(name):
+            truth = record["annotations"]
+            masks = [polygons_to_bitmask(list(map(np.array, a["segmentation"])), HEIGHT, WIDTH) for a in truth]
+            boxes = torch.tensor([a["bbox"] for a in truth])
+            boxes[:, 2:] += boxes[:, :2]
+            instances = Instances((HEIGHT, WIDTH), pred_boxes=Boxes(boxes), scores=torch.ones(len(truth)))
+            instances.pred_classes = torch.tensor([a["category_id"] for a in truth])
+            instances.pred_masks = torch.from_numpy(np.stack(masks))
+            evaluator.process([{"image_id": record["image_id"]}], [{"instances": instances}])
+        return {task: values["AP"] for task, values in evaluator.evaluate().items()}

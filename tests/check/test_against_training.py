@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from meinst_d2.check import problems as p
-from meinst_d2.check.drop import write_without_bad
-from meinst_d2.check.report import Report
+from meinst_d2.check import Report
+from meinst_d2.check import annotation_rules as p
+from meinst_d2.check.coco_file import write_without_bad
 from tests.check.datasets import HEIGHT, IMAGES, WIDTH, Content, check, good_content, train, write
 
 Fault = Callable[[np.random.Generator, dict[str, Any]], None]
@@ -88,7 +88,7 @@ def test_the_status_is_what_training_does(tmp_path: Path, first: int) -> None:
         except Exception as error:
             assert report.severity == p.STOPS, f"seed {seed}: {error!r}"
             continue
-        stops = [found.problem.key for found in report.findings if found.severity == p.STOPS]
+        stops = [found.rule.key for found in report.findings if found.severity == p.STOPS]
         assert not stops, f"seed {seed}: {stops}"
         if not report.file.having(p.NOT_FINITE, p.NEGATIVE, p.NO_NUMBERS).any():  # those are learned by accident
             assert {k: len(v) for k, v in trained.items() if len(v)} == dict(objects(report)), f"seed {seed}"

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from meinst_d2.check import problems as p
+from meinst_d2.check import annotation_rules as p
 from meinst_d2.check.contact_sheet import (
     BAD,
     BOX_COLOR,
@@ -17,6 +17,7 @@ from meinst_d2.check.contact_sheet import (
     draw_contact_sheet,
     sample_rows,
 )
+from meinst_d2.check.report import bad_rules
 from tests.check.datasets import IMAGES, PER_IMAGE, Content, check, good_content, spoiled, write
 from tests.check.test_drop import spoil
 
@@ -37,18 +38,18 @@ def tiles(path: Path, count: int) -> list[np.ndarray]:
 
 def test_bad_ones_are_framed_in_red(tmp_path: Path) -> None:
     report = check(spoiled(tmp_path, spoil))
-    rows = sample_rows(report.file, report.bad_problems, 24)
-    bad = [bool(report.file.having(*report.bad_problems)[row]) for row in rows]
+    rows = sample_rows(report.file, bad_rules(report), 24)
+    bad = [bool(report.file.having(*bad_rules(report))[row]) for row in rows]
     assert len(rows) == 24 == len(set(rows)) and sum(bad) >= 12 and not all(bad)
-    draw_contact_sheet(tmp_path / "sheet.png", report.file, tmp_path, report.bad_problems, 24)
+    draw_contact_sheet(tmp_path / "sheet.png", report.file, tmp_path, bad_rules(report), 24)
     for tile, is_bad in zip(tiles(tmp_path / "sheet.png", 24), bad, strict=True):
         assert tuple(tile[0, 0]) == (BAD if is_bad else GOOD)
 
 
 def test_masks_and_boxes_are_drawn_over_the_image(tmp_path: Path) -> None:
     report = check(write(tmp_path, good_content()))
-    draw_contact_sheet(tmp_path / "sheet.png", report.file, tmp_path, report.bad_problems, 4)
-    draw_contact_sheet(tmp_path / "grey.png", report.file, None, report.bad_problems, 4)
+    draw_contact_sheet(tmp_path / "sheet.png", report.file, tmp_path, bad_rules(report), 4)
+    draw_contact_sheet(tmp_path / "grey.png", report.file, None, bad_rules(report), 4)
     for name in ("sheet", "grey"):
         for tile in tiles(tmp_path / f"{name}.png", 4):
             assert shares(tile, BOX_COLOR) > 0.01
@@ -57,7 +58,7 @@ def test_masks_and_boxes_are_drawn_over_the_image(tmp_path: Path) -> None:
     np.testing.assert_allclose(green, 0.6 * 128 + 0.4 * np.array(MASK_COLOR), atol=2)
 
 
-def test_classes_take_turns(tmp_path: Path) -> None:
+def test_classes_take_turns_and_samples_may_be_few(tmp_path: Path) -> None:
     def rare(content: Content) -> None:
         for annotation in content["annotations"]:
             annotation["category_id"] = 7 if annotation["id"] == 30 else 3
@@ -65,9 +66,6 @@ def test_classes_take_turns(tmp_path: Path) -> None:
     file = check(spoiled(tmp_path, rare)).file
     rows = sample_rows(file, [], 2)
     assert sorted(file.annotations[row].category for row in rows) == [0, 1]
-
-
-def test_fewer_annotations_than_samples(tmp_path: Path) -> None:
     file = check(write(tmp_path, good_content())).file
     assert sorted(sample_rows(file, [p.NO_MASK], 100)) == list(range(IMAGES * PER_IMAGE))
     content = good_content()

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from meinst_d2.check import problems as p
+from meinst_d2.check import FINE, HURTS, Report, Severity
+from meinst_d2.check import coverage as p
+from meinst_d2.check.coco_file import scan
 from meinst_d2.check.coverage import Settings, measure_coverage, settings_of
-from meinst_d2.check.findings import Context, find
-from meinst_d2.check.problem import FINE, HURTS, Severity
-from meinst_d2.check.scan import scan
+from meinst_d2.check.report import find
 from meinst_d2.fcos.assign import AssignmentRule
 from tests.check.datasets import Content, config, good_content, square, write
 from tests.models import load_cfg
@@ -31,23 +31,20 @@ def content_of(*squares: tuple[float, float, float], size: tuple[int, int] = (48
     return content
 
 
-def test_settings_of_the_published_config() -> None:
+def test_settings_of_configs() -> None:
     found = settings_of(load_cfg("MEInst_R_50_1x.yaml"))
     assert found.rule == AssignmentRule(strides=(8, 16, 32, 64, 128), size_bounds=(64, 128, 256, 512))
     assert (found.min_size, found.max_size, found.filter_empty) == (800, 1333, True)
+    assert settings_of(config()).min_size == 48
 
 
-def test_an_object_between_the_cells(tmp_path: Path) -> None:
-    # Cells of stride 8 sit at 4, 12, 20, ...: the first square holds none, the second one.
+def test_objects_that_no_cell_learns(tmp_path: Path) -> None:
     file = scan(write(tmp_path, content_of((5, 5, 6), (17, 17, 6))))
     coverage = measure_coverage(file, settings(48))
     assert file.having(p.NO_CELL).tolist() == [True, False] and not file.having(p.OUTDONE).any()
     assert coverage.per_level == (1, 0) and coverage.objects == 2
     file = scan(write(tmp_path, content_of((5, 5, 6), (17, 17, 6))))
     assert measure_coverage(file, settings(96)).per_level == (2, 0)  # on images twice as large it holds one
-
-
-def test_an_object_all_of_whose_cells_go_to_another(tmp_path: Path) -> None:
     file = scan(write(tmp_path, content_of((17, 17, 6.5), (17, 17, 6))))
     measure_coverage(file, settings(48))
     assert file.having(p.OUTDONE).tolist() == [True, False] and not file.having(p.NO_CELL).any()
@@ -60,6 +57,9 @@ def test_large_objects_are_learned_on_the_coarse_level(tmp_path: Path) -> None:
     coverage = measure_coverage(file, settings(96))
     assert coverage.per_level == (2, 1)  # 8 to 56: the cell at 24 is 32 pixels from the far sides
     np.testing.assert_allclose(coverage.sides[1], 34, rtol=1e-6)  # the median of 48 and 20
+    file = scan(write(tmp_path, content_of()))
+    coverage = measure_coverage(file, settings(48))
+    assert coverage.objects == 0 and coverage.per_level == (0, 0) and torch.tensor(coverage.sides).isnan().all()
 
 
 def test_images_of_many_sizes_in_one_batch_are_like_each_alone(tmp_path: Path) -> None:
@@ -83,12 +83,6 @@ def test_images_of_many_sizes_in_one_batch_are_like_each_alone(tmp_path: Path) -
     assert file.flags.tolist() == flags and file.having(p.NO_CELL).any() and file.having(p.OUTDONE).any()
 
 
-def test_no_objects(tmp_path: Path) -> None:
-    file = scan(write(tmp_path, content_of()))
-    coverage = measure_coverage(file, settings(48))
-    assert coverage.objects == 0 and coverage.per_level == (0, 0) and torch.tensor(coverage.sides).isnan().all()
-
-
 def severity(tmp_path: Path, lost: int, learned: int) -> tuple[Severity, str]:
     squares = [(5.0, 5.0, 6.0)] * lost + [(17.0 + 8 * (n % 5), 17.0, 6.0) for n in range(learned)]
     content = content_of(*squares)
@@ -97,7 +91,7 @@ def severity(tmp_path: Path, lost: int, learned: int) -> tuple[Severity, str]:
         annotation["image_id"] = n
     file = scan(write(tmp_path, content))
     coverage = measure_coverage(file, settings(48))
-    (found,) = [f for f in find(Context(file, coverage)) if f.problem is p.NO_CELL]
+    (found,) = [f for f in find(Report(file, coverage)) if f.rule is p.NO_CELL]
     return found.severity, found.note
 
 
@@ -105,7 +99,3 @@ def test_a_few_lost_objects_are_usual(tmp_path: Path) -> None:
     assert severity(tmp_path, 1, 99) == (FINE, "1.0 % of the objects")
     assert severity(tmp_path, 4, 96) == (HURTS, "4.0 % of the objects")
     assert severity(tmp_path, 20, 80) == (HURTS, "20.0 % of the objects; 20 % of box")
-
-
-def test_the_test_config_is_at_the_images_size() -> None:
-    assert settings_of(config()).min_size == 48

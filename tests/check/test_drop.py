@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from meinst_d2.check.drop import listed, require_other_file, write_without_bad
-from meinst_d2.check.problem import HURTS
+from meinst_d2.check import HURTS
+from meinst_d2.check.coco_file import Line, require_other_file, write_without_bad
 from tests.check.datasets import IMAGES, PER_IMAGE, Content, check, good_content, spoiled, train, write
 
 
@@ -40,13 +40,17 @@ def spoil(content: Content) -> None:
     content["empty"] = []
 
 
+def done(lines: list[Line], section: str, what: str = "left out") -> int:
+    return sum(line.section == section and line.done == what for line in lines)
+
+
 def test_the_copy_trains_and_is_otherwise_the_same(tmp_path: Path) -> None:
     path = spoiled(tmp_path, spoil)
     before = path.read_bytes()
     report = check(path)
     assert report.severity == 2
     out = tmp_path / "new/usable.json"
-    dropped = write_without_bad(report.file, out)
+    _, lines = write_without_bad(report.file, out)
     old, new = json.loads(before), json.loads(out.read_text())
     assert path.read_bytes() == before and list(new) == list(old)
     assert {key: new[key] for key in ("licenses", "info", "empty", "categories")} == {
@@ -57,7 +61,7 @@ def test_the_copy_trains_and_is_otherwise_the_same(tmp_path: Path) -> None:
     assert new["annotations"][:-2] == good
     again, crowd = new["annotations"][-2:]
     assert again == {**good[1], "id": 1012, "note": "kept"} and crowd["id"] == 99
-    assert dropped.annotations.sum() == 14 + PER_IMAGE and dropped.images.sum() == 1
+    assert done(lines, "annotations") == 14 + PER_IMAGE and done(lines, "images") == 1
     (tmp_path / "new/train.json").write_text(out.read_text())
     for number in range(1, IMAGES + 1):
         (tmp_path / f"new/{number}.png").write_bytes((tmp_path / f"{number}.png").read_bytes())
@@ -67,24 +71,29 @@ def test_the_copy_trains_and_is_otherwise_the_same(tmp_path: Path) -> None:
 
 def test_everything_that_is_left_out_is_listed(tmp_path: Path) -> None:
     report = check(spoiled(tmp_path, spoil))
-    dropped = write_without_bad(report.file, tmp_path / "usable.json")
-    assert dropped.list_path == tmp_path / "usable.dropped.csv"
-    with open(dropped.list_path, newline="") as file:
+    list_path, lines = write_without_bad(report.file, tmp_path / "usable.json")
+    assert list_path == tmp_path / "usable.dropped.csv"
+    with open(list_path, newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["section", "number", "what", "done", "why"]
     assert rows[1] == ["images", "4", "image 5 (5.png)", "left out", "image-other-size"]
-    assert len(rows) == 1 + 1 + 14 + PER_IMAGE + 1 == 1 + len(listed(report.file, dropped))
+    assert len(rows) == 1 + 1 + 14 + PER_IMAGE + 1 == 1 + len(lines)
     why = {row[4] for row in rows[2:]}
     assert {"annotation-no-object", "unknown-category", "mask-empty", "box-outside", "rle-wrong-size"} <= why
     assert {"its image was left out", "annotation-id-repeated"} <= why
     assert [row[3] for row in rows if row[4] == "annotation-id-repeated"] == ["new id"]
 
 
-def test_a_good_file_is_copied_whole(tmp_path: Path) -> None:
+def test_a_good_file_is_copied_whole_or_not_at_all(tmp_path: Path) -> None:
     path = write(tmp_path, good_content())
-    dropped = write_without_bad(check(path).file, tmp_path / "copy.json")
-    assert json.loads((tmp_path / "copy.json").read_text()) == good_content()
-    assert not dropped.annotations.any() and not dropped.images.any() and not dropped.renumbered.any()
+    _, lines = write_without_bad(check(path).file, tmp_path / "copy.json")
+    assert json.loads((tmp_path / "copy.json").read_text()) == good_content() and not lines
+    path = write(tmp_path, good_content())
+    file = check(path).file
+    path.write_text(path.read_text()[:-40])
+    with pytest.raises(ValueError, match="cut off"):
+        write_without_bad(file, tmp_path / "half.json")
+    assert not list(tmp_path.glob("*half*"))
 
 
 @pytest.mark.parametrize("name", ["train.json", "sub/../train.json", "link.json"])
@@ -97,12 +106,3 @@ def test_the_file_itself_is_never_overwritten(tmp_path: Path, name: str) -> None
         with pytest.raises(ValueError, match="is the file that is read"):
             refuse()
     assert json.loads(path.read_text()) == good_content()
-
-
-def test_nothing_half_written_stays(tmp_path: Path) -> None:
-    path = write(tmp_path, good_content())
-    file = check(path).file
-    path.write_text(path.read_text()[:-40])
-    with pytest.raises(ValueError, match="cut off"):
-        write_without_bad(file, tmp_path / "copy.json")
-    assert not list(tmp_path.glob("*copy*"))

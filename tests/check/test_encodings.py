@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from meinst_d2.check import encodings
+from meinst_d2.check.annotation_rules import check_masks
+from meinst_d2.check.coco_file import CocoFile, scan
 from meinst_d2.check.encodings import held_out, measure_classes
-from meinst_d2.check.masks import check_masks
-from meinst_d2.check.scan import CocoFile, scan
 from meinst_d2.data.coco import read_coco_json
 from meinst_d2.data.shapes import generate
 from meinst_d2.encoding import SigmoidClamp, fit_pca, save_components
@@ -69,15 +69,12 @@ def test_given_components_redraw_as_fitted_ones(shapes: CocoFile, tmp_path: Path
     assert fitted.measured == given.measured and fitted.fitted_to == len(rows)
 
 
-def test_components_of_other_classes(shapes: CocoFile, tmp_path: Path) -> None:
+def test_poor_classes_are_named_and_other_classes_refused(shapes: CocoFile, tmp_path: Path) -> None:
+    poor = measure_classes(shapes, [(4, 2)]).poor_classes()
+    assert len(poor) == 6 and poor[0].startswith("ring (0.") and poor[0].endswith("pca 4x4, 2)")
+    assert not measure_classes(shapes, [(4, 2), (28, 40)]).poor_classes()
     moments, _ = count_moments(read_coco_json(shapes.path), 14)
     basis = fit_pca(moments, SigmoidClamp()).truncated(5)
     save_components(tmp_path / "c.npz", [basis] * 3, {})
     with pytest.raises(ValueError, match="for 3 classes, the annotations have 6"):
         measure_classes(shapes, [], load_components(tmp_path / "c.npz"))
-
-
-def test_poor_classes_are_named(shapes: CocoFile) -> None:
-    poor = measure_classes(shapes, [(4, 2)]).poor_classes()
-    assert len(poor) == 6 and poor[0].startswith("ring (0.") and poor[0].endswith("pca 4x4, 2)")
-    assert not measure_classes(shapes, [(4, 2), (28, 40)]).poor_classes()

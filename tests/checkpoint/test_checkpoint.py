@@ -1,6 +1,4 @@
-import json
 import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +15,8 @@ from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.checkpoint.resume import open_last_whole
 from meinst_d2.model_zoo.adelaidet import save_safetensors
 from meinst_d2.model_zoo.trained import build
-from tests.checkpoint.test_readers import DANGEROUS_NAMES, write_canary
 from tests.models import load_cfg, published_model, tiny_cfg, tiny_model, write_components
-from tests.parity_cases import FOLDER, published_weights
-from tests.web import serve
-
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "none": {},
-    "dcnv1": {"DEFORM_CONV": "last"},
-    "dcnv2": {"DEFORM_CONV": "last", "DEFORM_MODULATED": True},
-    "dcnv2_all": {"DEFORM_CONV": "all", "DEFORM_MODULATED": True},
-    "dim20": {"DIM_MASK": 20},
-    "gcn": {"MASK_PREDICTOR": "large_kernel"},
-    "share1_nonorm_noscale": {"NUM_SHARE_CONVS": 1, "NORM": "none", "USE_SCALE": False},
-}
-
-
-def test_every_key_list_is_tried() -> None:
-    assert set(LAYOUTS) == {path.stem for path in (FOLDER / "keys").glob("*.tsv")}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_published_weights_of_every_layout_load_through_the_checkpointer(
-    tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    rows = [row.split("\t") for row in (FOLDER / f"keys/{layout}.tsv").read_text().splitlines()]
-    # One stored number per tensor; a model without memory takes them all.
-    torch.save({key: torch.ones(1).expand(json.loads(shape)) for key, shape in rows}, tmp_path / "theirs.pth")
-    overrides = [x for key, value in LAYOUTS[layout].items() for x in (f"MODEL.MEINST.{key}", value)]
-    model = build(load_cfg("MEInst_R_50_1x_none.yaml", *overrides), "meta")
-    with caplog.at_level("INFO"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*which is a no-op.*")
-        MEInstCheckpointer(model).load(str(tmp_path / "theirs.pth"))
-    assert "Loading from" in caplog.text
-    assert "not found" not in caplog.text and "not used" not in caplog.text and "Skip loading" not in caplog.text
+from tests.parity_cases import published_weights
 
 
 @pytest.mark.parametrize(("layout", "deform"), [("none", "none"), ("dcnv1", "last")])
@@ -62,7 +28,7 @@ def test_the_published_models_have_the_published_numbers_of_parameters(layout: s
 
 @pytest.mark.parametrize("wrapped", [True, False])
 @pytest.mark.parametrize("checkpointer", [DetectionCheckpointer, MEInstCheckpointer])
-def test_published_weights_load_unchanged_with_any_checkpointer(
+def test_published_weights_load_unchanged(
     tmp_path: Path, wrapped: bool, checkpointer: type, caplog: pytest.LogCaptureFixture
 ) -> None:
     weights = published_weights("none", 0)
@@ -196,38 +162,6 @@ def test_saving_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (tmp_path / "model_0.pth").read_bytes() == before
     assert (tmp_path / "last_checkpoint").read_text() == "model_0.pth"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_0.pth"]
-
-
-@pytest.mark.parametrize("query", ["", "?matching_heuristics=True"])
-@pytest.mark.parametrize("name", DANGEROUS_NAMES)
-def test_a_checkpoint_with_code_is_refused_and_never_run(tmp_path: Path, name: str, query: str) -> None:
-    write_canary(tmp_path / name, tmp_path / "marker")
-    with pytest.raises(ValueError, match=f"{name} is refused"):
-        MEInstCheckpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / name) + query)
-    assert not (tmp_path / "marker").exists()
-
-
-def test_code_from_the_web_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with serve(tmp_path) as url:
-        for name in ("w.pth", "w.pkl", "w.pyth"):
-            write_canary(tmp_path / name, tmp_path / "marker")
-            with pytest.raises(ValueError, match=f"{name} is refused"):
-                MEInstCheckpointer(torch.nn.Linear(1, 1)).load(f"{url}/{name}")
-    assert not (tmp_path / "marker").exists()
-
-
-def test_weights_load_from_the_web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    source, model = torch.nn.Linear(3, 4), torch.nn.Linear(3, 4)
-    torch.save(source.state_dict(), tmp_path / "w.pth")
-    with serve(tmp_path) as url:
-        MEInstCheckpointer(model).load(f"{url}/w.pth")
-        with pytest.raises(OSError, match="absent.pth could not be downloaded"):
-            MEInstCheckpointer(model).load(f"{url}/absent.pth")
-    assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.pyth", "w.safetensors", "w", "resnet50_lpf.pth", "dla34.pth"])

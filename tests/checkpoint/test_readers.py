@@ -29,7 +29,6 @@ OWN_STORAGE += ("complex64", "complex128")
 STORED_AS_BYTES = ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "complex32")
 """torch.save writes them in archives; what it makes of them before, torch.load does not read."""
 PROTOCOLS = range(2, pickle.HIGHEST_PROTOCOL + 1)
-DTYPES = ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "g", "c8", "c16", "S3", "U3", ">f4")
 REFUSED = "is refused: weights must be tensors, arrays and plain containers in a whole file "
 
 
@@ -123,19 +122,9 @@ def test_views_of_one_storage_stay_so(tmp_path: Path, zipped: bool) -> None:
     shape=st.lists(st.integers(0, 4), max_size=4),
     zipped=st.booleans(),
 )
-def test_any_plain_content_is_read(
-    tmp_path_factory: pytest.TempPathFactory, content: Any, shape: list[int], zipped: bool
-) -> None:
+def test_any_content(tmp_path_factory: pytest.TempPathFactory, content: Any, shape: list[int], zipped: bool) -> None:
     whole = {"tensor": torch.ones(shape), "content": content}
     assert same(read_content(tmp_path_factory.getbasetemp() / "w.pth", whole, zipped=zipped), whole)
-
-
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_an_array_of_any_plain_type_is_read(tmp_path: Path, dtype: str, protocol: int) -> None:
-    array = np.arange(6).reshape(2, 3).astype(dtype)
-    loaded = read_content(tmp_path / "w.pkl", array, protocol=protocol)
-    assert same(loaded.astype(array.dtype), array) and loaded.dtype.kind == array.dtype.kind
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -149,14 +138,17 @@ def test_an_array_of_any_layout_and_a_scalar_are_read(tmp_path: Path, protocol: 
 @settings(max_examples=100, deadline=None)
 @given(
     array=arrays_of.arrays(
-        arrays_of.integer_dtypes() | arrays_of.floating_dtypes() | arrays_of.boolean_dtypes(),
+        arrays_of.integer_dtypes()
+        | arrays_of.unsigned_integer_dtypes()
+        | arrays_of.floating_dtypes()
+        | arrays_of.complex_number_dtypes()
+        | arrays_of.boolean_dtypes()
+        | st.sampled_from(["S3", "U3", "g", ">f4"]).map(np.dtype),
         arrays_of.array_shapes(min_dims=0, min_side=0),
     ),
-    protocol=st.sampled_from(PROTOCOLS),
+    protocol=st.integers(0, pickle.HIGHEST_PROTOCOL),
 )
-def test_any_array_of_numbers_is_read(
-    tmp_path_factory: pytest.TempPathFactory, array: np.ndarray, protocol: int
-) -> None:
+def test_any_array_is_read(tmp_path_factory: pytest.TempPathFactory, array: np.ndarray, protocol: int) -> None:
     loaded = read_content(tmp_path_factory.getbasetemp() / "w.pkl", array, protocol=protocol)
     np.testing.assert_array_equal(loaded, array)
 
@@ -238,6 +230,7 @@ def test_an_array_is_filled_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [*SHAPES, b"NI2\n", b"I01\nI2\n"])
 def test_a_shape_of_other_bytes_is_refused(tmp_path: Path, shape: bytes) -> None:
+    assert read_bytes(tmp_path, array_pickle())["model"]["a"].tolist() == [0, 0]
     with pytest.raises(ValueError, match="it has an array of .* of shape .* in 8 bytes"):
         read_bytes(tmp_path, array_pickle(shape))
 
@@ -245,10 +238,7 @@ def test_a_shape_of_other_bytes_is_refused(tmp_path: Path, shape: bytes) -> None
 @pytest.mark.parametrize(
     "data",
     [
-        array_pickle(dtype=b"f4,f4"),
-        array_pickle(dtype=b"O"),
-        array_pickle(dtype=b"S0"),
-        array_pickle(dtype=b""),
+        *(array_pickle(dtype=dtype) for dtype in (b"f4,f4", b"O", b"S0", b"")),
         ARRAY + b"(I99999\ntR.",
         ARRAY + b"(I99999\nt\x81.",
         DTYPE + b"(U\x02f4tR(I3\nU\x01XNNNI-1\nI-1\nI0\ntb.",
@@ -265,6 +255,7 @@ def test_a_shape_of_other_bytes_is_refused(tmp_path: Path, shape: bytes) -> None
         b"\x8e\xff\xff\xff\xff\xff\xff\xff\x00short.",
         b"\x96\x00\x00\x00\x00\x00\x01\x00\x00short.",
         b"\x95\x00\x00\x00\x00\x01\x00\x00\x00N.",
+        b"\x96\x00\x00\x00\x00\x00\x01\x00\x00short.",  # a byte array as long as its bytes
         b"N",
         b"",
     ],
@@ -294,13 +285,10 @@ def members_of(content: Any) -> dict[str, bytes]:
         return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
 
 
-def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+def test_what_is_compressed_or_overlaps_is_refused(tmp_path: Path) -> None:
     path = archive_of(tmp_path / "w.pth", members_of({"a": torch.zeros(10**6)}), zipfile.ZIP_DEFLATED)
     with pytest.raises(ValueError, match="its parts are compressed or overlap"):
         read_checkpoint(path)
-
-
-def test_parts_that_overlap_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
         for name, data in members_of({"a": torch.zeros(1000)}).items():
             archive.writestr(f"archive/{name}", data)
@@ -415,9 +403,7 @@ def test_claims_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "call",
     [
         b"ctorch\nzeros\n(I99999\ntR.",
-        b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(tR.",
-        b"ctorch._utils\n_rebuild_qtensor\n(tR.",
-        b"ctorch._utils\n_rebuild_sparse_tensor\n(tR.",
+        *(b"ctorch._utils\n_rebuild_%s\n(tR." % x for x in (b"meta_tensor_no_storage", b"qtensor", b"sparse_tensor")),
         b"ctorch._utils\n_rebuild_wrapper_subclass\n(tR.",
         b"ctorch\nFloatStorage\n(I99999\ntR.",
         b"ctorch.storage\nUntypedStorage\n(I99999\ntR.",
@@ -489,36 +475,6 @@ def test_garbage_is_refused_whatever_it_is(tmp_path: Path, name: str) -> None:
                 continue
             with pytest.raises(ValueError, match=f"{name} (is refused|holds an object of type)"):
                 read_bytes(tmp_path, content, name)
-
-
-class Canary:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.marker,)
-
-
-DANGEROUS_NAMES = ("w.pth", "w.pyth", "w.pkl", "w", "w.bin", "w.PKL", "w.pt", "w.safetensors", "dla34.pth")
-
-
-def write_canary(path: Path, marker: Path, zipped: bool = True) -> None:
-    content = {"model": Canary(marker), "model_state": Canary(marker), "__author__": "me"}
-    if path.suffix == ".pkl":
-        path.write_bytes(pickle.dumps(content))
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=zipped)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("name", DANGEROUS_NAMES)
-def test_no_file_runs_code(tmp_path: Path, name: str, zipped: bool) -> None:
-    write_canary(tmp_path / name, tmp_path / "marker", zipped)
-    with pytest.raises(ValueError, match=f"{name} {REFUSED}"):
-        read_checkpoint(tmp_path / name)
-    assert not (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -7,22 +7,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from meinst_d2.commands import check as check_command
 from meinst_d2.data.shapes import generate
 from meinst_d2.encoding import load_components
 from tests.check.datasets import Content, good_content, spoiled, write
-from tests.check.large_file import write_large
 from tests.conftest import ROOT
 from tests.models import write_components
 
-TOOL = ROOT / "meinst check"
 CONFIG = str(ROOT / "configs/demo/shapes.yaml")
 
 
 def run(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(TOOL), *map(str, args)]
+    command = [sys.executable, "-m", "meinst_d2.commands", "check", *map(str, args)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=170)
 
@@ -30,23 +29,22 @@ def run(*args: object) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def main(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """The tool in this process: exit status, what it prints, and its complaints."""
-    tool = check_command
 
     def call(*args: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as status:
-            tool.main([*map(str, args), "--workers", "1"])
+            check_command.main([*map(str, args), "--workers", "1"])
         printed = capsys.readouterr()
         return int(status.value.code or 0), printed.out, printed.err
 
     return call
 
 
-def test_help() -> None:
-    result = run("--help")
-    assert result.returncode == 0 and "exit status:" in result.stdout and "--drop-bad" in result.stdout
-
-
-def test_statuses_of_the_command(tmp_path: Path) -> None:
+def test_statuses_and_images_only_on_request(tmp_path: Path, main: Callable[..., tuple[int, str, str]]) -> None:
+    path = write(tmp_path, good_content(), images=False)
+    assert main(path, tmp_path, "--no-encodings")[0] == 2
+    for args in ([path], [path, tmp_path, "--no-images"], [path, tmp_path / "nowhere", "--no-images"]):
+        status, out, _ = main(*args, "--no-encodings")
+        assert status == 0 and "files not looked at" in out
     path = spoiled(tmp_path, lambda content: content["annotations"][0].update(category_id=5))
     stopped = run(path, tmp_path, "--no-encodings")
     assert stopped.returncode == 2 and "STOPS TRAINING" in stopped.stdout and "Traceback" not in stopped.stderr
@@ -85,15 +83,12 @@ def test_given_components(main: Callable[..., tuple[int, str, str]], shapes: Pat
     assert "pca 14x14, 6 pca 14x14, 12" in out and "of the given components" in out and status in (0, 1)
 
 
-def test_too_few_masks_for_an_encoding(main: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_poor_encodings(main: Callable[..., tuple[int, str, str]], tmp_path: Path, shapes: Path) -> None:
     path = write(tmp_path, good_content())
     status, out, _ = main(path, tmp_path, "--encodings", "28/60")
     assert status == 0 and "not measured: 28/60: " in out
-
-
-def test_a_class_that_no_encoding_redraws(main: Callable[..., tuple[int, str, str]], shapes: Path) -> None:
     status, out, _ = main(shapes / "annotations/instances_train.json", "--encodings", "4/2", "--config-file", CONFIG)
-    assert status == 1 and "classes that no measured encoding redraws well" in out and "ring (0." in out
+    assert status == 1 and "classes that no measured encoding reconstructs well" in out and "ring (0." in out
 
 
 def test_what_hurts(main: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
@@ -103,28 +98,17 @@ def test_what_hurts(main: Callable[..., tuple[int, str, str]], tmp_path: Path) -
     path = spoiled(tmp_path, spoil)
     out_json = tmp_path / "usable.json"
     status, out, _ = main(path, tmp_path, "--no-encodings", "--drop-bad", out_json)
-    assert status == 1 and "1 annotations without a segmentation" in out
-    assert "left out: annotation 10 of 1.png (no-segmentation)" in out and "without 1 annotations" in out
+    assert status == 1 and "annotations without a segmentation: 1" in out
+    assert "left out: annotation 10 of 1.png (no-segmentation)" in out and "annotations left out: 1" in out
     assert main(out_json, tmp_path, "--no-encodings")[0] == 0
-
-
-def test_images_only_on_request(main: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    path = write(tmp_path, good_content(), images=False)
-    assert main(path, tmp_path, "--no-encodings")[0] == 2
-    for args in ([path], [path, tmp_path, "--no-images"], [path, tmp_path / "nowhere", "--no-images"]):
-        status, out, _ = main(*args, "--no-encodings")
-        assert status == 0 and "files not looked at" in out
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["nowhere.json"], "nowhere.json"),
         (["good.json", "nowhere"], "there is no folder of images"),
-        (["broken.json"], "is not readable JSON"),
         (["good.json", "--drop-bad", "good.json"], "is the file that is read"),
         (["good.json", "--components", "broken.json"], "broken.json"),
-        (["good.json", "--json", "good.json/report.json"], "cannot write"),
         (["good.json", "--config-file", "nowhere.yaml"], "nowhere.yaml"),
         (["good.json", "--encodings", "28"], "28/60"),
         (["good.json", "--decode"], "--decode needs"),
@@ -163,8 +147,8 @@ def test_real_images(main: Callable[..., tuple[int, str, str]], real_data: Path,
 MEASURE = """
 import resource, sys
 import torch
-tool = check_command
-import meinst_d2.check.contact_sheet, meinst_d2.check.doctor, meinst_d2.check.drop
+from meinst_d2.commands import check as tool
+import meinst_d2.check.contact_sheet, meinst_d2.check.report
 tool.load_config(None)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
@@ -173,6 +157,25 @@ except SystemExit as status:
     print("status", status.code)
 print("kilobytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
+
+
+def write_large(path: Path, megabytes: float, points: int) -> None:
+    """Random outlines of so many points, seven in an image, before the images and categories."""
+    rng, annotations, written = np.random.default_rng(0), [], 0
+    angles = np.linspace(0, 2 * np.pi, points, endpoint=False)
+    circle = np.stack((np.cos(angles), np.sin(angles)), axis=1)
+    while written < 0.97 * megabytes * 1e6:
+        n, radius = len(annotations), rng.uniform(5, 90)
+        outline = (rng.uniform(100, 300, 2) + circle * radius * rng.uniform(0.7, 1, (points, 1))).round(2)
+        box = [*outline.min(axis=0).tolist(), *np.ptp(outline, axis=0).round(2).tolist()]
+        keys = {"id": n + 1, "image_id": n // 7 + 1, "category_id": n % 64 + 1, "iscrowd": 0, "area": radius}
+        annotations.append(json.dumps({**keys, "bbox": box, "segmentation": [outline.ravel().tolist()]}))
+        written += len(annotations[-1])
+    size = {"height": 480, "width": 640}
+    images = [{"id": k + 1, "file_name": f"{k:012}.jpg", **size} for k in range(-(-len(annotations) // 7))]
+    categories = [{"id": k + 1, "name": f"class {k}"} for k in range(64)]
+    rest = json.dumps({"images": images, "categories": categories})[1:]
+    path.write_text('{"annotations": [' + ",".join(annotations) + "], " + rest)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux alone")

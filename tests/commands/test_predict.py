@@ -1,10 +1,10 @@
 """meinst predict from the command line, on a tiny model with random weights and on files of every kind."""
 
-from __future__ import annotations
-
 import json
+import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def image(tmp_path: Path, pixels: np.ndarray) -> Path:
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+@pytest.fixture
 def pixels(rng: np.random.Generator) -> np.ndarray:
     return rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
@@ -57,11 +63,12 @@ def test_from_the_command_line_with_a_broken_file(model: Path, tmp_path: Path, p
     images.mkdir()
     Image.fromarray(pixels).save(images / "good.png")
     (images / "broken.jpg").write_bytes(b"no image")
-    command = [sys.executable, "meinst predict", "--weights", model, "--input", images, "--output", tmp_path / "found"]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, ROOT / "demo.py", "--weights", model, "--input", images, "--output", tmp_path / "found"]
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"could not be read: {images / 'broken.jpg'}: cannot identify image file" in done.stderr
-    assert "1 of 2 inputs" in done.stdout and "in 1 images" in done.stdout
+    assert f"the image {images / 'broken.jpg'} cannot be read: cannot identify image file" in done.stderr
+    assert "1 of 2 inputs could not be read to the end" in done.stderr
+    assert "1 of 2 inputs" in done.stdout and "in 1 image\n" in done.stdout
     assert [x.name for x in (tmp_path / "found").iterdir()] == ["good.png"]
     assert Image.open(tmp_path / "found/good.png").size == (64, 48)
 
@@ -73,11 +80,10 @@ def test_nothing_readable_is_a_failure(model: Path, tmp_path: Path, capsys: pyte
     assert run("--weights", model, "--input", *inputs, "--output", tmp_path / "o", "--save-json", tmp_path / "j") == 1
     assert not (tmp_path / "o").exists() and not (tmp_path / "j").exists()
     errors = capsys.readouterr().err
-    assert "a.png" in errors and "b.mp4: OpenCV cannot open it" in errors
+    assert "a.png" in errors and "b.mp4 cannot be read: OpenCV cannot open it" in errors
 
 
-def test_results_are_coco_results_at_the_images_size(model: Path, tmp_path: Path, pixels: np.ndarray) -> None:
-    Image.fromarray(pixels).save(tmp_path / "a.png")
+def test_results_are_coco_results(model: Path, tmp_path: Path, pixels: np.ndarray, image: Path) -> None:
     Image.fromarray(pixels[:40, :50]).save(tmp_path / "b.png")
     found = tmp_path / "found.json"
     assert run("--weights", model, "--input", tmp_path / "*.png", "--save-json", found) == 0
@@ -94,9 +100,8 @@ def test_results_are_coco_results_at_the_images_size(model: Path, tmp_path: Path
     assert not (tmp_path / "output").exists()
 
 
-def test_the_threshold_counts_in_pictures_and_file(model: Path, tmp_path: Path, pixels: np.ndarray) -> None:
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    arguments = ("--weights", model, "--input", tmp_path / "a.png", "--save-json", tmp_path / "found.json")
+def test_the_threshold_counts_in_pictures_and_file(model: Path, tmp_path: Path, image: Path) -> None:
+    arguments = ("--weights", model, "--input", image, "--save-json", tmp_path / "found.json")
     run(*arguments)
     scores = sorted(entry["score"] for entry in json.loads((tmp_path / "found.json").read_text()))
     middle = scores[len(scores) // 2]
@@ -106,13 +111,24 @@ def test_the_threshold_counts_in_pictures_and_file(model: Path, tmp_path: Path, 
     assert kept == sorted((x for x in scores if x >= middle), reverse=True) and len(kept) < len(scores)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "CMYK", "P", "1"])
-def test_images_of_every_mode(model: Path, tmp_path: Path, pixels: np.ndarray, mode: str) -> None:
-    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
-    image = Image.fromarray(pixels)
-    (image.convert("L").convert(mode) if mode == "LA" else image.convert(mode)).save(path)
-    assert run("--weights", model, "--input", path, "--output", tmp_path / "out") == 0
-    assert Image.open(tmp_path / "out" / path.name).mode == "RGB"
+def test_of_16_bits_the_upper_8_are_taken_and_that_is_said(
+    model: Path,
+    tmp_path: Path,
+    pixels: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())  # what was said before in this process
+    grey = pixels[:, :, 0]
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    Image.fromarray(grey.astype(np.uint16) * 256 + 7).save(tmp_path / "b.png")
+    found = tmp_path / "found.json"
+    assert run("--weights", model, "--input", tmp_path / "*.png", "--save-json", found) == 0
+    of_each: dict[str, list[tuple[float, Any]]] = {"a.png": [], "b.png": []}
+    for entry in json.loads(found.read_text()):
+        of_each[Path(entry["file_name"]).name].append((entry["score"], entry["bbox"]))
+    assert of_each["a.png"] == of_each["b.png"] != []
+    assert "b.png has more than 8 bits per pixel: the upper 8 of 16 are taken" in caplog.text
 
 
 def test_an_image_that_its_camera_turned(model: Path, tmp_path: Path, pixels: np.ndarray) -> None:
@@ -133,13 +149,16 @@ def test_a_video(model: Path, tmp_path: Path) -> None:
     assert [capture.read()[0] for _ in range(4)] == [True, True, True, False]
     assert capture.get(cv2.CAP_PROP_FPS) == 10
     assert {(x["image_id"], x["frame"]) for x in json.loads(found.read_text())} == {(1, 0), (2, 1), (3, 2)}
+    video = write_video(tmp_path / "clip.mp4").rename(tmp_path / "clip.png")
+    assert run("--weights", model, "--video-input", video, "--output", tmp_path / "out") == 0
+    assert cv2.VideoCapture(str(tmp_path / "out/clip.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
 
-def test_a_video_that_is_cut_off_is_drawn_as_far_as_it_goes(
+def test_a_video_that_is_cut_off(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     video = write_video(tmp_path / "clip.mp4")
-    monkeypatch.setattr("meinst_d2.visualization.video.cv2.VideoCapture", _ThatStopsAfterTwo)
+    monkeypatch.setattr("meinst_d2.visualization.sources.cv2.VideoCapture", _ThatStopsAfterTwo)
     assert run("--weights", model, "--input", video, "--output", tmp_path / "out") == 0
     assert "clip.mp4: frame 3 of 3 cannot be decoded" in capsys.readouterr().err
     monkeypatch.undo()
@@ -158,17 +177,49 @@ class _ThatStopsAfterTwo:
         return getattr(self._real, name)
 
 
+def test_a_camera(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("meinst_d2.visualization.sources.cv2.VideoCapture", _Camera)
+    found, handler = tmp_path / "found.json", signal.getsignal(signal.SIGINT)
+    assert run("--weights", model, "--webcam", "--output", tmp_path / "out", "--save-json", found) == 0
+    monkeypatch.undo()
+    assert cv2.VideoCapture(str(tmp_path / "out/webcam.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 4
+    assert {x["frame"] for x in json.loads(found.read_text())} == {0, 1, 2, 3}
+    assert "decoded" not in capsys.readouterr().err and signal.getsignal(signal.SIGINT) is handler
+    with pytest.raises(SystemExit):
+        predict_command.main(["--webcam", "--input", "a.png"])
+
+
+class _Camera:
+    """The first camera; Ctrl-C is pressed while its fourth frame is looked at."""
+
+    def __init__(self, number: int) -> None:
+        assert number == 0
+        self._num_read = 0
+
+    def isOpened(self) -> bool:
+        return True
+
+    def read(self) -> tuple[bool, np.ndarray]:
+        self._num_read += 1
+        if self._num_read == 5:
+            signal.raise_signal(signal.SIGINT)
+        return True, np.full((48, 64, 3), 20 * self._num_read, np.uint8)
+
+    def get(self, key: int) -> float:
+        return 30.0 if key == cv2.CAP_PROP_FPS else -1.0
+
+    def release(self) -> None:
+        pass
+
+
 def test_an_input_is_never_replaced(model: Path, tmp_path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
     before = (tmp_path / "a.png").read_bytes()
     for output in (tmp_path, tmp_path / "a.png"):
         assert "would replace the input" in run("--weights", model, "--input", tmp_path / "a.png", "--output", output)
     assert (tmp_path / "a.png").read_bytes() == before
-
-
-def test_results_replace_neither_an_input_nor_a_picture_nor_the_model(
-    model: Path, tmp_path: Path, pixels: np.ndarray
-) -> None:
     image, picture = tmp_path / "a.png", tmp_path / "out/a.png"
     Image.fromarray(pixels).save(image)
     before = {path: path.read_bytes() for path in (image, model)}
@@ -179,7 +230,7 @@ def test_results_replace_neither_an_input_nor_a_picture_nor_the_model(
     assert {path: path.read_bytes() for path in before} == before and not picture.exists()
 
 
-def test_an_image_too_thin_for_the_network_is_passed_over(
+def test_a_thin_image_is_passed_over(
     model: Path, tmp_path: Path, pixels: np.ndarray, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (3000, 1)).save(tmp_path / "a_thin.png")
@@ -196,16 +247,16 @@ def test_an_image_too_thin_for_the_network_is_passed_over(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--input", "nowhere.jpg"], "there is no file, folder or match for nowhere.jpg"),
         (["--input", "{tmp}"], "holds no images or videos"),
-        (["--input", "meinst predict"], "no model: give --config-file, --weights or both"),
-        (["--input", "meinst predict", "--weights", "nowhere.pth"], "there is no file of weights nowhere.pth"),
-        (["--input", "meinst predict", "--config-file", "quick/tiny"], "names no trained weights: give --weights"),
-        (["--input", "meinst predict", "--config-file", "quick/tinny"], "did you mean quick/tiny"),
-        (["--input", "meinst predict", "--config-file", "MEInst_R_50_1x"], "has to be downloaded by hand"),
+        (["--input", "demo.py"], "no model: give --config-file, --weights or both"),
+        (["--input", "demo.py", "--font", "demo.py"], "demo.py is not a font that matplotlib can read"),
+        (["--input", "demo.py", "--weights", "nowhere.pth"], "there is no file of weights nowhere.pth"),
+        (["--input", "demo.py", "--config-file", "quick/tiny"], "names no trained weights: give --weights"),
+        (["--input", "demo.py", "--config-file", "quick/tinny"], "did you mean quick/tiny"),
+        (["--input", "demo.py", "--config-file", "MEInst_R_50_1x"], "has to be downloaded by hand"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(
+def test_mistakes_are_sentences(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -214,25 +265,23 @@ def test_mistakes_are_told_in_a_sentence(
     assert str(code).startswith("meinst predict: ") and message in str(code)
 
 
-def test_overrides_reach_the_model(model: Path, tmp_path: Path, pixels: np.ndarray) -> None:
-    Image.fromarray(pixels).save(tmp_path / "a.png")
+def test_overrides_reach_the_model(model: Path, tmp_path: Path, image: Path) -> None:
     found = tmp_path / "found.json"
     with pytest.raises(SystemExit):
-        arguments = ["--weights", str(model), "--input", str(tmp_path / "a.png"), "--save-json", str(found)]
+        arguments = ["--weights", str(model), "--input", str(image), "--save-json", str(found)]
         predict_command.main([*arguments, "--confidence-threshold", "0", "--opts", "TEST.DETECTIONS_PER_IMAGE", "2"])
     assert 0 < len(json.loads(found.read_text())) <= 2
     run(*arguments)
     assert len(json.loads(found.read_text())) > 2
 
 
-def test_a_model_without_masks(tmp_path: Path, pixels: np.ndarray) -> None:
+def test_a_model_without_masks(tmp_path: Path, image: Path) -> None:
     from detectron2.modeling import build_model
 
     cfg = tiny_cfg("MODEL.MASK_ON", False, "MODEL.MEINST.SCORE_THRESH_TEST", 0.0)
     (tmp_path / "config.yaml").write_text(cfg.dump())
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model_final.pth")
-    Image.fromarray(pixels).save(tmp_path / "a.png")
     found = tmp_path / "found.json"
-    arguments = ("--input", tmp_path / "a.png", "--output", tmp_path / "out.png", "--save-json", found)
+    arguments = ("--input", image, "--output", tmp_path / "out.png", "--save-json", found)
     assert run("--config-file", tmp_path / "config.yaml", *arguments) == 0
     assert (tmp_path / "out.png").is_file() and "segmentation" not in json.loads(found.read_text())[0]

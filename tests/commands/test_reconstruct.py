@@ -1,34 +1,25 @@
 """meinst reconstruct as a user runs it, on small JSON files."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from PIL import Image
 
 from meinst_d2.commands import fit as fit_command
+from meinst_d2.commands import reconstruct
 from meinst_d2.data.shapes import generate
 from tests.conftest import ROOT
 
 SMALL = ["--dims", "5", "12", "--sizes", "14", "--workers", "1"]
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reconstruction_tool", ROOT / "meinst reconstruct")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def without_pictures(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of a small run's time."""
-    monkeypatch.setattr(tool, "draw", lambda folder, rows, classes: [])
+    monkeypatch.setattr(reconstruct, "draw", lambda folder, rows, classes: [])
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +29,9 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {split: str(root / f"annotations/instances_{split}.json") for split in ("train", "val")}
 
 
-def test_tables_json_and_pictures(
-    tool: ModuleType, shapes: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tables_json_and_pictures(shapes: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "new/folder"
-    tool.main(["--fit-json", shapes["val"], "--coco-json", shapes["train"], "--output", str(output), *SMALL])
+    reconstruct.main(["--fit-json", shapes["val"], "--coco-json", shapes["train"], "--output", str(output), *SMALL])
     printed = capsys.readouterr().out
     content = json.loads((output / "reconstruction.json").read_text())
     assert content["fitted_to"] == "instances_val.json" and content["measured"] == ["instances_train.json"]
@@ -68,9 +57,7 @@ def test_tables_json_and_pictures(
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_a_fitted_file_is_measured_with_what_it_holds(
-    tool: ModuleType, shapes: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fitted_file_is_measured(shapes: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, per_class = str(tmp_path / "c.npz"), str(tmp_path / "k.npz")
     arguments = ["--coco-json", shapes["train"], "--dim", "8", "--mask-size", "14", "--workers", "1"]
     fit_command.main([*arguments, "--output", file, "--no-sigmoid"])
@@ -79,7 +66,7 @@ def test_a_fitted_file_is_measured_with_what_it_holds(
     for name, components in (("pca", file), ("class-pca", per_class)):
         output = tmp_path / name
         options = ["--encoders", name, "polar", "--dims", "5", "100", "--output", str(output), "--workers", "1"]
-        tool.main(["--components", components, "--coco-json", shapes["val"], *options])
+        reconstruct.main(["--components", components, "--coco-json", shapes["val"], *options])
         rows[name] = json.loads((output / "reconstruction.json").read_text())["encodings"]
         assert [(e["encoder"], e["numbers"], e["sigmoid"]) for e in rows[name]] == [
             (name, 5, name == "class-pca"),
@@ -90,11 +77,11 @@ def test_a_fitted_file_is_measured_with_what_it_holds(
     assert rows["pca"][2] == rows["class-pca"][2]
     capsys.readouterr()
     with pytest.raises(SystemExit, match=r"c\.npz holds the dictionaries of pca, not of class-pca"):
-        tool.main(["--components", file, "--coco-json", shapes["val"], "--encoders", "class-pca"])
+        reconstruct.main(["--components", file, "--coco-json", shapes["val"], "--encoders", "class-pca"])
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_classes_are_matched_by_name(tool: ModuleType, shapes: dict[str, str], tmp_path: Path) -> None:
+def test_classes_are_matched_by_name(shapes: dict[str, str], tmp_path: Path) -> None:
     """The same annotations under other category ids, in another order, and one category more."""
     content = json.loads(Path(shapes["train"]).read_text())
     other = {"ring": 70, "star": 60, "crescent": 50, "bar": 40, "cut": 30, "blob": 20}
@@ -106,28 +93,28 @@ def test_classes_are_matched_by_name(tool: ModuleType, shapes: dict[str, str], t
     measured = {}
     for name, fit_to in (("same", shapes["train"]), ("other", str(tmp_path / "other.json"))):
         options = ["--encoders", "class-pca", "--dims", "3", "--sizes", "14", "--output", str(tmp_path / name)]
-        tool.main(["--fit-json", fit_to, "--coco-json", shapes["val"], "--workers", "1", *options])
+        reconstruct.main(["--fit-json", fit_to, "--coco-json", shapes["val"], "--workers", "1", *options])
         measured[name] = json.loads((tmp_path / name / "reconstruction.json").read_text())["encodings"]
     assert measured["same"] == measured["other"]
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_annotations_of_no_category_are_measured_too(tool: ModuleType, shapes: dict[str, str], tmp_path: Path) -> None:
+def test_annotations_of_no_category_are_measured_too(shapes: dict[str, str], tmp_path: Path) -> None:
     content = json.loads(Path(shapes["val"]).read_text())
     content["annotations"] = [a for a in content["annotations"] if not a["iscrowd"]]
     content["annotations"][0]["category_id"] = 99
     (tmp_path / "a.json").write_text(json.dumps(content))
     options = ["--fit-json", shapes["train"], "--encoders", "pca", "class-pca", "--output", str(tmp_path)]
-    tool.main(["--coco-json", str(tmp_path / "a.json"), *options, *SMALL])
+    reconstruct.main(["--coco-json", str(tmp_path / "a.json"), *options, *SMALL])
     (row, *_) = json.loads((tmp_path / "reconstruction.json").read_text())["encodings"]
     assert row["by_class"]["(no category)"]["count"] == 1
     assert row["all"]["count"] == len(content["annotations"])
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_limit_and_settings(tool: ModuleType, shapes: dict[str, str], tmp_path: Path) -> None:
+def test_limit_and_settings(shapes: dict[str, str], tmp_path: Path) -> None:
     options = ["--limit", "10", "--sigmoid", "on", "off", "--whiten", "off", "--encoders", "dct", "dct"]
-    tool.main(["--coco-json", shapes["val"], shapes["train"], "--output", str(tmp_path), *options, *SMALL])
+    reconstruct.main(["--coco-json", shapes["val"], shapes["train"], "--output", str(tmp_path), *options, *SMALL])
     found = json.loads((tmp_path / "reconstruction.json").read_text())
     assert [(e["sigmoid"], e["whiten"]) for e in found["encodings"]] == [(True, False)] * 2 + [(False, False)] * 2
     assert found["encodings"][0]["all"]["count"] + sum(found["skipped"].values()) == 20
@@ -137,9 +124,8 @@ def test_limit_and_settings(tool: ModuleType, shapes: dict[str, str], tmp_path: 
 def test_detectron2_is_not_imported(shapes: dict[str, str], tmp_path: Path) -> None:
     arguments = ["--coco-json", shapes["val"], "--encoders", "polar", "--limit", "9", "--output", str(tmp_path)]
     code = (
-        "import runpy, sys; sys.modules['detectron2'] = None; "
-        f"sys.argv = ['meinst reconstruct', *{arguments!r}]; "
-        "runpy.run_path('meinst reconstruct', run_name='__main__'); "
+        "import sys; sys.modules['detectron2'] = None; "
+        f"from meinst_d2.commands import main; main(['reconstruct', *{arguments!r}]); "
         "assert not any(name.startswith('detectron2.') for name in sys.modules)\n"
         "try:\n    from meinst_d2.evaluation import build_evaluator\n"
         "except ImportError as error:\n    assert 'pip install' in str(error)\n"
@@ -147,19 +133,6 @@ def test_detectron2_is_not_imported(shapes: dict[str, str], tmp_path: Path) -> N
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
     assert (tmp_path / "hollow_decay.png").is_file()
-
-
-def test_help_answers_without_heavy_packages() -> None:
-    code = (
-        "import runpy, sys; sys.argv = ['reconstruction.py', '--help']\n"
-        "try:\n    runpy.run_path('meinst reconstruct', run_name='__main__')\n"
-        "except SystemExit as stop:\n    assert not stop.code\n"
-        "assert not {'torch', 'numpy', 'matplotlib'} & set(sys.modules)"
-    )
-    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for option in ("fit-json", "coco-json", "components", "encoders", "dims", "sizes", "sigmoid", "whiten", "limit"):
-        assert f"--{option}" in printed
-    assert "examples:" in printed
 
 
 @pytest.mark.parametrize(
@@ -173,24 +146,24 @@ def test_help_answers_without_heavy_packages() -> None:
         (["--fit-json", "a", "--components", "b"], "not allowed with argument"),
     ],
 )
-def test_impossible_options_are_refused(
-    tool: ModuleType, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_impossible_options_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        tool.main(["--coco-json", "a.json", *arguments])
+        reconstruct.main(["--coco-json", "a.json", *arguments])
     assert message in capsys.readouterr().err
 
 
-def test_errors_are_one_sentence(tool: ModuleType, shapes: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"reconstruction\.py: there is no annotation file .*missing\.json"):
-        tool.main(["--coco-json", str(tmp_path / "missing.json"), "--output", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"reconstruction\.py: there are no components at"):
-        tool.main(["--components", str(tmp_path / "c.npz"), "--coco-json", shapes["val"], "--output", str(tmp_path)])
+def test_errors_are_one_sentence(shapes: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"meinst reconstruct: there is no annotation file .*missing\.json"):
+        reconstruct.main(["--coco-json", str(tmp_path / "missing.json"), "--output", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"meinst reconstruct: there are no components at"):
+        reconstruct.main(
+            ["--components", str(tmp_path / "c.npz"), "--coco-json", shapes["val"], "--output", str(tmp_path)]
+        )
     empty = tmp_path / "empty.json"
     empty.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}))
     with pytest.raises(SystemExit, match=r"none of the 0 annotations of .*empty\.json has a usable mask"):
-        tool.main(["--coco-json", str(empty), "--encoders", "polar", "--output", str(tmp_path)])
+        reconstruct.main(["--coco-json", str(empty), "--encoders", "polar", "--output", str(tmp_path)])
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match=r"cannot write .*file is a file"):
-        tool.main(["--coco-json", shapes["val"], "--output", str(tmp_path / "file/deeper")])
+        reconstruct.main(["--coco-json", shapes["val"], "--output", str(tmp_path / "file/deeper")])
     assert not list(tmp_path.glob("*.png"))

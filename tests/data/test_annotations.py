@@ -54,6 +54,7 @@ def test_annotations_come_back_as_they_were() -> None:
     assert table[-1].category == -1
     with pytest.raises(IndexError):
         table[len(given)]
+    assert len(AnnotationTable()) == 0 and list(AnnotationTable()) == [] and AnnotationTable()[:5] == []
 
 
 def test_templates_and_reasons_are_those_of_the_annotations_themselves() -> None:
@@ -61,10 +62,6 @@ def test_templates_and_reasons_are_those_of_the_annotations_themselves() -> None
     one, two = make_templates(given, 7), make_templates(AnnotationTable(given), 7)
     assert len(one.masks) >= 4 and len(one.skipped) >= 4
     assert (one.masks == two.masks).all() and (one.kept == two.kept).all() and one.skipped == two.skipped
-
-
-def test_no_annotations() -> None:
-    assert len(AnnotationTable()) == 0 and list(AnnotationTable()) == [] and AnnotationTable()[:5] == []
 
 
 @pytest.mark.parametrize("indices", [range(1, 9, 3), array("q", [1, 4, 7]), np.array([1, 4, 7])])

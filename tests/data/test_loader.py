@@ -8,8 +8,7 @@ import torch
 
 from meinst_d2.data.datasets import register_shapes
 from meinst_d2.data.loader import build_train_loader, seeded
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from tests.models import tiny_cfg
 
 
@@ -43,23 +42,18 @@ def test_any_number_of_workers_gives_the_same_samples(workers: int) -> None:
     assert same(batches(9), batches(9, **{"DATALOADER.NUM_WORKERS": workers}))
 
 
-def test_the_loader_goes_on_anywhere() -> None:
+def test_samples_follow_from_the_seed_and_the_position() -> None:
     assert same(batches(9)[5:], batches(4, start=5, **{"DATALOADER.NUM_WORKERS": 2}))
-
-
-def test_another_seed_gives_other_samples() -> None:
     assert not same(batches(3), batches(3, SEED=1))
 
 
-def test_loading_does_not_touch_the_random_state_of_training() -> None:
+def test_randomness_of_loading_is_its_own() -> None:
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     batches(2)
     assert random.getstate() == before[0]
     assert np.random.get_state()[1].tolist() == before[1]
     assert torch.equal(torch.get_rng_state(), before[2])
 
-
-def test_seeded_draws_follow_from_their_entropy_alone() -> None:
     def draw(*entropy: int) -> tuple[float, float, float]:
         with seeded(*entropy):
             return random.random(), np.random.rand(), torch.rand(1).item()
@@ -67,14 +61,11 @@ def test_seeded_draws_follow_from_their_entropy_alone() -> None:
     assert draw(1, 2) == draw(1, 2) != draw(2, 1)
 
 
-def test_images_without_objects_are_trained_on_where_asked() -> None:
+def test_images_without_objects_and_rare_ones_are_chosen() -> None:
     counts = [len(x["instances"]) for batch in batches(11) for x in batch]
     assert 0 in counts
     filtered = batches(11, **{"DATALOADER.FILTER_EMPTY_ANNOTATIONS": True})
     assert all(len(x["instances"]) for batch in filtered for x in batch)
-
-
-def test_repeat_factor_sampling_and_unknown_samplers() -> None:
     rare = {"DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD": 0.9}
     assert len(batches(3, **rare, **{"DATALOADER.FILTER_EMPTY_ANNOTATIONS": True})) == 3
     with pytest.raises(ValueError, match="SAMPLER_TRAIN = 'X' is none of TrainingSampler, RepeatFactor"):

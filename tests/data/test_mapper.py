@@ -13,6 +13,7 @@ from PIL import Image
 
 from meinst_d2.data.loader import seeded
 from meinst_d2.data.mapper import MEInstDatasetMapper
+from meinst_d2.masks import rle as I
 from tests.models import tiny_cfg
 
 TRIANGLE = [20.0, 10, 60, 10, 20, 50]
@@ -95,28 +96,29 @@ def test_images_without_objects_and_with_crowds_only(record: dict[str, Any], ann
     assert instances.gt_mask_templates.shape == (0, 28, 28) and instances.gt_boxes.tensor.shape == (0, 4)
 
 
-def test_unusable_annotations_are_left_out_with_a_word(
-    record: dict[str, Any], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unusable_annotations_are_left_out(record: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     wrong = mask_util.encode(np.asfortranarray(np.ones((5, 5), np.uint8)))
     record["annotations"] = [
         annotation([[1, 2]]),
         annotation([TRIANGLE]),
         annotation(wrong),
         annotation([TRIANGLE], bbox=[120.0, 10.0, 20.0, 20.0]),
+        annotation([TRIANGLE], bbox=[20.0, 10.0, 0.0, 40.0]),
     ]
     with caplog.at_level(logging.WARNING):
         instances = mapper()(record)["instances"]
     assert len(instances) == 1
-    assert "polygon with fewer than 3 points" in caplog.text and "does not fit its image" in caplog.text
+    for reason in (I.FEW_POINTS, I.BAD_RLE, I.OUTSIDE, I.NO_BOX):
+        assert f"left out an instance: {reason}" in caplog.text
 
 
 def test_without_masks_none_are_made(record: dict[str, Any]) -> None:
     instances = mapper(mask_size=None)(record | {"annotations": [annotation(None)]})["instances"]
     assert len(instances) == 1 and not instances.has("gt_mask_templates")
-
-
-def test_crops_fit_the_boxes_to_what_is_left(record: dict[str, Any]) -> None:
+    record["annotations"] = [annotation([TRIANGLE])]
+    before = repr(record)
+    mapper(T.RandomFlip(1.0))(record)
+    assert repr(record) == before
     crop = T.CropTransform(0, 0, 40, 80)
     rle = mask_util.encode(np.asfortranarray(mask_of(TRIANGLE)))
     (box,) = mapper(crop, recompute_boxes=True)(record | {"annotations": [annotation(rle)]})["instances"].gt_boxes
@@ -125,8 +127,32 @@ def test_crops_fit_the_boxes_to_what_is_left(record: dict[str, Any]) -> None:
     assert len(mapper(outside, recompute_boxes=True)(record | {"annotations": [annotation(rle)]})["instances"]) == 0
 
 
-def test_the_record_is_not_modified(record: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("window", "boxes"),
+    [((0, 0, 40, 80), [[2, 2, 40, 50]]), ((0, 20, 30, 30), [[20, 0, 30, 30]]), ((70, 0, 30, 80), [])],
+)
+def test_polygons_are_cropped(
+    record: dict[str, Any], caplog: pytest.LogCaptureFixture, window: tuple[int, ...], boxes: list[list[int]]
+) -> None:
+    dot = [2.0, 2, 4, 2, 4, 4, 2, 4]  # which the second window cuts away
+    record["annotations"] = [annotation([TRIANGLE, dot], bbox=[2.0, 2.0, 58.0, 48.0])]
+    crop = T.CropTransform(*window)
+    with caplog.at_level(logging.WARNING):
+        instances = mapper(crop, recompute_boxes=True)(record)["instances"]
+    assert instances.gt_boxes.tensor.tolist() == boxes and "left out" not in caplog.text
+    assert all(template.any() for template in instances.gt_mask_templates)
+    without = mapper(crop)(record)["instances"]  # boxes as they are: the mask of one may be empty
+    assert without.gt_mask_templates.shape == (len(without), 28, 28)
+
+
+def test_random_crops_of_polygons(record: dict[str, Any]) -> None:
+    crop = ("INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE", (0.4, 0.4))
+    cfg = tiny_cfg(*crop, "INPUT.MIN_SIZE_TRAIN", (80,))
     record["annotations"] = [annotation([TRIANGLE])]
-    before = repr(record)
-    mapper(T.RandomFlip(1.0))(record)
-    assert repr(record) == before
+    counts = []
+    for position in range(20):
+        with seeded(0, position):
+            instances = MEInstDatasetMapper(cfg)(record)["instances"]
+        counts.append(len(instances))
+        assert all(template.any() for template in instances.gt_mask_templates)
+    assert 0 < sum(counts) < 20

@@ -4,7 +4,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from meinst_d2.data.sampler import TrainingBatches
+from meinst_d2.data.loader import TrainingBatches
 
 GROUPS = np.arange(23) % 3 // 2  # 7 of group 1, 16 of group 0
 
@@ -15,43 +15,22 @@ def take(count: int, start: int = 0, groups: np.ndarray = GROUPS, **options: obj
     return list(islice(batches, count))
 
 
-def test_the_same_seed_gives_the_same_batches_and_another_seed_others() -> None:
+def test_batches_follow_from_the_seed_and_the_position() -> None:
     assert take(20) == take(20)
     assert take(20) != take(20, seed=6)
-
-
-def test_any_position_can_be_sought() -> None:
     whole = take(40)
     for start in (0, 1, 5, 6, 17, 39):
         assert take(40 - start, start) == whole[start:]
-
-
-def test_positions_count_samples() -> None:
     assert [position for batch in take(5) for _, position in batch] == list(range(20))
-
-
-def test_a_batch_has_one_group() -> None:
     assert all(len({GROUPS[index] for index, _ in batch}) == 1 for batch in take(50))
 
 
-def test_every_image_is_seen_equally_often() -> None:
+def test_how_often_images_are_seen() -> None:
     seen = Counter(index for batch in take(23 * 10) for index, _ in batch)
     assert set(seen) == set(range(23))
     assert max(seen.values()) - min(seen.values()) <= 2
-
-
-def test_processes_share_the_batch_of_one() -> None:
-    alone = take(20)
-    halves = [take(20, rank=rank, world_size=2) for rank in range(2)]
-    assert [a + b for a, b in zip(*halves, strict=True)] == alone
-
-
-def test_fewer_images_than_a_batch_are_repeated() -> None:
     batch = take(3, groups=np.zeros(3, int))
     assert all(len(b) == 4 for b in batch) and {i for b in batch for i, _ in b} == {0, 1, 2}
-
-
-def test_repeat_factors_set_the_frequency() -> None:
     factors = np.ones(23)
     factors[0], factors[1] = 3.0, 1.5
     seen = Counter(index for batch in take(2000, repeat_factors=factors) for index, _ in batch)
@@ -60,7 +39,10 @@ def test_repeat_factors_set_the_frequency() -> None:
     assert seen[1] / ordinary == pytest.approx(1.5, rel=0.1)
 
 
-def test_what_cannot_be_shared_is_refused() -> None:
+def test_processes_share_the_batch_of_one() -> None:
+    alone = take(20)
+    halves = [take(20, rank=rank, world_size=2) for rank in range(2)]
+    assert [a + b for a, b in zip(*halves, strict=True)] == alone
     with pytest.raises(ValueError, match="IMS_PER_BATCH = 4 cannot be shared by 3 processes"):
         take(1, world_size=3)
     with pytest.raises(ValueError, match="no images"):

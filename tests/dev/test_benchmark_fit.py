@@ -33,19 +33,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def args(data: Path) -> argparse.Namespace:
-    return argparse.Namespace(
-        data=data,
-        rounds=1,
-        masks=700,
-        mask_size=28,
-        dim=20,
-        workers=2,
-        threads=1,
-        batches=2,
-        batch_size=2,
-        size=320,
-        max_size=500,
-    )
+    options = {"rounds": 1, "masks": 700, "mask_size": 28, "dim": 20, "workers": 2, "threads": 1, "batches": 2}
+    return argparse.Namespace(data=data, **options, batch_size=2, size=320, max_size=500)
 
 
 def test_fit_compares_equal_things(args: argparse.Namespace) -> None:
@@ -82,13 +71,10 @@ def test_memory_is_that_of_the_process_and_its_children() -> None:
         peak_memory("raise SystemExit(3)")
 
 
-def test_targets_are_the_same(args: argparse.Namespace) -> None:
+def test_targets_are_the_same_and_growth_is_drawn(args: argparse.Namespace, tmp_path: Path) -> None:
     masks, _, assignment = targets.run(args)
     assert float(masks.notes["largest difference of a coefficient"]) < 1e-4
     assert " 0 different" in assignment.notes["positive locations"]
-
-
-def test_growth_is_drawn(args: argparse.Namespace, tmp_path: Path) -> None:
     args.counts, args.mask_sizes, args.dims, args.plot = (300, 700), (7, 14), (10, 20), tmp_path / "growth.png"
     rows = fit_growth.run(args)
     assert len(rows) == 4 * 2 + 3 * 2 + 2 * 2

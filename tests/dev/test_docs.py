@@ -1,8 +1,9 @@
 """What documents name exists, the site builds without a warning, and the tutorial runs."""
 
-from __future__ import annotations
-
 import ast
+import contextlib
+import functools
+import io
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ from config_reference import SOURCE, as_markdown, read_groups
 from detectron2.config import CfgNode, get_cfg
 
 from meinst_d2 import add_meinst_config
+from meinst_d2.commands import COMMANDS, main
 from tests.conftest import ROOT
 
 DOCUMENTS = sorted(
@@ -51,11 +53,8 @@ def test_links_lead_somewhere(path: Path) -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_scripts_and_configs_that_are_named_exist(path: Path) -> None:
     text = path.read_text()
-    named = set(
-        re.findall(
-            r"(?<![\w/.-])((?:tools|configs|tests|docs|deploy|fuzz)/[\w/.-]+\.(?:py|yaml|sh|md|png|ipynb))", text
-        )
-    )
+    folders, suffixes = "tools|fuzz|configs|tests|docs|deploy|dev|meinst_d2", "py|yaml|sh|md|png|ipynb"
+    named = set(re.findall(rf"(?<![\w/.-])((?:{folders})/[\w/.-]+\.(?:{suffixes}))", text))
     named |= set(re.findall(r"(?:^|python |`)((?:train_net|fit_pca|demo)\.py)", text))
     missing = {name for name in named if not (ROOT / name).is_file() and not Path(name).stem.isupper()}  # ROW.yaml
     assert not missing
@@ -70,27 +69,40 @@ def test_keys_that_are_named_exist(path: Path) -> None:
     assert not {key for key in named if not any(known == key or known.startswith(f"{key}.") for known in keys)}
 
 
+DOORS = {"train_net.py": "train", "fit_pca.py": "fit", "demo.py": "predict"}
+OF_TORCHRUN = {"--nproc-per-node", "--nnodes", "--rdzv-endpoint", "--rdzv-backend", "--node-rank"}
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_commands_take_the_flags_that_documents_give_them(path: Path) -> None:
-    for block in CODE.findall(path.read_text()):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True) if "python" in line and ".py " in line else []
-            scripts = [word for word in words if word.endswith(".py") and (ROOT / word).is_file()]
-            if scripts and scripts[0] != "meinst train":
-                known = help_of(scripts[0])
-                for flag in (word.partition("=")[0] for word in words if word.startswith("--")):
-                    if flag not in ("--nproc-per-node", "--nnodes", "--rdzv-endpoint", "--rdzv-backend", "--node-rank"):
-                        assert flag in known, f"{scripts[0]} has no {flag}"
+    text = path.read_text()
+    lines = [line for block in CODE.findall(text) for line in block.replace("\\\n", " ").splitlines()]
+    for line in [*lines, *re.findall(r"`(meinst [^`]+)`", text)]:
+        words = shlex.split(line, comments=True) if "meinst " in line or ".py " in line else []
+        if not words:
+            continue
+        if words[0] == "meinst":
+            assert not words[1:] or words[1] in {*COMMANDS, "COMMAND", "NAME", "--help", "--version"}, line
+        script = next((word for word in words if word in DOORS or re.fullmatch(r"(dev|deploy)/\w+\.py", word)), None)
+        if script or (words[0] == "meinst" and words[1:2] and words[1] in COMMANDS):
+            known = help_of(DOORS.get(script, script) if script else words[1]) | OF_TORCHRUN
+            for flag in (word.partition("=")[0] for word in words if word.startswith("--")):
+                assert flag in known, f"{script or words[1]} has no {flag}: {line}"
 
 
-def help_of(script: str, cache: dict[str, str] = {}) -> str:  # noqa: B006
-    """Everything that the script and the modules beside it say about flags; without running it."""
-    if script not in cache:
-        texts = [(ROOT / script).read_text()]
-        if script == "dev/benchmark.py":
-            texts += [path.read_text() for path in (ROOT / "dev/benchmarks").glob("*.py")]
-        cache[script] = "\n".join(texts)
-    return cache[script]
+@functools.cache
+def help_of(command: str) -> frozenset[str]:
+    """The flags of a command of meinst, or those that a script under dev/ and what it consists of speak of."""
+    if command in COMMANDS:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = printed.getvalue()
+    else:
+        text = (ROOT / command).read_text()
+        if command == "dev/benchmark.py":
+            text += "".join(path.read_text() for path in (ROOT / "dev/benchmarks").glob("*.py"))
+    return frozenset(re.findall(r"--[a-z][\w-]*", text))
 
 
 def leaves(cfg: CfgNode, prefix: str = "") -> list[str]:
@@ -139,8 +151,8 @@ def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path) -> None:
     nbclient = pytest.importorskip("nbclient", reason="needs nbclient and ipykernel: pip install 'meinst_d2[dev]'")
     notebook = nbformat.read(ROOT / "docs/tutorial.ipynb", as_version=4)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    assert 'root / "output/tutorial"' in first.source
-    first.source = first.source.replace('root / "output/tutorial"', f"Path({str(tmp_path)!r})")
+    assert 'Path("output/tutorial")' in first.source
+    first.source = first.source.replace('Path("output/tutorial")', f"Path({str(tmp_path)!r})")
     folder = {"metadata": {"path": str(ROOT / "docs")}}
     nbclient.NotebookClient(notebook, timeout=900, resources=folder).execute()
     text = "".join(str(output.get("text", "")) for cell in notebook.cells for output in cell.get("outputs", []))

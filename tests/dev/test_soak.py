@@ -9,7 +9,7 @@ from soaking.resume import _what_was_going_on
 from soaking.run import iterations_lost, losses_by_iteration
 
 
-def test_drift_compares_the_time_after_the_warm_up_with_the_end() -> None:
+def test_memory_and_files_are_sampled_and_their_drift_found(tmp_path: Path) -> None:
     growing_at_first = Usage(
         "x", "y", list(range(10)), [50, 80, 90, 100, 100, 100, 100, 100, 102, 102], [3] * 10, [1] * 10
     )
@@ -18,9 +18,6 @@ def test_drift_compares_the_time_after_the_warm_up_with_the_end() -> None:
     assert coming_and_going.left_behind == (0, 0)
     leaking = Usage("x", "y", list(range(10)), [float(100 + i) for i in range(10)], list(range(10)), [0] * 9 + [2])
     assert leaking.drift == pytest.approx(108.5 / 103.5 - 1) and leaking.left_behind == (5, 0)
-
-
-def test_this_process_is_sampled(tmp_path: Path) -> None:
     usage = Usage("x", "y")
     usage.sample(1)
     with open(tmp_path / "file", "w"):
@@ -28,7 +25,7 @@ def test_this_process_is_sampled(tmp_path: Path) -> None:
     assert usage.files[1] == usage.files[0] + 1 and usage.megabytes[0] > 10
 
 
-def test_what_was_going_on_is_what_had_begun_and_not_ended() -> None:
+def test_events_say_what_was_going_on_and_what_was_lost() -> None:
     events = ["start 10", "iteration 10 a", "begin save", "end save"]
     assert _what_was_going_on(events) == "iteration 11"
     assert _what_was_going_on([*events, "begin evaluation"]) == "an evaluation before iteration 11"
@@ -37,9 +34,6 @@ def test_what_was_going_on_is_what_had_begun_and_not_ended() -> None:
         == "writing a file in an evaluation before iteration 11"
     )
     assert _what_was_going_on([*events, "begin save", "start 10"]) == "iteration 10"
-
-
-def test_iterations_done_again_are_counted_per_start() -> None:
     events = ["start 0", "iteration 0 a", "iteration 1 b", "iteration 2 c", "start 2", "iteration 2 c", "start 3"]
     assert iterations_lost(events) == [1, 0]
     assert losses_by_iteration(events) == {0: {"a"}, 1: {"b"}, 2: {"c"}}
@@ -56,8 +50,5 @@ def test_the_table_of_versions_keeps_other_rows(tmp_path: Path, monkeypatch: pyt
     lines = table.read_text().splitlines()
     assert lines[0] == "before" and lines[-1] == "after"
     assert lines[4:7] == [f"{new} all |", f"{matrix.Row('2.15.0', '0.29.2', True)} 8 passed |", f"{old} 7 passed |"]
-
-
-def test_pytests_summary_is_found() -> None:
     assert matrix.SUMMARY.search("2224 passed, 3 skipped, 11 warnings in 424.16s (0:07:04)")
     assert matrix.SUMMARY.search("1 failed, 2 passed in 3.00s") and not matrix.SUMMARY.search("passed in the end")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from meinst_d2.encoding import PCABasis, PCAEncoder, PixelMoments, SigmoidClamp, fit_pca
+from meinst_d2.encoding import PCAEncoder, PixelMoments, SigmoidClamp, fit_pca
 from tests.conftest import blob_masks
 
 FIXED = SigmoidClamp(0.01, 0.01)
@@ -123,33 +123,12 @@ def fitted_encoder(masks: np.ndarray, dim: int, **options: object) -> PCAEncoder
     return encoder
 
 
-@pytest.mark.parametrize("sigmoid", [True, False])
-@pytest.mark.parametrize("whiten", [True, False])
-def test_with_all_components_a_mask_survives_the_round_trip(masks: np.ndarray, sigmoid: bool, whiten: bool) -> None:
-    dim = fit_pca(moments_of(masks), None).dim
-    encoder = fitted_encoder(masks, dim, sigmoid=sigmoid, whiten=whiten)
-    batch = torch.from_numpy(masks[:50])
-    decoded = encoder.decode(encoder.encode(batch))
-    assert decoded.shape == (50, 12, 12)
-    assert (decoded.min() > 0) and (decoded.max() < 1)
-    assert torch.equal(decoded >= 0.5, batch)
-
-
 def test_whitened_coefficients_have_unit_variance(masks: np.ndarray) -> None:
     encoder = fitted_encoder(masks, 20, clamp=FIXED)
     encoder.load_bases([fit_pca(moments_of(masks), FIXED).truncated(20)])
     coeffs = encoder.encode(torch.from_numpy(masks))
     torch.testing.assert_close(coeffs.var(0), torch.ones(20), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(coeffs.mean(0), torch.zeros(20), rtol=0, atol=1e-3)
-
-
-def test_without_whitening_decoding_works_and_scales_nothing(masks: np.ndarray) -> None:
-    plain = fitted_encoder(masks, 20, whiten=False)
-    white = fitted_encoder(masks, 20, whiten=True)
-    z = torch.randn(5, 20)
-    torch.testing.assert_close(
-        plain.decode_logits(z * white.explained_variances.sqrt()), white.decode_logits(z), rtol=1e-4, atol=1e-4
-    )
 
 
 def test_random_clamp_is_drawn_per_call_and_fixed_clamp_never(masks: np.ndarray) -> None:
@@ -167,38 +146,3 @@ def test_the_mean_of_random_encodings_is_the_encoding_in_evaluation(masks: np.nd
     encoder = fitted_encoder(masks, 10)
     drawn = torch.stack([encoder.encode(torch.from_numpy(masks[:4])) for _ in range(2000)])
     torch.testing.assert_close(drawn.mean(0), encoder.eval().encode(torch.from_numpy(masks[:4])), rtol=0, atol=0.02)
-
-
-def test_decode_is_differentiable(masks: np.ndarray) -> None:
-    coeffs = torch.randn(3, 10, requires_grad=True)
-    fitted_encoder(masks, 10).decode(coeffs).sum().backward()
-    assert coeffs.grad is not None and coeffs.grad.abs().sum() > 0
-
-
-def test_no_masks_give_no_coefficients(masks: np.ndarray) -> None:
-    encoder = fitted_encoder(masks, 10)
-    assert encoder.encode(torch.zeros(0, 12, 12, dtype=torch.bool)).shape == (0, 10)
-    assert encoder.decode(torch.zeros(0, 10)).shape == (0, 12, 12)
-
-
-def test_components_travel_in_the_state_dict(masks: np.ndarray) -> None:
-    fitted, fresh = fitted_encoder(masks, 10), PCAEncoder(dim=10, mask_size=12)
-    assert not fresh.is_fitted
-    fresh.load_state_dict(fitted.state_dict())
-    assert fresh.is_fitted
-    assert set(fresh.state_dict()) == {"components", "explained_variances", "means"}
-
-
-def test_components_of_another_size_are_refused() -> None:
-    basis = PCABasis(np.eye(4, 16), np.zeros(16), np.ones(4), np.ones(4))
-    with pytest.raises(ValueError, match="D = 4 and S = 4, the encoder needs D = 5 and S = 4"):
-        PCAEncoder(dim=5, mask_size=4).load_bases([basis])
-
-
-def test_half_precision_inputs_are_computed_in_float32(masks: np.ndarray) -> None:
-    encoder = fitted_encoder(masks, 10)
-    coeffs = torch.randn(3, 10)
-    with torch.autocast("cpu", torch.bfloat16):
-        decoded = encoder.decode(coeffs)
-        assert encoder.encode(torch.from_numpy(masks[:2])).dtype == torch.float32
-    torch.testing.assert_close(decoded, encoder.decode(coeffs))

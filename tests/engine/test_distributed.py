@@ -36,12 +36,21 @@ def learn(rank: int, world_size: int, accumulation: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
+def assert_same_step(folder: Path, name: str) -> None:
+    found, expected = (torch.load(folder / f"{step}.pth", weights_only=True) for step in (name, "1_1"))
+    for loss, value in expected["losses"].items():
+        assert found["losses"][loss] == pytest.approx(value, rel=1e-5), loss
+    assert_same_gradients(found["gradients"], expected["gradients"])
+
+
+def test_a_batch_in_parts_has_the_losses_and_gradients_of_the_whole(tmp_path: Path) -> None:
+    for accumulation in (1, 2, 4):
+        learn(0, 1, accumulation, str(tmp_path))
+        assert_same_step(tmp_path, f"1_{accumulation}")
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_two_processes_learn_what_one_learns_from_the_same_batch(tmp_path: Path, accumulation: int) -> None:
     learn(0, 1, 1, str(tmp_path))
     mp.spawn(learn, args=(2, accumulation, str(tmp_path)), nprocs=2)
-    one = torch.load(tmp_path / "1_1.pth", weights_only=True)
-    two = torch.load(tmp_path / f"2_{accumulation}.pth", weights_only=True)
-    for name, value in one["losses"].items():
-        assert two["losses"][name] == pytest.approx(value, rel=1e-5), name
-    assert_same_gradients(two["gradients"], one["gradients"])
+    assert_same_step(tmp_path, f"2_{accumulation}")

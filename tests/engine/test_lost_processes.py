@@ -13,9 +13,8 @@ from detectron2.engine import HookBase
 from soaking.run import TrainingRun, kill_all
 
 from meinst_d2.checkpoint.resume import open_last_whole
-from meinst_d2.engine import Trainer
-from meinst_d2.engine.loop import LostWorkerError
-from meinst_d2.engine.preemption import EXIT_CODE, Preempted, Termination
+from meinst_d2.engine.launch import EXIT_CODE, Preempted, Termination
+from meinst_d2.engine.trainer import LostWorkerError
 from tests.engine.test_engine import run_cfg, train
 
 TIMEOUT = 120
@@ -33,9 +32,7 @@ def wait_for(run: TrainingRun, line: str) -> None:
 
 
 @pytest.mark.parametrize(("processes", "send"), [(1, os.killpg), (2, os.kill)])
-def test_sigterm_to_one_or_all_saves_and_ends(
-    data: Path, tmp_path: Path, processes: int, send: Callable[[int, int], None]
-) -> None:
+def test_sigterm_saves_and_ends(data: Path, tmp_path: Path, processes: int, send: Callable[[int, int], None]) -> None:
     """Checkpoints are far apart, so that it is SIGTERM that saves."""
     run = TrainingRun(tmp_path / "run", data, processes, iterations=10**6, checkpoint_period=10**5, eval_period=0)
     process = run.start()
@@ -54,7 +51,7 @@ def test_sigterm_to_one_or_all_saves_and_ends(
 def test_a_run_ended_by_sigterm_and_resumed_is_the_same_run(tmp_path: Path) -> None:
     whole = train(run_cfg(tmp_path / "whole")).model.state_dict()
     with pytest.raises(Preempted):
-        train_with(run_cfg(tmp_path / "parts"), AfterStep(1, lambda _: os.kill(os.getpid(), signal.SIGTERM)))
+        train(run_cfg(tmp_path / "parts"), False, AfterStep(1, lambda _: os.kill(os.getpid(), signal.SIGTERM)))
     resumed = train(run_cfg(tmp_path / "parts"), resume=True)
     assert resumed.start_iter == 2
     assert all(torch.equal(value, whole[name]) for name, value in resumed.model.state_dict().items())
@@ -69,16 +66,6 @@ class AfterStep(HookBase):
     def before_step(self) -> None:
         if self.trainer.iter == self.iteration:
             self.function(self.trainer)
-
-
-def train_with(cfg: Any, hook: HookBase) -> Trainer:
-    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(cfg.SEED)
-    trainer = Trainer(cfg)
-    trainer.register_hooks([hook])
-    trainer.resume_or_load(False)
-    trainer.train()
-    return trainer
 
 
 def test_sigterm_ends_an_evaluation_at_once() -> None:
@@ -100,6 +87,6 @@ def test_a_killed_loader_is_an_error_with_a_way_out(tmp_path: Path) -> None:
 
     cfg = run_cfg(tmp_path, "DATALOADER.NUM_WORKERS", 1, "SOLVER.MAX_ITER", 50, "SOLVER.CHECKPOINT_PERIOD", 2)
     with pytest.raises(LostWorkerError, match=r"lower DATALOADER\.NUM_WORKERS and --resume .*killed by signal"):
-        train_with(cfg, AfterStep(3, kill_loader))
+        train(cfg, False, AfterStep(3, kill_loader))
     found = open_last_whole(tmp_path / "run")
     assert found is not None and found.path.name == "model_0000001.pth"

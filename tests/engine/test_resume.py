@@ -19,14 +19,9 @@ pytestmark = pytest.mark.usefixtures("shapes")
 
 @pytest.mark.parametrize(
     ("processes", "moments"),
-    [
-        (1, ("best@3", "gradients@4", "checkpoint@5", "tag@7", "evaluation@7")),
-        (2, ("checkpoint@3",)),
-    ],
+    [(1, ("best@3", "gradients@4", "checkpoint@5", "tag@7", "evaluation@7")), (2, ("checkpoint@3",))],
 )
-def test_a_killed_run_ends_as_one_that_was_not(
-    data: Path, tmp_path: Path, processes: int, moments: tuple[str, ...]
-) -> None:
+def test_a_killed_run_ends_like_another(data: Path, tmp_path: Path, processes: int, moments: tuple[str, ...]) -> None:
     whole = TrainingRun(tmp_path / "whole", data, processes, iterations=10)
     killed = TrainingRun(tmp_path / "killed", data, processes, iterations=10)
     assert whole.finish() == 0, whole.output[-2000:]
@@ -97,18 +92,22 @@ def test_of_a_damaged_checkpoint_the_one_before_it_is_taken(tmp_path: Path, dama
         open_last_whole(tmp_path)
 
 
-def test_before_the_final_checkpoint_comes_the_one_with_the_highest_number(tmp_path: Path) -> None:
+def test_files_that_are_not_whole_are_passed_over_and_removed(tmp_path: Path) -> None:
     assert open_last_whole(tmp_path) is None
     for iteration in (3, 6):
         checkpoint(tmp_path / f"model_{iteration:07d}.pth", iteration)
     truncated(checkpoint(tmp_path / "model_final.pth", 7))
     (tmp_path / "last_checkpoint").write_text("model_final.pth")
     assert open_last_whole(tmp_path).path.name == "model_0000006.pth"
+    (folder := tmp_path / "half").mkdir()
+    kept = ["model_0000003.pth", ".model.pth", ".hidden_file.npz", ".model_0000003.abcdefgh.npz", ".mine.abc.pth"]
+    for name in (*kept, ".model_0000003.ab_12xyz.pth", ".model_best.abcdefgh.pth"):
+        (folder / name).touch()
+    remove_unfinished(folder, ".pth")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(kept)
 
 
-def test_training_goes_on_from_the_checkpoint_before_a_truncated_one(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_training_resumes_before_a_truncated_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = train(run_cfg(tmp_path, "SOLVER.CHECKPOINT_PERIOD", 2))
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     truncated(tmp_path / "again/model_final.pth")
@@ -124,21 +123,17 @@ def test_training_goes_on_from_the_checkpoint_before_a_truncated_one(
         assert torch.equal(value, whole.model.state_dict()[name]), name
 
 
-def test_what_was_half_written_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    kept = ["model_0000003.pth", ".model.pth", ".hidden_file.npz", ".model_0000003.abcdefgh.npz", ".mine.abc.pth"]
-    for name in (*kept, ".model_0000003.ab_12xyz.pth", ".model_best.abcdefgh.pth"):
-        (tmp_path / name).touch()
-    remove_unfinished(tmp_path, ".pth")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
-
-
-def test_the_running_normalizer_of_retinanet_goes_on_after_a_stop(tmp_path: Path) -> None:
-    overrides = (*RETINANET, "SOLVER.CHECKPOINT_PERIOD", 2)
-    whole = train(run_cfg(tmp_path / "whole", *overrides))
-    train(run_cfg(tmp_path / "parts", *overrides))
-    (tmp_path / "parts/run/last_checkpoint").write_text("model_0000001.pth")
-    stored = read_checkpoint(tmp_path / "parts/run/model_0000001.pth")["loss_normalizer"]["value"]
-    resumed = train(run_cfg(tmp_path / "parts", *overrides), resume=True)
-    assert resumed.model.loss_normalizer == whole.model.loss_normalizer != stored
-    for name, value in resumed.model.state_dict().items():
-        assert torch.equal(value, whole.model.state_dict()[name]), name
+def test_averages_and_the_running_normalizer_of_retinanet_resume(tmp_path: Path) -> None:
+    for kind, overrides in (("average", ("SOLVER.EMA_DECAY", 0.9)), ("normalizer", RETINANET)):
+        overrides, folder = (*overrides, "SOLVER.CHECKPOINT_PERIOD", 2), tmp_path / kind
+        whole = train(run_cfg(folder / "whole", *overrides))
+        train(run_cfg(folder / "parts", *overrides))
+        (folder / "parts/run/last_checkpoint").write_text("model_0000001.pth")
+        stored = read_checkpoint(folder / "parts/run/model_0000001.pth")
+        resumed = train(run_cfg(folder / "parts", *overrides), resume=True)
+        assert resumed.start_iter == 2
+        if kind == "normalizer":
+            assert resumed.model.loss_normalizer == whole.model.loss_normalizer != stored["loss_normalizer"]["value"]
+        for of_whole, of_resumed in ((whole.model, resumed.model), (whole.evaluated_model, resumed.evaluated_model)):
+            for name, value in of_whole.state_dict().items():
+                assert torch.equal(of_resumed.state_dict()[name], value), name

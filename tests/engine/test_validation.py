@@ -12,25 +12,14 @@ from detectron2.utils.events import EventStorage
 
 from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
 from meinst_d2.checkpoint.readers import read_checkpoint
-from meinst_d2.data.datasets import register_shapes
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
 from meinst_d2.engine import Trainer
-from meinst_d2.engine.averaging import WeightAverage
-from meinst_d2.engine.pictures import draw_sample
-from meinst_d2.engine.preemption import Termination
-from meinst_d2.engine.validation import Validation
-from meinst_d2.engine.validation_loss import build_validation_loader, validation_losses
+from meinst_d2.engine.hooks import Validation, WeightAverage, draw_sample, validation_losses
+from meinst_d2.engine.launch import Termination
 from meinst_d2.model_zoo.publish import publish_run
 from tests.engine.test_engine import run_cfg, train
 from tests.models import image_with, tiny_model
 
-
-@pytest.fixture(scope="module", autouse=True)
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> None:
-    root = tmp_path_factory.mktemp("shapes")
-    generate(root, {"train": 8, "val": 3}, ShapesConfig(height=64, width=64, max_side=50))
-    register_shapes(root)
+pytestmark = pytest.mark.usefixtures("shapes")
 
 
 class Run:
@@ -70,16 +59,13 @@ class Run:
             self.validation.after_train()
 
 
-def test_it_evaluates_every_period_and_at_the_end() -> None:
+def test_it_evaluates_every_period_and_keeps_the_best() -> None:
     run = Run([1, 2, 3], period=8)
     run.go()
     assert run.evaluated == [7, 15, 20] and run.best == [1, 2, 3]
     at_the_end_only = Run([1], period=0)
     at_the_end_only.go()
     assert at_the_end_only.evaluated == [20]
-
-
-def test_the_best_is_kept_and_nan_is_never_the_best() -> None:
     run = Run([float("nan"), 3, 2, 3, 5], period=5, max_iter=25)
     run.go()
     assert run.best == [3, 5]
@@ -90,6 +76,16 @@ def test_training_ends_when_patience_does() -> None:
     run.go()
     assert run.evaluated == [1, 3, 5, 7, 9] and run.trainer.iter == 10
     assert run.ended is not None and "has not risen above 5.00 in 3 evaluations" in run.ended
+    cut = Run([1], period=4, patience=1)
+    cut.validation.load_state_dict({"best": 2.0, "since_best": 0, "last_iteration": 3})
+    cut.go(start=8)
+    assert cut.evaluated == [7] and cut.ended and cut.trainer.iter == cut.trainer.max_iter == 8
+    over = {"best": 2.0, "since_best": 3, "last_iteration": 7}
+    for patience, evaluated in ((3, []), (4, [11])):
+        again = Run([1], period=4, patience=patience)
+        again.validation.load_state_dict(over)
+        again.go(start=8)
+        assert again.evaluated == evaluated and again.ended
 
 
 def test_an_evaluation_that_was_cut_short_is_done_again() -> None:
@@ -114,22 +110,6 @@ def test_best_and_patience_go_on_after_a_stop() -> None:
     assert second.ended == whole.ended and not second.best
 
 
-def test_patience_that_ends_with_an_evaluation_done_again_ends_where_it_would_have() -> None:
-    cut = Run([1], period=4, patience=1)
-    cut.validation.load_state_dict({"best": 2.0, "since_best": 0, "last_iteration": 3})
-    cut.go(start=8)
-    assert cut.evaluated == [7] and cut.ended and cut.trainer.iter == cut.trainer.max_iter == 8
-
-
-def test_a_run_that_patience_has_ended_stays_ended_until_patience_is_raised() -> None:
-    over = {"best": 2.0, "since_best": 3, "last_iteration": 7}
-    for patience, evaluated in ((3, []), (4, [11])):
-        again = Run([1], period=4, patience=patience)
-        again.validation.load_state_dict(over)
-        again.go(start=8)
-        assert again.evaluated == evaluated and again.ended
-
-
 def test_the_average_follows_the_weights() -> None:
     """Worked out by hand with a decay of 3/4: 8, then 8 * 3/4 + 4 / 4, then 7 * 3/4 + 12 / 4."""
     model = torch.nn.Linear(1, 1, bias=False)
@@ -143,9 +123,9 @@ def test_the_average_follows_the_weights() -> None:
         average.after_step()
         averaged = average.averaged_model
         assert averaged.weight.item() == expected and averaged.components.item() == weight
-    again = WeightAverage(torch.nn.Linear(1, 1, bias=False), 0.75)
-    again.model.register_buffer("components", torch.zeros(1))
-    again = WeightAverage(again.model, 0.75)
+    other = torch.nn.Linear(1, 1, bias=False)
+    other.register_buffer("components", torch.zeros(1))
+    again = WeightAverage(other, 0.75)
     again.load_state_dict(average.state_dict())
     assert again.averaged_model.weight.item() == 8.25 and again.state_dict()["updates"] == 3
     with pytest.raises(ValueError, match=r"SOLVER\.EMA_DECAY = 1\.5 must be below 1"):
@@ -185,17 +165,6 @@ def test_a_run_keeps_its_best_and_evaluates_the_average(tmp_path: Path) -> None:
     assert trainer.evaluated_model is trainer.weight_average.averaged_model
 
 
-def test_weights_and_their_average_go_on_after_a_stop(tmp_path: Path) -> None:
-    overrides = ("SOLVER.EMA_DECAY", 0.9, "SOLVER.CHECKPOINT_PERIOD", 2)
-    whole = train(run_cfg(tmp_path / "whole", *overrides))
-    train(run_cfg(tmp_path / "parts", *overrides))
-    (tmp_path / "parts/run/last_checkpoint").write_text("model_0000001.pth")
-    resumed = train(run_cfg(tmp_path / "parts", *overrides), resume=True)
-    for of_whole, of_resumed in ((whole.model, resumed.model), (whole.evaluated_model, resumed.evaluated_model)):
-        for name, value in of_whole.state_dict().items():
-            assert torch.equal(of_resumed.state_dict()[name], value), name
-
-
 def test_validation_losses_are_those_of_one_batch() -> None:
     model = tiny_model("MODEL.MEINST.SIGMOID_CLAMP", (0.01, 0.01))
     batch = [image_with([[10.0, 8.0, 50.0, 48.0]]), image_with([]), image_with([[4.0, 4.0, 90.0, 60.0]] * 2)]
@@ -206,17 +175,20 @@ def test_validation_losses_are_those_of_one_batch() -> None:
     assert torch.equal(torch.get_rng_state(), before) and model.training
     assert found.pop("total_loss") == pytest.approx(sum(expected.values()), rel=1e-5)
     assert found == pytest.approx(expected, rel=1e-5)
-
-
-def test_images_without_objects_have_validation_losses_too() -> None:
     losses = validation_losses(tiny_model(), [[image_with([])]])
     assert losses["loss_mask"] == losses["loss_box"] == 0 < losses["loss_cls"]
 
 
-def test_the_validation_loader_gives_unchanged_images_with_their_instances(tmp_path: Path) -> None:
-    loader = build_validation_loader(run_cfg(tmp_path), "shapes_val")
+def test_what_is_evaluated(tmp_path: Path) -> None:
+    loader = Trainer.build_validation_loader(run_cfg(tmp_path), "shapes_val")
     samples = [sample for batch in loader for sample in batch]
-    assert len(samples) == 3 and all(len(sample["instances"].gt_mask_templates) for sample in samples)
+    assert len(samples) == 2 and all(len(sample["instances"].gt_mask_templates) for sample in samples)
+    cfg = run_cfg(tmp_path, "MODEL.MASK_ON", False, "DATASETS.TEST", ("shapes_val",))
+    (validation,) = [hook for hook in Trainer(cfg)._hooks if isinstance(hook, Validation)]
+    assert validation.metric == "bbox/AP"
+    two = run_cfg(tmp_path, "DATASETS.TEST", ("shapes_val", "shapes_train"))
+    (validation,) = [hook for hook in Trainer(two)._hooks if isinstance(hook, Validation)]
+    assert validation.metric == "shapes_val/segm/AP"
 
 
 @pytest.mark.parametrize("mask_output", ["bitmask", "rle", "template"])
@@ -230,12 +202,3 @@ def test_a_sample_is_drawn_three_times(mask_output: str) -> None:
 @pytest.mark.parametrize("overrides", [("MODEL.MASK_ON", False), ("VIS_PERIOD", 1)])
 def test_a_sample_without_masks_or_objects_is_drawn(overrides: tuple[Any, ...]) -> None:
     assert draw_sample(tiny_model(*overrides), image_with([]), "BGR").shape == (3, 64, 3 * 96)
-
-
-def test_without_masks_boxes_say_what_is_best(tmp_path: Path) -> None:
-    cfg = run_cfg(tmp_path, "MODEL.MASK_ON", False, "DATASETS.TEST", ("shapes_val",))
-    (validation,) = [hook for hook in Trainer(cfg)._hooks if isinstance(hook, Validation)]
-    assert validation.metric == "bbox/AP"
-    two = run_cfg(tmp_path, "DATASETS.TEST", ("shapes_val", "shapes_train"))
-    (validation,) = [hook for hook in Trainer(two)._hooks if isinstance(hook, Validation)]
-    assert validation.metric == "shapes_val/segm/AP"

@@ -1,6 +1,7 @@
 """COCO's AP: the figures and files of Detectron2's evaluator with pycocotools, from masks in any form."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
 from meinst_d2.data.instances import from_dataset_dicts, make_templates
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from meinst_d2.evaluation import MEInstCOCOEvaluator, build_evaluator
+from meinst_d2.evaluation.average_precision import average_precision
 from meinst_d2.modeling.inference import postprocess
 from tests.models import tiny_cfg
 
@@ -105,6 +106,10 @@ def test_equals_detectron2_and_pycocotools(dataset: str, tmp_path: Path, most: i
         assert_same_results(predict(ours, dataset, kind, more=130).evaluate(), expected)
         written = [tmp_path / name / "coco_instances_results.json" for name in (kind, "theirs")]
         assert written[0].read_bytes() == written[1].read_bytes()
+    found = json.loads(written[0].read_text())
+    for task in ("bbox", "segm") if most == 100 else ():
+        ap, theirs = average_precision(ours._truth, found, task), [*expected[task].values()]
+        assert [ap.ap, ap.ap50, ap.ap75, *ap.by_size, *ap.by_class] == pytest.approx(theirs, nan_ok=True)
 
 
 def test_equals_detectron2_on_real_images(real_dataset: str) -> None:
@@ -139,21 +144,13 @@ def test_some_of_the_images(dataset: str) -> None:
     assert_same_results(first, second)
 
 
-def test_no_detection_at_all(dataset: str) -> None:
-    evaluator = MEInstCOCOEvaluator(dataset, distributed=False)
-    evaluator.reset()
-    (record, *_) = DatasetCatalog.get(dataset)
-    empty = guesses(record, np.random.default_rng(0))[:0]
-    evaluator.process([record], [{"instances": postprocess(empty, record["height"], record["width"])}])
-    results = evaluator.evaluate()
-    assert np.isnan(results["bbox"]["AP"]) and np.isnan(results["segm"]["AP"])
-
-
-def test_more_classes_than_the_dataset_has(dataset: str) -> None:
+def test_no_detection_at_all_and_one_of_more_classes_than_the_dataset_has(dataset: str) -> None:
     evaluator = MEInstCOCOEvaluator(dataset, distributed=False)
     evaluator.reset()
     (record, *_) = DatasetCatalog.get(dataset)
     found = guesses(record, np.random.default_rng(0))
+    evaluator.process([record], [{"instances": postprocess(found[:0], record["height"], record["width"])}])
+    assert all(np.isnan(result["AP"]) for result in evaluator.evaluate().values())
     found.pred_classes[0] = 6
     evaluator.process([record], [{"instances": postprocess(found, record["height"], record["width"])}])
     with pytest.raises(ValueError, match="a prediction has class 6, evaluated_shapes has 6 classes"):
@@ -171,7 +168,31 @@ def test_as_many_detections_count_as_the_model_gives(dataset: str, tmp_path: Pat
     assert evaluator._max_dets_per_image == [1, 10, counted]
 
 
-def test_lvis_needs_bit_masks(dataset: str) -> None:
+def test_lvis_needs_bit_masks_and_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     MetadataCatalog.get("evaluated_lvis").set(evaluator_type="lvis")
     with pytest.raises(ValueError, match="MASK_OUTPUT is 'rle': set it to bitmask"):
         build_evaluator(tiny_cfg("MODEL.MEINST.MASK_OUTPUT", "rle"), "evaluated_lvis")
+    monkeypatch.setitem(sys.modules, "lvis", None)
+    with pytest.raises(
+        ValueError, match=r"evaluated_lvis is evaluated by the package lvis: run pip install 'meinst_d2"
+    ):
+        build_evaluator(tiny_cfg(), "evaluated_lvis")
+
+
+def test_the_training_data_say_what_the_models_classes_are(dataset: str) -> None:
+    """Unless they are not here, or have another number of classes."""
+    names = MetadataCatalog.get(dataset).thing_classes
+    for training, classes, expected in (
+        ("evaluated_shuffled", names[::-1], list(range(8, 2, -1))),
+        ("evaluated_fewer", names[1:], list(range(3, 9))),
+        ("evaluated_gone", None, list(range(3, 9))),
+    ):
+        if classes is not None:
+            DatasetCatalog.register(training, list)
+            MetadataCatalog.get(training).thing_classes = classes
+        evaluator = build_evaluator(tiny_cfg("DATASETS.TRAIN", (training,)), dataset)
+        found = evaluator._in_dataset_categories([{"category_id": number} for number in range(6)])
+        assert [result["category_id"] for result in found] == expected
+        if classes is not None:
+            DatasetCatalog.remove(training)
+            MetadataCatalog.remove(training)

@@ -15,11 +15,10 @@ from detectron2.structures import Boxes, Instances
 from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
 from meinst_d2.commands import evaluate as evaluate_command
 from meinst_d2.data.datasets import register_shapes
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from meinst_d2.engine import Trainer
-from meinst_d2.evaluation import scales
-from meinst_d2.evaluation.scales import ScaleResult, config_at_scale, evaluate_at_scale
+from meinst_d2.evaluation import coco
+from meinst_d2.evaluation.coco import evaluate_at_scale
 from tests.conftest import ROOT
 from tests.models import tiny_cfg, tiny_model
 
@@ -56,28 +55,26 @@ class Recorder(torch.nn.Module):
         return [{"instances": empty} for _ in inputs]
 
 
-def at(folder: Path, scale: int, max_size: int | None = None) -> CfgNode:
-    return config_at_scale(tiny_cfg("MODEL.MASK_ON", False), scale, str(folder / "x"), max_size)
+def boxes_only(folder: Path, max_size: int = 1333) -> CfgNode:
+    return tiny_cfg("MODEL.MASK_ON", False, "OUTPUT_DIR", str(folder / "x"), "INPUT.MAX_SIZE_TEST", max_size)
 
 
 def test_only_the_size_of_the_input_changes_and_the_long_side_is_capped(folder: Path) -> None:
-    cfg = tiny_cfg()
-    before = cfg.dump()
-    changed = config_at_scale(cfg, 400, "there", 500)
-    assert (changed.INPUT.MIN_SIZE_TEST, changed.INPUT.MAX_SIZE_TEST, changed.OUTPUT_DIR) == (400, 500, "there")
-    assert cfg.dump() == before and config_at_scale(cfg, 400, "there").INPUT.MAX_SIZE_TEST == 1333
     model = Recorder()
-    for scale, max_size in ((48, None), (192, None), (192, 160)):
-        evaluate_at_scale(at(folder, scale, max_size), model, "shapes_val", limit=1, warm_up=0)
+    for scale, max_size in ((48, 1333), (192, 1333), (192, 160)):
+        cfg = boxes_only(folder, max_size)
+        before = cfg.dump()
+        evaluate_at_scale(cfg, model, "shapes_val", scale, limit=1, warm_up=0)
+        assert cfg.dump() == before and (folder / f"x/{scale}/inference/coco_instances_results.json").is_file()
     assert model.seen == [(48, 64), (192, 256), (120, 160)]
 
 
 def test_the_clock_starts_after_the_warm_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Recorder(slow_calls=2)
-    monkeypatch.setattr(scales, "time", SimpleNamespace(perf_counter=lambda: model.now))
-    result = evaluate_at_scale(at(folder, 48), model, "shapes_val", warm_up=2)
-    assert len(model.seen) == 2 + NUM_IMAGES
-    assert (result.num_images, result.model_seconds, result.loading_seconds) == (NUM_IMAGES, NUM_IMAGES, 0)
+    monkeypatch.setattr(coco, "time", SimpleNamespace(perf_counter=lambda: model.now))
+    result = evaluate_at_scale(boxes_only(folder), model, "shapes_val", 48, warm_up=2)
+    assert len(model.seen) == 2 + NUM_IMAGES and (result["scale"], result["images"]) == (48, NUM_IMAGES)
+    assert (result["model_seconds_per_image"], result["loading_seconds_per_image"]) == (1, 0)
 
 
 def test_waiting_for_the_loader_is_counted_apart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,14 +89,11 @@ def test_waiting_for_the_loader_is_counted_apart(folder: Path, monkeypatch: pyte
 
         return Slow(build_detection_test_loader(cfg, name))
 
-    monkeypatch.setattr(scales, "time", SimpleNamespace(perf_counter=lambda: model.now))
-    monkeypatch.setattr(scales, "build_detection_test_loader", slow_loader)
-    result = evaluate_at_scale(at(folder, 48), model, "shapes_val", limit=3, warm_up=1)
-    assert (result.num_images, result.model_seconds, result.loading_seconds) == (3, 3, 30)
-
-
-def test_images_per_second_are_the_models_alone() -> None:
-    assert ScaleResult(800, {}, 30, model_seconds=1.5, loading_seconds=100).images_per_second == 20
+    monkeypatch.setattr(coco, "time", SimpleNamespace(perf_counter=lambda: model.now))
+    monkeypatch.setattr(coco, "build_detection_test_loader", slow_loader)
+    result = evaluate_at_scale(boxes_only(folder), model, "shapes_val", 48, limit=3, warm_up=1)
+    assert result["images"] == 3 and result["images_per_second"] == 1  # of the model alone
+    assert (result["model_seconds_per_image"], result["loading_seconds_per_image"]) == (1, 10)
 
 
 def test_the_command_finds_at_the_trained_scale_what_train_net_finds(
@@ -128,6 +122,15 @@ def test_the_command_finds_at_the_trained_scale_what_train_net_finds(
     ]
     assert float(row[7]) == pytest.approx(trained["images_per_second"], abs=0.051)
     assert small["images_per_second"] == pytest.approx(1 / small["model_seconds_per_image"])
+
+
+def test_without_scales_it_is_the_configs_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = ["--config-file", str(ROOT / "configs/quick/tiny.yaml"), "--output", str(folder / "own"), "--limit", "1"]
+    weights = ["MODEL.WEIGHTS", str(folder / "model.pth"), "INPUT.MIN_SIZE_TEST", "64", *map(str, SMALL)]
+    evaluate_command.main([*config, "--max-size", "70", *weights])
+    written = json.loads((folder / "own/scales.json").read_text())
+    assert [result["scale"] for result in written["scales"]] == [64] and written["max_size"] == 70
+    assert "AP50" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """The exported model detects what the model detects, whatever the head, the batch and the sizes."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import runpy
@@ -21,19 +19,17 @@ from PIL import Image
 from torch.torch_version import TorchVersion
 
 from meinst_d2.export import CheckError, DetectionGraph, ExportSource, check_batches, export_model, make_source
-from meinst_d2.export.check import check, pad_batch
-from meinst_d2.export.write import LEAST_TORCH
+from meinst_d2.export.write import LEAST_TORCH, Runner, check, pad_batch
 from meinst_d2.masks import paste_masks
 from meinst_d2.model_zoo.trained import TrainedModel
 from tests.conftest import ROOT, blob_masks
 from tests.models import load_cfg, tiny_cfg, tiny_model
 
+OLD = TorchVersion(torch.__version__) < LEAST_TORCH
+needs_torch = pytest.mark.skipif(OLD, reason=f"exports need torch {'.'.join(map(str, LEAST_TORCH))}")
 needs_onnx = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
-    reason="needs onnx, onnxscript and onnxruntime",
-)
-needs_torch = pytest.mark.skipif(
-    TorchVersion(torch.__version__) < LEAST_TORCH, reason=f"exports need torch {'.'.join(map(str, LEAST_TORCH))}"
+    OLD or any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
+    reason="needs onnx, onnxscript and onnxruntime, and the torch of needs_torch",
 )
 NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
 HEADS = {
@@ -75,15 +71,15 @@ BATCHES = [images((64, 64)), images((96, 128), (90, 100), seed=1), images((33, 4
 def test_the_graph_is_the_detector(head: str) -> None:
     source = tiny_source(*HEADS[head])
     graph = DetectionGraph(source.model)
-    names = ("boxes", "scores", "classes", "masks", "image_index", "mask_boxes")
-    names = names if head != "no_masks" else names[:3] + names[4:5]
+    assert check(source.model, runner_of(graph), BATCHES).detections > 40
 
-    def run(batch: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
-        with torch.no_grad():
-            outputs = graph(torch.from_numpy(batch), torch.from_numpy(sizes))
-        return {name: value.numpy() for name, value in zip(names, outputs, strict=True)}
 
-    assert check(source.model, run, BATCHES).detections > 40
+def runner_of(graph: DetectionGraph) -> Runner:
+    @torch.no_grad()
+    def run(batch: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+        return [output.numpy() for output in graph(torch.from_numpy(batch), torch.from_numpy(sizes))]
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +94,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_onnx
-@needs_torch
 def test_metadata_travels(plain: Path) -> None:
     import onnxruntime
 
@@ -109,15 +104,13 @@ def test_metadata_travels(plain: Path) -> None:
 
 
 @needs_onnx
-@needs_torch
-@pytest.mark.parametrize("head", ["deform", "five_levels"])
-def test_onnx_detects_the_same(tmp_path: Path, head: str) -> None:
-    result = export_model(tiny_source(*HEADS[head]), tmp_path / "model.onnx", BATCHES)
+def test_onnx_of_five_levels_with_deformable_convolutions_detects_the_same(tmp_path: Path) -> None:
+    source = tiny_source(*HEADS["deform"], *HEADS["five_levels"])
+    result = export_model(source, tmp_path / "model.onnx", BATCHES)
     assert result.images == 6 and result.detections > 40
 
 
 @needs_onnx
-@needs_torch
 def test_onnx_without_detections(plain: Path) -> None:
     import onnxruntime
 
@@ -129,10 +122,11 @@ def test_onnx_without_detections(plain: Path) -> None:
 
 
 @needs_torch
-def test_nothing_is_written_where_nothing_was_compared(tmp_path: Path) -> None:
+def test_nothing_is_written_where_nothing_was_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tiny_source()
+    monkeypatch.setattr("meinst_d2.export.write.FORMATS", {"exported_program": lambda graph, *_: runner_of(graph)})
     source.model.proposal_generator.head.cls_logits.bias.data.fill_(-20.0)
-    with pytest.raises(CheckError, match="detects nothing in the 1 images"):
+    with pytest.raises(CheckError, match="detects nothing in the images of the check .1."):
         export_model(source, tmp_path / "model.pt2", BATCHES[:1], "exported_program")
     assert not list(tmp_path.iterdir())
 
@@ -146,20 +140,13 @@ def test_a_wrong_export_is_not_written(tmp_path: Path, monkeypatch: pytest.Monke
     assert not list(tmp_path.iterdir())
 
 
-def another_model(program: Any, path: Path, names: Any, *_: Any) -> Any:
+def another_model(*_: Any) -> Runner:
     """A runner of a model with other weights."""
     other = tiny_source()
     with torch.no_grad():
         for parameter in other.model.proposal_generator.head.parameters():
             parameter.mul_(1.01)
-    graph = DetectionGraph(other.model)
-
-    @torch.no_grad()
-    def run(batch: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
-        outputs = graph(torch.from_numpy(batch), torch.from_numpy(sizes))
-        return {name: value.numpy() for name, value in zip(names, outputs, strict=True)}
-
-    return run
+    return runner_of(DetectionGraph(other.model))
 
 
 BLOCKED = """
@@ -169,15 +156,11 @@ for name in {blocked!r}:
 """
 
 
-def run_without(blocked: list[str], code: str, *args: object) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCKED.format(blocked=blocked) + code, *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=args[-1] if isinstance(args[-1], Path) and args[-1].is_dir() else None,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run_without(blocked: list[str], code: str, folder: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", BLOCKED.format(blocked=blocked) + code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == status, done.stderr
+    return done
 
 
 @needs_torch
@@ -194,36 +177,69 @@ nothing = module(torch.rand(2, 3, 64, 64), torch.zeros(2, 2, dtype=torch.int64))
 assert all(len(output) == 0 for output in nothing)
 print(len(boxes), len(json.loads(about["class_names"])))
 """
-    count, names = run_without(["detectron2", "meinst_d2"], code, tmp_path).split()
+    count, names = run_without(["detectron2", "meinst_d2"], code, tmp_path).stdout.split()
     assert int(count) > 0 and int(names) == len(NAMES)
 
 
-@needs_onnx
-@needs_torch
-def test_deployed_example(plain: Path, tmp_path: Path) -> None:
-    shutil.copy(plain / "model.onnx", tmp_path)
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (70, 110, 3), dtype=np.uint8)).save(tmp_path / "photo.jpg")
+def predict_deployed(folder: Path, *arguments: str, status: int = 0) -> tuple[str, str]:
+    """What deploy/predict_onnx.py prints, in a folder with model.onnx."""
     code = f"""
 import runpy
-sys.argv = ["predict_onnx.py", "model.onnx", "photo.jpg", "--output", "out", "--score-threshold", "0.01"]
+sys.argv = ["predict_onnx.py", "model.onnx", "--score-threshold", "0.01", *{list(arguments)!r}]
 runpy.run_path({str(ROOT / "deploy/predict_onnx.py")!r}, run_name="__main__")
 """
-    printed = run_without(["torch", "torchvision", "detectron2", "meinst_d2", "cv2"], code, tmp_path)
+    done = run_without(["torch", "torchvision", "detectron2", "meinst_d2", "cv2"], code, folder, status=status)
+    return done.stdout, done.stderr
+
+
+@pytest.fixture
+def deployed(plain: Path, tmp_path: Path) -> Path:
+    """A folder with model.onnx and a/x.png, b/X.jpg."""
+    shutil.copy(plain / "model.onnx", tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("a/x.png", "b/X.jpg"):
+        (tmp_path / name).parent.mkdir()
+        Image.fromarray(rng.integers(0, 256, (70, 110, 3), dtype=np.uint8)).save(tmp_path / name)
+    return tmp_path
+
+
+@needs_onnx
+def test_deployed_example_gives_every_image_a_picture_and_passes_over_broken_ones(deployed: Path) -> None:
+    (deployed / "broken.png").write_bytes((deployed / "a/x.png").read_bytes()[:200])
+    Image.new("1", (20000, 10000)).save(deployed / "huge.png")
+    printed, errors = predict_deployed(deployed, "broken.png", "a/x.png", "huge.png", "b/X.jpg", "--output", "out")
     assert any(name in printed for name in NAMES)
-    before = np.asarray(Image.open(tmp_path / "photo.jpg"))
-    assert (np.asarray(Image.open(tmp_path / "out/photo.png")) != before).any()
+    assert "the image broken.png cannot be read" in errors and "the image huge.png cannot be read" in errors
+    assert sorted(path.name for path in (deployed / "out").iterdir()) == ["X-2.png", "x.png"]
+    for name, picture in (("a/x.png", "x.png"), ("b/X.jpg", "X-2.png")):
+        before = np.asarray(Image.open(deployed / name))
+        assert (np.asarray(Image.open(deployed / "out" / picture)) != before).any()
+    predict_deployed(deployed, "broken.png", "nowhere.png", "--output", "out", status=1)
 
 
-def test_retinanet_is_refused() -> None:
+@needs_onnx
+def test_deployed_example_takes_the_upper_8_of_16_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    read = runpy.run_path(str(ROOT / "deploy/predict_onnx.py"))["read_image"]
+    values = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    assert (np.asarray(read(tmp_path / "deep.png")) == (values >> 8)[..., None]).all()
+    assert f"of the 16 bits per pixel of {tmp_path}/deep.png the upper 8 are taken" in capsys.readouterr().err
+
+
+@needs_onnx
+def test_deployed_example_replaces_no_input(deployed: Path) -> None:
+    before = (deployed / "a/x.png").read_bytes()
+    _, errors = predict_deployed(deployed, "a/x.png", "--output", "a", status=1)
+    assert "predict_onnx.py: --output a would replace the input a/x.png: name another folder" in errors
+    assert (deployed / "a/x.png").read_bytes() == before
+
+
+def test_other_models_are_refused_or_exported_as_float32() -> None:
     cfg = load_cfg("MEInst_RetinaNet_R_50_1x.yaml", "MODEL.MEINST.COMPONENTS", "", "MODEL.DEVICE", "meta")
     with torch.device("meta"):
         model = build_model(cfg)
     with pytest.raises(ValueError, match="RetinaNet cannot be exported: only .* MEInstDetector"):
         make_source(as_trained(model, cfg))
-
-
-def test_lower_precision_is_exported_as_float32() -> None:
     source = tiny_source("MODEL.MEINST.PRECISION", "bfloat16")
     assert source.model.precision == "float32"
     assert "bfloat16; the exported one computes in float32" in source.notes[0]

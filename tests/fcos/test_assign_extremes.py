@@ -1,12 +1,14 @@
 """Assignment at the ends of the sizes: one pixel to 20,000, without area, hundreds on one place."""
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meinst_d2.fcos.assign import AssignmentRule, assign_batch
-from meinst_d2.fcos.losses import BOX_LOSS_TYPES, iou_loss
+from meinst_d2.fcos.losses import BoxLossType, iou_loss
 from tests.fcos.test_assign import RULE, SHAPES, STRIDES, assign_locations, dense_assignment
 
 RADII = [None, 0.01, 1.5, 1000.0]
@@ -24,22 +26,28 @@ def check(boxes: torch.Tensor, shapes: list[tuple[int, int]], radius: float | No
     positives = assign_batch([boxes], shapes, rule)
     assert (positives.ltrb > 0).all() and positives.ltrb.isfinite().all()
     assert (positives.centerness > 0).all() and (positives.centerness <= 1).all()
-    for kind in BOX_LOSS_TYPES:
+    for kind in get_args(BoxLossType):
         assert iou_loss(torch.zeros_like(positives.ltrb), positives.ltrb, kind).isfinite().all()
 
 
-coordinate = st.floats(-20_000, 20_000, width=32) | st.integers(-40, 400).map(float)
-side = st.floats(-300, 20_000, width=32) | st.sampled_from([0.0, 1.0, -1.0, 2.0, 20_000.0, 1e-3])
+coordinate = st.floats(-20_000, 20_000, width=32) | st.integers(-40, 400).map(float) | st.floats(-40, 360, width=32)
+side = st.floats(-300, 20_000, width=32) | st.sampled_from([0.0, 1.0, -1.0, 8.0, 64.0, 128.0, 256.0, 20_000.0, 1e-3])
+side |= st.floats(0, 400, width=32)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     boxes=st.lists(st.tuples(coordinate, coordinate, side, side), min_size=1, max_size=10),
     copies=st.integers(1, 3),
-    radius=st.sampled_from(RADII),
+    radius=st.sampled_from([*RADII, 0.5, 1.0, 2.5]),
+    whole=st.booleans(),
 )
-def test_boxes_of_any_size_or_turned_round(boxes: list[tuple[float, ...]], copies: int, radius: float | None) -> None:
+def test_boxes_of_any_size_or_turned_round(
+    boxes: list[tuple[float, ...]], copies: int, radius: float | None, whole: bool
+) -> None:
     xywh = torch.tensor(boxes).reshape(-1, 4).repeat(copies, 1)
+    if whole:  # ties of areas, and sides on locations
+        xywh = xywh.round()
     check(torch.cat((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), 1), SHAPES, radius)
 
 
@@ -85,10 +93,9 @@ def test_moving_boxes_by_the_coarsest_stride_moves_the_locations(seed: int, shif
     generator = torch.Generator().manual_seed(seed)
     corners = (torch.rand(6, 2, generator=generator) * 300 + 400).round()
     boxes = torch.cat((corners, corners + (torch.rand(6, 2, generator=generator) * 300).round()), 1)
-    shapes = [(1536 // s, 1536 // s) for s in STRIDES]
-    before, after = (assign_locations(b, shapes, RULE) for b in (boxes, boxes + 128 * shift))
-    areas = [h * w for h, w in shapes]
-    for level, moved, stride in zip(before.split(areas), after.split(areas), STRIDES, strict=True):
-        side_ = 1536 // stride
+    sides = [1536 // s for s in STRIDES]
+    before, after = (assign_locations(b, [(n, n) for n in sides], RULE) for b in (boxes, boxes + 128 * shift))
+    areas = [n * n for n in sides]
+    for level, moved, stride, n in zip(before.split(areas), after.split(areas), STRIDES, sides, strict=True):
         cells = shift * 128 // stride
-        assert torch.equal(level.view(side_, side_).roll((cells, cells), (0, 1)), moved.view(side_, side_))
+        assert torch.equal(level.view(n, n).roll((cells, cells), (0, 1)), moved.view(n, n))

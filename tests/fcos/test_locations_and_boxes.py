@@ -1,7 +1,6 @@
 import torch
 
-from meinst_d2.fcos.boxes import box_area, ltrb_to_xyxy, xyxy_to_ltrb
-from meinst_d2.fcos.locations import level_locations
+from meinst_d2.fcos.boxes import box_area, level_locations, ltrb_to_xyxy, xyxy_to_ltrb
 
 
 def test_locations_are_row_major_and_offset_by_half_a_stride() -> None:

@@ -1,10 +1,11 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torchvision.ops import generalized_box_iou_loss
 
-from meinst_d2.fcos.losses import BOX_LOSS_TYPES, centerness_loss, coefficient_loss, focal_loss, iou_loss
+from meinst_d2.fcos.losses import BoxLossType, centerness_loss, coefficient_loss, focal_loss, iou_loss
 
 
 def test_focal_loss_worked_example() -> None:
@@ -35,16 +36,6 @@ def test_giou_is_torchvisions_where_the_smoothing_vanishes() -> None:
     torch.testing.assert_close(iou_loss(pred, gt), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("loss_type", BOX_LOSS_TYPES)
-def test_equal_boxes_cost_nothing_and_empty_predictions_stay_finite(loss_type: str) -> None:
-    gt = torch.rand(20, 4) * 50 + 0.01
-    torch.testing.assert_close(iou_loss(gt, gt, loss_type), torch.zeros(20), rtol=0, atol=1e-5)
-    pred = torch.zeros(20, 4, requires_grad=True)
-    loss = iou_loss(pred, gt, loss_type)
-    loss.sum().backward()
-    assert loss.isfinite().all() and pred.grad is not None and pred.grad.isfinite().all()
-
-
 def test_centerness_and_coefficient_losses_worked_examples() -> None:
     assert centerness_loss(torch.zeros(2), torch.tensor([0.5, 1.0])).item() == pytest.approx(2 * math.log(2))
     distance = coefficient_loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]]))
@@ -64,5 +55,5 @@ def test_gradients_are_the_numerical_ones() -> None:
     torch.manual_seed(1)
     pred = (torch.rand(3, 4, dtype=torch.double) * 5 + 0.5).requires_grad_()
     gt = torch.rand(3, 4, dtype=torch.double) * 5 + 0.5
-    for loss_type in BOX_LOSS_TYPES:
+    for loss_type in get_args(BoxLossType):
         assert torch.autograd.gradcheck(lambda x, kind=loss_type: iou_loss(x, gt, kind), pred)

@@ -55,10 +55,10 @@ def free_port() -> int:
 def patched(path: Path, patches: str) -> Path:
     """meinst fit with something that happens to one of its ranks."""
     path.write_text(
-        "import os, signal, sys, time\nimport numpy as np\nimport fit_pca\n"
+        "import os, signal, sys, time\nimport numpy as np\nfrom meinst_d2.commands import fit\n"
         "def lost(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)\n"
         "def hang(*args, **kwargs): time.sleep(100)\n"
-        f"rank = int(os.environ['RANK'])\n{patches}\nfit_pca.main(sys.argv[1:])\n"
+        f"rank = int(os.environ['RANK'])\n{patches}\nfit.main(sys.argv[1:])\n"
     )
     return path
 
@@ -71,7 +71,7 @@ def test_any_number_of_ranks_writes_the_same_bytes(
     fit_command.main(["--coco-json", *shapes, *OPTIONS, *more, "--output", str(tmp_path / "alone/c.npz")])
     printed = capsys.readouterr().out
     arguments = ["--coco-json", *shapes, *OPTIONS, *more, "--output", str(tmp_path / "ranks/c.npz")]
-    result = torchrun(ranks, ROOT / "meinst fit", *arguments)
+    result = torchrun(ranks, ROOT / "fit_pca.py", *arguments)
     assert result.returncode == 0, result.stderr
     for name in ("c.npz", "c.png"):
         assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "ranks" / name).read_bytes()
@@ -84,12 +84,12 @@ def test_a_rank_that_is_killed_ends_the_job_and_no_file_stays(shapes: list[str],
         tmp_path / "ranks.py",
         "def half(file, **arrays): file.write(b'half'); file.flush(); print('half', flush=True); time.sleep(100)\n"
         "if rank == 0: np.savez = half\n"
-        "if rank == 1: fit_command.measure_reconstruction = lambda *_: time.sleep(2) or lost()\n",
+        "if rank == 1: fit.measure_encodings = lambda *_, **__: time.sleep(2) or lost()\n",
     )
     start = time.monotonic()
     result = torchrun(2, script, "--coco-json", *shapes, *OPTIONS, "--output", str(tmp_path / "out/c.npz"))
     assert result.returncode != 0 and "half" in result.stdout
-    assert "ranks.py: rank 0 of 2 was stopped: another rank failed, or the job was cancelled" in result.stderr
+    assert "meinst fit: rank 0 of 2 was stopped: another rank failed, or the job was cancelled" in result.stderr
     assert list((tmp_path / "out").iterdir()) == []
     assert time.monotonic() - start < 60
 
@@ -97,8 +97,8 @@ def test_a_rank_that_is_killed_ends_the_job_and_no_file_stays(shapes: list[str],
 @pytest.mark.parametrize(
     ("patch", "message"),
     [
-        ("if rank == 1: fit_command.count_moments = lost", "rank 0 of 2 lost the connection to another rank"),
-        ("if rank == 1: fit_command.count_moments = hang", "rank 0 of 2 waited 2 s in vain for another rank"),
+        ("if rank == 1: fit.count_moments = lost", "rank 0 of 2 lost the connection to another rank"),
+        ("if rank == 1: fit.count_moments = hang", "rank 0 of 2 waited 2 s in vain for another rank"),
     ],
 )
 def test_a_rank_of_another_machine_that_is_lost_is_a_sentence_within_the_timeout(
@@ -120,7 +120,7 @@ def test_a_rank_of_another_machine_that_is_lost_is_a_sentence_within_the_timeout
 
 def test_a_rank_that_never_comes_is_a_sentence(shapes: list[str], tmp_path: Path) -> None:
     arguments = ["--coco-json", *shapes, *OPTIONS, "--rank-timeout", "1", "--output", str(tmp_path / "out/c.npz")]
-    process = start_rank(0, 2, free_port(), ROOT / "meinst fit", *arguments)
+    process = start_rank(0, 2, free_port(), ROOT / "fit_pca.py", *arguments)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert errors.strip().splitlines()[-1].startswith("meinst fit: rank 0 of 2 did not meet the others within 1 s")
@@ -135,12 +135,12 @@ def test_nccl_needs_a_gpu_per_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_shares_are_disjoint_and_whole() -> None:
     items = [InstanceAnnotation(None, (0, 0, i, i), (9, 9), i, False) for i in range(10)]
-    shares = [[a.category for a in Ranks(rank, 3).share_annotations(items)] for rank in range(3)]
+    shares = [[a.category for a in Ranks(rank, 3).share(items)] for rank in range(3)]
     assert sorted(i for share in shares for i in share) == list(range(10)) and max(map(len, shares)) == 4
-    assert sorted(name for rank in range(3) for name in Ranks(rank, 3).share("abcde")) == list("abcde")
+    assert Ranks().share(items) is items
 
 
 def test_without_torchrun_this_process_is_alone() -> None:
     with join_ranks(1) as ranks:
-        assert (ranks.rank, ranks.size, ranks.is_first) == (0, 1, True)
+        assert (ranks.rank, ranks.size) == (0, 1)
         assert (ranks.sum(np.arange(3)) == [0, 1, 2]).all()

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from meinst_d2.data.annotations import InstanceAnnotation
-from meinst_d2.encoding import fit_pca
-from meinst_d2.fitting.count import count_moments, measure_reconstruction
-from meinst_d2.fitting.per_class import fit_classes
+from meinst_d2.encoding import PCABasis, fit_pca
+from meinst_d2.fitting.count import count_moments, fit_classes
+from meinst_d2.reconstruction.encodings import make_encodings
+from meinst_d2.reconstruction.measure import Quality, measure_encodings
 from tests.conftest import blob_masks
 
 
@@ -50,12 +51,20 @@ def test_too_few_masks_for_anyone() -> None:
         fit_classes(annotations([5]), 1, 10, 8, min_masks=2)
 
 
-def test_dictionaries_of_ones_own_class_redraw_better() -> None:
+def measured(found: list[InstanceAnnotation], bases: list[PCABasis]) -> Quality:
+    family, num_classes = ("class-pca", len(bases)) if len(bases) > 1 else ("pca", None)
+    encodings = list(make_encodings(family, [10], [4], [True], [False], bases))
+    return measure_encodings(found, encodings, num_classes, templates_only=True).quality(0)
+
+
+def test_dictionaries_of_ones_own_class_reconstruct_better() -> None:
     found = annotations([200, 200])
     fitted = fit_classes(found, 2, 10, 4, min_masks=20)
-    (own,) = measure_reconstruction(found, fitted.bases, [4], 3.0)
-    (shared,) = measure_reconstruction(found, [fit_pca(fitted.moments).truncated(4)], [4], 3.0)
-    assert own.iou > shared.iou + 0.01
-    (first,) = measure_reconstruction([a for a in found if a.category == 0], fitted.bases[:1], [4], 3.0)
-    (second,) = measure_reconstruction([a for a in found if a.category == 1], fitted.bases[1:], [4], 3.0)
-    assert own.iou == pytest.approx((first.iou + second.iou) / 2)
+    own, shared = measured(found, fitted.bases), measured(found, [fit_pca(fitted.moments).truncated(4)])
+    assert own.template_iou > shared.template_iou + 0.01
+    first, second = (
+        measured([a for a in found if a.category == k], fitted.bases[k : k + 1]).template_iou for k in (0, 1)
+    )
+    assert own.template_iou == pytest.approx((first + second) / 2)
+    strays = [InstanceAnnotation(a.segmentation, a.box, a.image_size, -1, False) for a in found[:50]]
+    assert measured([*found, *strays], fitted.bases) == own  # no class, no dictionary

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pycocotools.mask as mask_util
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from meinst_d2.masks import encode_masks, encode_templates
 
 
 def stretch_one_by_one(templates: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
@@ -33,3 +36,12 @@ def assert_thresholded(masks: Tensor, values: Tensor) -> None:
 def random_templates(rng: np.random.Generator, count: int, size: int) -> Tensor:
     """(count, size, size) float32 probabilities: noise, which has as many edges as can be."""
     return torch.from_numpy(rng.random((count, size, size)).astype(np.float32))
+
+
+def check_encodings(templates: torch.Tensor, boxes: torch.Tensor, masks: torch.Tensor) -> None:
+    """Both encoders write what pycocotools writes, and pycocotools reads the masks back."""
+    _, height, width = masks.shape
+    expected = [mask_util.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in masks]
+    assert encode_templates(templates, boxes, height, width) == expected
+    assert encode_masks(masks.numpy(), boxes.numpy()) == expected
+    assert np.array_equal(mask_util.decode(expected).transpose(2, 0, 1), masks.numpy())

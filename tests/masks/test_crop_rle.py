@@ -80,8 +80,8 @@ def test_counts_may_be_text() -> None:
         ({"size": [4, 4], "counts": [8.0, 8.0]}, "do not add up"),
         ({"size": [4, 4], "counts": None}, "counts of type NoneType"),
         ({"size": [4, 4], "counts": "`"}, "end within a run"),
-        ({"size": [4, 4], "counts": "\x01"}, "no compressed runs"),
-        ({"size": [4, 4], "counts": "ooooooooo0"}, "no compressed runs"),
+        ({"size": [4, 4], "counts": "\x01"}, "not compressed runs"),
+        ({"size": [4, 4], "counts": "ooooooooo0"}, "not compressed runs"),
         ({"size": [4, 4], "counts": "``0"}, "do not add up"),
     ],
 )

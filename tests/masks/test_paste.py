@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meinst_d2.masks import canvas, paste_masks, runs
-from tests.masks.oracle import assert_thresholded, random_templates, stretch_one_by_one
+from meinst_d2.masks import encode_masks, encode_templates, paste, paste_masks, runs
+from tests.masks.oracle import assert_thresholded, check_encodings, random_templates, stretch_one_by_one
 
 EDGES = {
     "inside": [3.2, 4.1, 20.7, 15.5],
@@ -35,6 +35,9 @@ def test_a_box_that(box: list[float], size: int) -> None:
     for height, width in ((24, 32), (1, 1), (1, 40), (40, 1)):
         ours = paste_masks(templates, boxes, height, width)
         assert_thresholded(ours, stretch_one_by_one(templates, boxes, height, width))
+        check_encodings(templates, boxes, ours)
+        full = torch.ones_like(templates)  # a run over many columns where the box is as high as the image
+        check_encodings(full, boxes, paste_masks(full, boxes, height, width))
 
 
 def test_full_and_empty_templates() -> None:
@@ -58,8 +61,11 @@ def test_pixels_that_are_not_numbers_are_background() -> None:
     assert torch.equal(paste_masks(templates, boxes, 24, 32), paste_masks(templates.nan_to_num(0), boxes, 24, 32))
 
 
-def test_nothing_to_paste() -> None:
-    assert paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), 30, 40).shape == (0, 30, 40)
+def test_nothing_to_paste_or_encode() -> None:
+    nothing = torch.zeros(0, 28, 28), torch.zeros(0, 4)
+    masks = paste_masks(*nothing, 30, 40)
+    assert masks.shape == (0, 30, 40) and encode_templates(*nothing, 30, 40) == []
+    assert encode_masks(masks.numpy(), nothing[1].numpy()) == []
 
 
 def test_the_result_is_an_ordinary_tensor() -> None:
@@ -72,6 +78,11 @@ def test_the_result_is_an_ordinary_tensor() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions(dtype: torch.dtype) -> None:
+    """Half precision knows pixels of a large image only to the next 8 or 128: still a box."""
+    wide = torch.tensor([[-15_000.3, 2.2, 15_000.1, 20.7], [3.3, -7.1, 30.7, 14.2]], dtype=dtype)
+    arguments = random_templates(np.random.default_rng(0), 2, 28), wide, 24, 32
+    assert torch.equal(paste_masks(*arguments), paste_masks(arguments[0], wide.float(), 24, 32))
+    assert encode_templates(*arguments) == encode_templates(arguments[0], wide.float(), 24, 32)
     templates = random_templates(np.random.default_rng(3), 5, 28).to(dtype)
     boxes = torch.tensor([[1.3, 2.2, 30.1, 20.7]]).repeat(5, 1)
     assert torch.equal(paste_masks(templates, boxes, 24, 32), paste_masks(templates.float(), boxes, 24, 32))
@@ -88,26 +99,14 @@ def test_portions_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
-def test_without_the_kernels_help(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On another system, and on a kernel that does not know how to prepare pages."""
-    templates = random_templates(np.random.default_rng(0), 3, 28)
-    boxes = torch.tensor([[1.3, 2.2, 30.1, 20.7]] * 3)
-    expected = paste_masks(templates, boxes, 24, 32)
-    monkeypatch.setattr(canvas, "KEEP_AT_MOST", 0)
-    monkeypatch.setattr(canvas, "_POPULATE_WRITE", 999)
-    assert torch.equal(paste_masks(templates, boxes, 24, 32), expected)
-    monkeypatch.setattr(canvas.sys, "platform", "win32")
-    assert torch.equal(paste_masks(templates, boxes, 24, 32), expected)
-
-
 @pytest.fixture
-def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> list[canvas.Memory]:
-    kept: list[canvas.Memory] = []
-    monkeypatch.setattr(canvas, "_kept", kept)
+def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    kept: list[np.ndarray] = []
+    monkeypatch.setattr(paste, "_kept", kept)
     return kept
 
 
-def test_memory_is_kept_for_the_next_image_and_cleared(nothing_kept: list[canvas.Memory]) -> None:
+def test_memory_is_kept_for_the_next_image_and_cleared(nothing_kept: list[np.ndarray]) -> None:
     templates, boxes = torch.ones(3, 28, 28), torch.tensor([[1.0, 2.0, 30.0, 20.0]] * 3)
     first = paste_masks(templates, boxes, 24, 32)
     address = first.data_ptr()
@@ -119,7 +118,7 @@ def test_memory_is_kept_for_the_next_image_and_cleared(nothing_kept: list[canvas
     assert second.sum() == 3 * 29 * 17 and second[0, 3:20, 2:31].all()
 
 
-def test_memory_in_use_is_not_taken(nothing_kept: list[canvas.Memory]) -> None:
+def test_memory_in_use_is_not_taken(nothing_kept: list[np.ndarray]) -> None:
     """Not even where only a part of the masks, or their numbers, are in use."""
     boxes = torch.tensor([[1.0, 2.0, 30.0, 20.0]] * 3)
     whole = paste_masks(torch.ones(3, 28, 28), boxes, 24, 32)
@@ -132,7 +131,7 @@ def test_memory_in_use_is_not_taken(nothing_kept: list[canvas.Memory]) -> None:
     assert (numbers == expected[0].numpy()).all()
 
 
-def test_the_larger_of_two_memories_is_kept(nothing_kept: list[canvas.Memory]) -> None:
+def test_the_larger_of_two_memories_is_kept(nothing_kept: list[np.ndarray]) -> None:
     sizes = (100, 3000, 800)
     masks = [paste_masks(torch.ones(1, 4, 4), torch.tensor([[0.0, 0.0, 9.0, 9.0]]), size, size) for size in sizes]
     addresses = [mask.data_ptr() for mask in masks]
@@ -140,8 +139,8 @@ def test_the_larger_of_two_memories_is_kept(nothing_kept: list[canvas.Memory]) -
     assert [memory.ctypes.data for memory in nothing_kept] == [addresses[1]]
 
 
-def test_a_stack_too_large_to_keep(nothing_kept: list[canvas.Memory], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(canvas, "KEEP_AT_MOST", 1000)
+def test_a_stack_too_large_to_keep(nothing_kept: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paste, "KEEP_AT_MOST", 1000)
     templates = random_templates(np.random.default_rng(0), 3, 28)
     boxes = torch.tensor([[1.3, 2.2, 30.1, 20.7]] * 3)
     for _ in range(2):
@@ -150,13 +149,16 @@ def test_a_stack_too_large_to_keep(nothing_kept: list[canvas.Memory], monkeypatc
 
 
 sides = st.integers(1, 90)
-corner = st.floats(-60, 120, width=32)
+corner = st.floats(-60, 120, width=32) | st.integers(-10, 60).map(float)
 
 
 @settings(max_examples=150, deadline=None)
 @given(height=sides, width=sides, box=st.tuples(corner, corner, corner, corner), size=st.integers(1, 12), seed=sides)
 def test_any_box(height: int, width: int, box: tuple[float, ...], size: int, seed: int) -> None:
+    """Binary templates have values of exactly one half, on which painting and encoding must agree."""
     templates = random_templates(np.random.default_rng(seed), 2, size)
     boxes = torch.tensor([box] * 2)
     masks = paste_masks(templates, boxes, height, width)
     assert_thresholded(masks, stretch_one_by_one(templates, boxes, height, width))
+    for painted in (templates, templates.round()):
+        check_encodings(painted, boxes, paste_masks(painted, boxes, height, width))

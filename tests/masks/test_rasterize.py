@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from meinst_d2.masks.rasterize import crop_bitmask, rasterize_polygons
+from meinst_d2.masks.rasterize import OutlineError, crop_bitmask, rasterize_polygons, to_rles
+from meinst_d2.masks.rle import FAR_POLYGON, UnusableInstance, rle_of
 
 
 def rectangle(x0: float, y0: float, x1: float, y1: float) -> np.ndarray:
@@ -34,6 +35,27 @@ def test_parts_are_merged_and_instances_without_parts_are_empty() -> None:
     assert masks[0].all(0).tolist() == [True] * 3 + [False] * 4 + [True] * 3
     assert not masks[1].any()
     assert masks[2].all(0).tolist() == [True] * 3 + [False] * 7
+
+
+@pytest.mark.parametrize("far", [3e7, 1e12, 1e150, float("inf"), float("nan")])
+def test_an_outline_that_would_not_fit_into_memory_is_never_drawn(far: float) -> None:
+    """One coordinate of 3e7 took 2 GB."""
+    absurd = np.array([10.0, 10, far, 10, 20, 20])
+    with pytest.raises(OutlineError, match="a polygon with an outline of .* pixels") as error:
+        to_rles([SQUARE, absurd, SQUARE], 30, 30)
+    assert error.value.where.tolist() == [False, True, False]
+    with pytest.raises(UnusableInstance, match=FAR_POLYGON if far < 1e200 else "unknown kind"):
+        rle_of([absurd.tolist()], (30, 30))
+    masks = rasterize_polygons([[SQUARE], [SQUARE, absurd], [SQUARE]], BOX.repeat(3, 0), 5)
+    assert masks.all((1, 2)).tolist() == [True, False, True] and not masks[1].any()
+
+
+def test_a_polygon_far_away_is_not_an_absurd_one() -> None:
+    assert not rasterize_polygons([[SQUARE + 1e6]], BOX, 5).any()
+    (far,) = to_rles([SQUARE + 1e6], 30, 30)
+    assert far == to_rles([SQUARE - 1e6], 30, 30)[0]
+    with pytest.raises(OutlineError):
+        to_rles([SQUARE + 2.0**26], 30, 30)
 
 
 def test_no_instances() -> None:

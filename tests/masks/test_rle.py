@@ -6,56 +6,17 @@ import tracemalloc
 
 import numpy as np
 import pycocotools.mask as mask_util
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meinst_d2.masks import RLEs, encode_masks, encode_templates, paste_masks
+from meinst_d2.masks import RLEs, encode_masks, encode_templates
+from meinst_d2.masks.rle import areas, ious, rle_of
 from tests.masks.oracle import random_templates
-from tests.masks.test_paste import EDGES
 
 
 def encode_whole(masks: np.ndarray) -> list[dict]:
     return [mask_util.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks]
-
-
-@pytest.mark.parametrize("size", [1, 2, 7, 28])
-@pytest.mark.parametrize("box", EDGES.values(), ids=EDGES.keys())
-def test_a_box_that(box: list[float], size: int) -> None:
-    templates = random_templates(np.random.default_rng(size), 3, size)
-    templates[0] = 1  # a run over many columns where the box is as high as the image
-    boxes = torch.tensor([box] * 3)
-    for height, width in ((24, 32), (1, 1), (1, 40), (40, 1)):
-        masks = paste_masks(templates, boxes, height, width).numpy()
-        expected = encode_whole(masks)
-        assert encode_templates(templates, boxes, height, width) == expected
-        assert encode_masks(masks, boxes.numpy()) == expected
-
-
-sides = st.integers(1, 60)
-corner = st.floats(-40, 80, width=32) | st.integers(-10, 60).map(float)
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    height=sides,
-    width=sides,
-    box=st.tuples(corner, corner, corner, corner),
-    size=st.integers(1, 8),
-    seed=sides,
-    binary=st.booleans(),
-)
-def test_any_box(height: int, width: int, box: tuple[float, ...], size: int, seed: int, binary: bool) -> None:
-    """Binary templates have values of exactly one half, on which painting and encoding must agree."""
-    templates = random_templates(np.random.default_rng(seed), 2, size)
-    if binary:
-        templates = templates.round()
-    boxes = torch.tensor([box] * 2)
-    masks = paste_masks(templates, boxes, height, width).numpy()
-    expected = encode_whole(masks)
-    assert encode_templates(templates, boxes, height, width) == expected
-    assert encode_masks(masks, boxes.numpy()) == expected
 
 
 @settings(max_examples=100, deadline=None)
@@ -73,9 +34,16 @@ def test_what_there_is_at_the_ends_of_the_image() -> None:
     assert encode_masks(masks, np.tile(np.float32([0, 0, 3, 2]), (64, 1))) == encode_whole(masks)
 
 
-def test_nothing_to_encode() -> None:
-    assert encode_templates(torch.zeros(0, 28, 28), torch.zeros(0, 4), 30, 40) == []
-    assert encode_masks(np.zeros((0, 30, 40), bool), np.zeros((0, 4), np.float32)) == []
+def test_areas_and_overlaps(rng: np.random.Generator) -> None:
+    masks = rng.random((5, 9, 7)) < 0.4
+    rles = [rle_of(mask, (9, 7)) for mask in masks]
+    assert rles == encode_whole(masks)
+    both = (masks[:2, None] & masks[None, 2:]).sum((2, 3))
+    either = (masks[:2, None] | masks[None, 2:]).sum((2, 3))
+    assert areas(rles).tolist() == masks.sum((1, 2)).tolist() and areas([]).tolist() == []
+    np.testing.assert_allclose(ious(rles[:2], rles[2:]), both / either)
+    np.testing.assert_allclose(ious(rles[:2], rles[2:], crowd=True), both / areas(rles[:2])[:, None])
+    assert ious([], rles).shape == (0, 5) and ious(rles, []).shape == (5, 0)
 
 
 def test_a_large_image_needs_little_memory() -> None:

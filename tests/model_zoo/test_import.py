@@ -13,8 +13,7 @@ import torch
 import yaml
 
 from meinst_d2.config_file import read_plain_yaml
-from meinst_d2.data.shapes import generate
-from meinst_d2.data.shapes.images import ShapesConfig
+from meinst_d2.data.shapes import ShapesConfig, generate
 from meinst_d2.encoding import load_components
 from meinst_d2.model_zoo import load_trained
 from meinst_d2.model_zoo.adelaidet import import_checkpoint
@@ -117,7 +116,7 @@ def test_the_commands_import_and_evaluate(tmp_path: Path, weights: dict[str, tor
     assert (tmp_path / "evaluated/inference/coco_instances_results.json").stat().st_size > 1000
 
 
-def test_theirs_and_both_of_ours_load_the_same(
+def test_all_files_load_the_same(
     tmp_path: Path, weights: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:
     import_checkpoint(write_config(tmp_path), save(tmp_path, weights), tmp_path, safetensors=True)
@@ -202,9 +201,7 @@ def test_configs_that_do_not_belong_to_the_weights(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_that_is_full_leaves_neither_file(
-    tmp_path: Path, weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk(tmp_path: Path, weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Path, *_: Any, **__: Any) -> None:
         raise OSError("disk full")
 

@@ -88,15 +88,8 @@ def test_the_same_run_gives_the_same_file(tmp_path: Path) -> None:
     first = publish_run(run, tmp_path / "a", "tiny")[0]
     second = publish_run(run, tmp_path / "b", "tiny")[0]
     assert first.name == second.name and first.read_bytes() == second.read_bytes()
-
-
-def test_a_run_without_evaluation_has_no_figures(tmp_path: Path) -> None:
-    run = write_run(tmp_path)
     (run / "metrics.json").unlink()
     assert publish_run(run, tmp_path, "tiny")[1].startswith("| tiny | shapes_train | 2 | - | - |")
-
-
-def test_metrics_of_several_datasets_keep_their_names(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text('{"a/bbox/AP": 1.0, "b/segm/AP": 2.0, "iteration": 3, "lr": 0.1}\n')
     for iteration in (None, 3, 2):
         assert metrics_of(tmp_path / "m.json", iteration) == {"a/bbox/AP": 1.0, "b/segm/AP": 2.0}
@@ -111,15 +104,7 @@ def test_what_cannot_be_published_is_said(tmp_path: Path) -> None:
     for name in ("a/b", "", "a|b"):
         with pytest.raises(ValueError, match="cannot name a file"):
             publish_run(run, tmp_path / "out", name)
-    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("DIM_MASK: 8", "DIM_MASK: 9"))
-    with pytest.raises(ValueError, match=r"model_final.pth do not belong to the config:\n.*mask_pred.weight has shape"):
-        publish_run(run, tmp_path / "out", "tiny")
     (run / "config.yaml").write_text("MODEL: {MEINST: {NEW_KEY: 1}}")
     with pytest.raises(ValueError, match="does not fit this version of meinst_d2: .*NEW_KEY"):
-        publish_run(run, tmp_path / "out", "tiny")
-    (run / "model_final.pth").unlink()
-    (run / "last_checkpoint").unlink()
-    (run / "config.yaml").write_text("VERSION: 2")
-    with pytest.raises(FileNotFoundError, match="last_checkpoint"):
         publish_run(run, tmp_path / "out", "tiny")
     assert not (tmp_path / "out").exists()

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +31,17 @@ def same_weights(model: torch.nn.Module, expected: dict[str, torch.Tensor]) -> b
     return all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["MEInst_R_50_3x", "MEInst_R_50_3x.yaml", "quick/tiny"])
-def test_configs_by_name(name: str) -> None:
-    cfg = model_zoo.get_config(name)
-    assert cfg.MODEL.META_ARCHITECTURE == "MEInstDetector"
-    assert f"output/{Path(name).stem}" == cfg.OUTPUT_DIR
-
-
-def test_every_config_has_a_name() -> None:
+def test_configs_have_names_and_unknown_ones_are_met_with_known_ones() -> None:
     for path in (*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "configs").rglob("*.py")):
         name = path.relative_to(ROOT / "configs").as_posix()
         assert model_zoo.get_config_file(name) == model_zoo.get_config_file(name.removesuffix(".yaml")) == str(path)
+    for name in ("MEInst_R_50_3x", "MEInst_R_50_3x.yaml", "quick/tiny"):
+        cfg = model_zoo.get_config(name)
+        assert ("MEInstDetector", f"output/{Path(name).stem}") == (cfg.MODEL.META_ARCHITECTURE, cfg.OUTPUT_DIR)
+    with pytest.raises(ValueError, match="no config MEInst_R50_1x: did you mean .*MEInst_R_50_1x"):
+        model_zoo.get_config("MEInst_R50_1x")
+    with pytest.raises(ValueError, match="there is no trained model for quick/tiny: train it"):
+        model_zoo.get_checkpoint_url("quick/tiny")
 
 
 def test_a_lazy_config_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,24 +56,6 @@ def test_a_lazy_config_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert model.proposal_generator.head.cls_logits.out_channels == 3 and model.training
 
 
-def test_an_installed_package_has_the_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What pip builds a wheel from."""
-    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    built = tmp_path / "meinst_d2/model_zoo/configs"
-    for path in (ROOT / "configs").rglob("*.yaml"):
-        assert (built / path.relative_to(ROOT / "configs")).read_text() == path.read_text()
-    monkeypatch.setattr(zoo, "CONFIG_FOLDERS", (built, tmp_path / "nowhere"))
-    assert model_zoo.get_config_file("MEInst_R_50_1x") == str(built / "MEInst_R_50_1x.yaml")
-
-
-def test_unknown_names_are_met_with_known_ones() -> None:
-    with pytest.raises(ValueError, match="no config MEInst_R50_1x: did you mean .*MEInst_R_50_1x"):
-        model_zoo.get_config("MEInst_R50_1x")
-    with pytest.raises(ValueError, match="there is no trained model for quick/tiny: train it"):
-        model_zoo.get_checkpoint_url("quick/tiny")
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_checkpoints_are_linked_and_not_shipped(name: str) -> None:
     assert URLS[name] is None
@@ -86,15 +66,10 @@ def test_published_checkpoints_are_linked_and_not_shipped(name: str) -> None:
     assert name in (ROOT / "MODEL_ZOO.md").read_text()
 
 
-def test_a_name_gives_a_model_to_train() -> None:
+def test_a_name_gives_a_model(web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = model_zoo.get("quick/tiny", device="cpu")
     assert model.training and not model.proposal_generator.mask_encoder.is_fitted
-
-
-def test_trained_weights_by_name_come_from_their_url(
-    web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     path = publish(tmp_path, web)
     with serve(web) as url:
         monkeypatch.setitem(URLS, "quick/tiny", f"{url}/{path.name}")
@@ -132,19 +107,9 @@ def test_a_damaged_file_is_refused(web: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            {"a": torch.zeros(1)},
-            "carries no config, and there is no config.yaml beside it: give --config-file, or publish",
-        ),
+        ({"a": torch.zeros(1)}, "carries no config, and there is no config.yaml beside it: give --config-file, or pub"),
         ({"model": {}, "meinst": {"config": "A: ["}}, "the config in .* does not fit this version"),
-        (
-            {"model": {}, "meinst": {"config": "MODEL: {NEW: 1}"}},
-            "the config in .* does not fit .*: .*NEW",
-        ),
-        (
-            {"model": {}, "meinst": {"config": "VERSION: !!python/object/apply:os.getcwd []"}},
-            "the config in .* does not",
-        ),
+        ({"model": {}, "meinst": {"config": "MODEL: {NEW: 1}"}}, "the config in .* does not fit .*: .*NEW"),
     ],
 )
 def test_files_that_are_no_models(tmp_path: Path, content: Any, message: str) -> None:

@@ -47,16 +47,13 @@ FIVE = (
 
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize(
-    "name",
-    ["build_three_levels", "build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone"],
+    "name", ["build_three_levels", "build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone"]
 )
 def test_a_backbone_with_p3_to_p5_trains_and_predicts(name: str) -> None:
     ours_need = () if name == "build_three_levels" else ("MODEL.RESNETS.RES2_OUT_CHANNELS", 64)
     model = build_model(
         tiny_cfg(
-            *FIVE,
-            *("MODEL.BACKBONE.NAME", name, "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.NORM", "BN"),
-            *ours_need,
+            *FIVE, *("MODEL.BACKBONE.NAME", name, "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.NORM", "BN"), *ours_need
         )
     )
     wrapped = isinstance(model.backbone, ExtraLevels)

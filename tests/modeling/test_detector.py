@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from detectron2.data.detection_utils import annotations_to_instances
@@ -58,20 +57,6 @@ def test_only_empty_images_and_only_images_without_positives(model: torch.nn.Mod
         assert losses["loss_box"] == losses["loss_centerness"] == losses["loss_mask"] == 0
 
 
-def test_boxes_on_every_border_and_one_pixel_objects(model: torch.nn.Module) -> None:
-    borders = [[0.0, 20.0, 30.0, 44.0], [66.0, 20.0, 96.0, 44.0], [30.0, 0.0, 60.0, 24.0], [30.0, 40.0, 60.0, 64.0]]
-    losses = train(
-        model, [image_with([*borders, [0.0, 0.0, 96.0, 64.0], [95.0, 63.0, 96.0, 64.0], [4.0, 4.0, 5.0, 5.0]])]
-    )
-    assert all(np.isfinite(list(losses.values()))) and losses["loss_mask"] > 0
-
-
-def test_a_first_box_centred_on_the_left_border_does_not_switch_the_image_off(model: torch.nn.Module) -> None:
-    sample = image_with([[-20.0, 10.0, 20.0, 50.0], *TWO])
-    assert sample["instances"].gt_boxes.get_centers()[0, 0] == 0
-    assert train(model, [sample])["loss_box"] > 0
-
-
 def test_identical_boxes_learn_the_mask_of_the_instance_that_was_assigned(model: torch.nn.Module) -> None:
     sample = image_with(ONE * 2)
     masks = sample["instances"].gt_mask_templates
@@ -80,14 +65,6 @@ def test_identical_boxes_learn_the_mask_of_the_instance_that_was_assigned(model:
     assert train(model, [sample])["loss_mask"] == pytest.approx(first)
     sample["instances"].gt_mask_templates = masks[[1, 0]]
     assert train(model, [sample])["loss_mask"] != pytest.approx(first)
-
-
-def test_images_of_different_sizes_share_a_batch(model: torch.nn.Module) -> None:
-    train(model, [image_with(ONE, 64, 96), image_with(TWO, 100, 130), image_with([], 33, 47)])
-    model.eval()
-    with torch.no_grad():
-        outputs = model([image_with([], 64, 96), image_with([], 33, 47)])
-    assert [o["instances"].image_size for o in outputs] == [(64, 96), (33, 47)]
 
 
 def test_batches_of_detectron2s_own_mapper_work(model: torch.nn.Module) -> None:

@@ -9,8 +9,7 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, Instances
 
 from meinst_d2.fcos.assign import AssignmentRule, assign_batch
-from meinst_d2.fcos.boxes import ltrb_to_xyxy
-from meinst_d2.fcos.locations import level_locations
+from meinst_d2.fcos.boxes import level_locations, ltrb_to_xyxy
 
 STRIDES = (8, 16, 32, 64, 128)
 SHAPES = [(40, 48), (20, 24), (10, 12), (5, 6), (3, 3)]

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from meinst_d2.modeling.layers import DeformConv, LargeKernelConv, Scale, build_tower
+from meinst_d2.modeling.head import TowerConfig
+from meinst_d2.modeling.layers import DeformConv, LargeKernelConv, Scale
 
 
 def test_scale_multiplies_and_learns() -> None:
@@ -75,35 +76,35 @@ def test_a_large_kernel_is_two_separable_convolutions(kernel_size: int) -> None:
 
 def test_all_or_the_last_convolution_of_a_tower_deforms() -> None:
     def deformable(**options: object) -> list[bool]:
-        return [isinstance(layer, DeformConv) for layer in build_tower(32, 3, **options)][::3]
+        return [isinstance(layer, DeformConv) for layer in TowerConfig(**options).build(32, 3)][::3]
 
     assert deformable() == [False, False, False]
     assert deformable(deform="last") == [False, False, True]
-    assert deformable(deform="all", modulated=True) == [True, True, True]
-    assert build_tower(32, 1, deform="all", modulated=True)[0].offset.out_channels == 27
+    assert deformable(deform="all", deform_modulated=True) == [True, True, True]
+    assert TowerConfig(deform="all", deform_modulated=True).build(32, 1)[0].offset.out_channels == 27
 
 
 def test_a_tower_is_conv_norm_relu_and_numbered_as_published() -> None:
-    tower = build_tower(64, 2, deform="last")
+    tower = TowerConfig(deform="last").build(64, 2)
     kinds = [nn.Conv2d, nn.GroupNorm, nn.ReLU, DeformConv, nn.GroupNorm, nn.ReLU]
     assert len(tower) == len(kinds) and all(map(isinstance, tower, kinds))
     assert set(tower.state_dict()) == {
         *(f"{i}.{name}" for i in (0, 1, 4) for name in ("weight", "bias")),
         *(f"3.{name}" for name in ("offset.weight", "offset.bias", "conv.weight")),
     }
-    assert all(map(isinstance, build_tower(10, 1, norm="none"), [nn.Conv2d, nn.ReLU]))
+    assert all(map(isinstance, TowerConfig(norm="none").build(10, 1), [nn.Conv2d, nn.ReLU]))
     x = torch.randn(1, 3, 4, 4)
-    assert torch.equal(build_tower(3, 0, norm="none")(x), x)
+    assert torch.equal(TowerConfig(norm="none").build(3, 0)(x), x)
 
 
 def test_a_tower_starts_small() -> None:
-    conv = build_tower(64, 1)[0]
+    conv = TowerConfig().build(64, 1)[0]
     assert conv.weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert not conv.bias.any()
 
 
 def test_norms_and_channels_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="'BN' is none of GN, none"):
-        build_tower(64, 1, norm="BN")  # type: ignore[arg-type]
+        TowerConfig(norm="BN").build(64, 1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="multiples of 32, got 48"):
-        build_tower(48, 1)
+        TowerConfig().build(48, 1)

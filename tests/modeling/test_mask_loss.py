@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 
 from meinst_d2.encoding import ClassPCAEncoder, MaskEncoder, PCAEncoder, PixelEncoder, PixelMoments, fit_pca
 from meinst_d2.encoding.clamp import SigmoidClamp
-from meinst_d2.modeling.mask_loss import MASK_REPRESENTATIONS, MaskLoss, MaskTargets
+from meinst_d2.modeling.mask_loss import MaskLoss, MaskRepresentation, MaskTargets
 from tests.conftest import blob_masks
 
 MASKS = blob_masks(np.random.default_rng(1), 200, 8)
@@ -112,7 +113,7 @@ def test_class_specific_targets_and_decoders_follow_the_true_class() -> None:
     assert implicit.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("representation", MASK_REPRESENTATIONS)
+@pytest.mark.parametrize("representation", get_args(MaskRepresentation))
 def test_no_locations_cost_an_attached_zero(representation: str) -> None:
     encoder = PixelEncoder(mask_size=8) if representation == "none" else pca_encoder()
     pred = torch.zeros(0, encoder.dim, requires_grad=True)

@@ -1,4 +1,4 @@
-"""The rival encodings, on shapes whose numbers are known."""
+"""The baselines, on shapes whose numbers are known."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def disc(radius: float, center: tuple[float, float] = (70, 60), size: tuple[int,
     return np.hypot(x - center[0], y - center[1]) < radius
 
 
-def redrawn(codec: MaskCodec, mask: np.ndarray) -> np.ndarray:
+def reconstructed(codec: MaskCodec, mask: np.ndarray) -> np.ndarray:
     vector = codec.encode(mask)
     assert vector.shape == (codec.length,) and np.isfinite(vector).all()
     again = codec.decode(vector, *mask.shape)
@@ -41,22 +41,19 @@ def redrawn(codec: MaskCodec, mask: np.ndarray) -> np.ndarray:
 
 def test_lengths() -> None:
     assert [codec.length for codec in CODECS] == [28 * 28, 2 + 36, 2 + 20]
-    assert [BinaryGrid(mask_size=7).length, PolarRays(num_rays=9).length, ChebyshevRadius(num_coeffs=4).length] == [
-        49,
-        11,
-        6,
-    ]
+    others = BinaryGrid(mask_size=7), PolarRays(num_rays=9), ChebyshevRadius(num_coeffs=4)
+    assert [codec.length for codec in others] == [49, 11, 6]
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=by_name)
 def test_a_disc_comes_back(codec: MaskCodec) -> None:
-    mask = disc(50)
-    assert mask_iou(redrawn(codec, mask), mask) > {"area-grid": 0.95, "polar": 0.98, "chebyshev": 0.99}[codec.name]
+    least = {"area-grid": 0.95, "polar": 0.98, "chebyshev": 0.99}[codec.name]
+    assert mask_iou(reconstructed(codec, disc(50)), disc(50)) > least
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=by_name)
 def test_an_empty_mask_stays_empty(codec: MaskCodec) -> None:
-    assert not redrawn(codec, np.zeros((9, 12), bool)).any()
+    assert not reconstructed(codec, np.zeros((9, 12), bool)).any()
 
 
 @pytest.mark.parametrize("codec", OUTLINES, ids=by_name)
@@ -64,14 +61,14 @@ def test_an_empty_mask_stays_empty(codec: MaskCodec) -> None:
 def test_one_pixel_comes_back(codec: MaskCodec, at: tuple[int, int]) -> None:
     mask = np.zeros((9, 12), bool)
     mask[at] = True
-    assert (redrawn(codec, mask) == mask).all()
+    assert (reconstructed(codec, mask) == mask).all()
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=by_name)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1)])
 def test_a_full_box_of_a_pixel_or_a_line(codec: MaskCodec, shape: tuple[int, int]) -> None:
     mask = np.ones(shape, bool)
-    again = redrawn(codec, mask)
+    again = reconstructed(codec, mask)
     if codec.name == "chebyshev" and shape != (1, 1):
         assert mask_iou(again, mask) > 0  # 20 coefficients cannot follow a radius with two spikes
     else:
@@ -81,19 +78,19 @@ def test_a_full_box_of_a_pixel_or_a_line(codec: MaskCodec, shape: tuple[int, int
 @pytest.mark.parametrize("codec", OUTLINES, ids=by_name)
 def test_an_outline_fills_a_hole(codec: MaskCodec) -> None:
     mask = disc(50) & ~disc(30)
-    again = redrawn(codec, mask)
+    again = reconstructed(codec, mask)
     assert again[disc(30)].all()
     assert mask_iou(again, mask) == pytest.approx(1 - (30 / 50) ** 2, abs=0.02)
-    assert not redrawn(CODECS[0], mask)[disc(27)].any()
+    assert not reconstructed(CODECS[0], mask)[disc(27)].any()
 
 
 @pytest.mark.parametrize("codec", OUTLINES, ids=by_name)
 def test_an_outline_loses_the_smaller_part(codec: MaskCodec) -> None:
     large, small = disc(30, (35, 60)), disc(20, (110, 60))
-    again = redrawn(codec, large | small)
+    again = reconstructed(codec, large | small)
     assert not again[small].any()
     assert mask_iou(again, large) > 0.97
-    assert redrawn(CODECS[0], large | small)[disc(17, (110, 60))].all()
+    assert reconstructed(CODECS[0], large | small)[disc(17, (110, 60))].all()
 
 
 def test_polar_distances_of_a_rectangle() -> None:
@@ -119,7 +116,7 @@ def test_the_center_may_lie_beside_the_mask() -> None:
     vector = PolarRays().encode(mask)
     column, row = vector[:2].astype(int)
     assert not mask[row, column] and vector[2] == 0
-    assert redrawn(PolarRays(), mask).any()
+    assert reconstructed(PolarRays(), mask).any()
 
 
 def test_chebyshev_of_a_disc_is_a_constant() -> None:
@@ -132,7 +129,7 @@ def test_more_coefficients_fit_better() -> None:
     angle = np.arctan2(*(np.mgrid[:120, :140] + 0.5 - np.array([60, 70])[:, None, None]))
     y, x = np.mgrid[:120, :140] + 0.5
     flower = np.hypot(x - 70, y - 60) < 40 + 12 * np.cos(5 * angle)
-    fits = [mask_iou(redrawn(ChebyshevRadius(num_coeffs=n), flower), flower) for n in (4, 12, 20, 40)]
+    fits = [mask_iou(reconstructed(ChebyshevRadius(num_coeffs=n), flower), flower) for n in (4, 12, 20, 40)]
     assert fits == sorted(fits) and fits[-1] > 0.98 and fits[0] < 0.8
 
 
@@ -164,6 +161,6 @@ def test_fill_star_is_the_polygon(rng: np.random.Generator) -> None:
 
 def test_a_grid_is_the_template_of_its_mask(rng: np.random.Generator) -> None:
     mask = rng.random((28, 28)) < 0.5
-    assert (redrawn(BinaryGrid(), mask) == mask).all()
+    assert (reconstructed(BinaryGrid(), mask) == mask).all()
     large = disc(50)
     assert (BinaryGrid().encode(large).reshape(28, 28) == crop_bitmask(large, (0, 0, 140, 120), 28)).all()

@@ -1,4 +1,4 @@
-"""The quality of encodings over a dataset, against definitions written anew."""
+"""The quality of encodings over a dataset, against definitions written again."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,23 +13,20 @@ from meinst_d2.data.coco import read_coco_json
 from meinst_d2.data.instances import make_templates
 from meinst_d2.data.shapes import generate
 from meinst_d2.encoding import ClassPCAEncoder, DCTEncoder, PCAEncoder, PixelEncoder, SigmoidClamp, fit_pca
-from meinst_d2.fitting.count import count_moments, measure_reconstruction
-from meinst_d2.masks.metrics import boundary_iou, mask_iou
+from meinst_d2.fitting.count import count_moments
+from meinst_d2.masks.metrics import boundary_region, mask_iou
 from meinst_d2.masks.paste import stretch
 from meinst_d2.reconstruction import measure as reconstruction
 from meinst_d2.reconstruction.baselines import BinaryGrid, PolarRays
-from meinst_d2.reconstruction.dictionaries import FittedDictionaries
 from meinst_d2.reconstruction.encodings import (
     Encoding,
-    dct_encodings,
-    fitted_encodings,
-    other_encodings,
-    redraw,
-    redraw_templates,
+    FittedDictionaries,
+    make_encodings,
+    reconstruct,
+    reconstruct_templates,
 )
-from meinst_d2.reconstruction.hollow_decay import EXAMPLES, draw_redrawn, example_shapes
-from meinst_d2.reconstruction.measure import measure_encodings
-from meinst_d2.reconstruction.own_resolution import own_resolution_mask, size_of
+from meinst_d2.reconstruction.measure import TEMPLATE_IOU, measure_encodings, own_resolution_mask, size_of
+from meinst_d2.reconstruction.plots import EXAMPLES, draw_reconstructed, example_shapes
 from meinst_d2.reconstruction.report import (
     as_json,
     class_table,
@@ -57,11 +54,11 @@ def annotations(tmp_path_factory: pytest.TempPathFactory) -> list[InstanceAnnota
 def encodings(annotations: list[InstanceAnnotation]) -> list[Encoding]:
     dictionaries = FittedDictionaries(annotations, NUM_CLASSES, [10, 30], per_class=False)
     return [
-        *fitted_encodings("pca", 28, [10, 30], [True], [True], dictionaries.bases),
-        *dct_encodings(14, [10], [True], [True]),
-        *other_encodings("grid", [28]),
-        *other_encodings("area-grid", [28]),
-        *other_encodings("polar", [28]),
+        *make_encodings("pca", [28], [10, 30], [True], [True], dictionaries.bases),
+        *make_encodings("dct", [14], [10]),
+        *make_encodings("grid", [28]),
+        *make_encodings("area-grid", [28]),
+        *make_encodings("polar", [28]),
     ]
 
 
@@ -83,26 +80,59 @@ def test_own_resolution_by_the_definition(
         if isinstance(encoding.codec, torch.nn.Module):
             templates = make_templates(kept, encoding.codec.mask_size).masks
             with torch.no_grad():
-                probabilities = redraw_templates(encoding.codec, templates)
+                probabilities = reconstruct_templates(encoding.codec, templates)
             again = [stretch(p, *mask.shape) for p, mask in zip(probabilities, full, strict=True)]
         else:
-            again = [redraw(encoding, mask) for mask in full]
+            again = [reconstruct(encoding, mask) for mask in full]
         quality = tally.quality(i)
         assert quality.count == len(kept)
         assert quality.iou == pytest.approx(np.mean([mask_iou(a, b) for a, b in zip(full, again, strict=True)]))
-        expected = np.mean([boundary_iou(a, b) for a, b in zip(full, again, strict=True)])
+        expected = np.mean([mask_iou(boundary_region(a), boundary_region(b)) for a, b in zip(full, again, strict=True)])
         assert quality.boundary_iou == pytest.approx(expected)
 
 
-def test_templates_agree_with_the_fits_own_measure(
-    annotations: list[InstanceAnnotation], tally: reconstruction.Tally
+@pytest.mark.parametrize("sigmoid", [True, False])
+def test_templates_by_the_definition(annotations: list[InstanceAnnotation], sigmoid: bool) -> None:
+    """Projected on the first D components of the pixels, or of their logits, and cut in the middle."""
+    magnitude = SigmoidClamp().logit_moments()[0]
+    basis = fit_pca(count_moments(annotations, 28)[0], SigmoidClamp() if sigmoid else None)
+    masks = make_templates(annotations, 28).masks.reshape(-1, 784)
+    signal, threshold = ((2.0 * masks - 1) * magnitude, 0.0) if sigmoid else (masks.astype(float), 0.5)
+    encodings = list(make_encodings("pca", [28], [10, 30], [sigmoid], [True], [basis]))
+    tally = measure_encodings(annotations, encodings, None, templates_only=True)
+    for i, dim in enumerate((10, 30)):
+        rows = basis.components[:dim]
+        drawn = (signal - basis.mean) @ rows.T @ rows + basis.mean >= threshold
+        quality = tally.quality(i)
+        assert quality.count == len(masks)
+        assert quality.template_iou == pytest.approx(((masks & drawn).sum(1) / (masks | drawn).sum(1)).mean())
+        foreground = (masks & drawn).sum() / (masks | drawn).sum()
+        background = (~masks & ~drawn).sum() / (~masks | ~drawn).sum()
+        assert quality.pooled_miou == pytest.approx((foreground + background) / 2)
+
+
+def test_templates_alone_measure_the_same(
+    annotations: list[InstanceAnnotation], encodings: list[Encoding], tally: reconstruction.Tally
 ) -> None:
-    moments, _ = count_moments(annotations, 28)
-    bases = [fit_pca(moments).truncated(30)]
-    rows = measure_reconstruction(annotations, bases, [10, 30], SigmoidClamp().logit_moments()[0])
-    for i, row in enumerate(rows):
-        assert tally.quality(i).template_iou == pytest.approx(row.iou)
-        assert tally.quality(i).pooled_miou == pytest.approx(row.pooled_miou)
+    alone = measure_encodings(annotations, encodings, NUM_CLASSES, templates_only=True)
+    whole = tally.sums.sum(axis=1)
+    assert (alone.sums[:, 0, :, TEMPLATE_IOU] == whole[..., TEMPLATE_IOU]).mean() > 0.9
+    for i in range(len(encodings)):
+        assert alone.quality(i).template_iou == pytest.approx(tally.quality(i).template_iou, rel=1e-5, nan_ok=True)
+        assert alone.quality(i).pooled_miou == pytest.approx(tally.quality(i).pooled_miou, rel=1e-5, nan_ok=True)
+
+
+def test_pixels_and_fixed_logits_reconstruct_alike(annotations: list[InstanceAnnotation]) -> None:
+    """A fixed clamp only scales the signal around its threshold."""
+    fixed = SigmoidClamp(0.12, 0.12)
+    moments, masks = count_moments(annotations, 28)[0], make_templates(annotations, 28).masks[:50]
+
+    def drawn(clamp: SigmoidClamp | None) -> np.ndarray:
+        bases = [fit_pca(moments, clamp).truncated(20)]
+        (one,) = make_encodings("pca", [28], [20], [clamp is not None], [False], bases, clamp or fixed)
+        return reconstruct_templates(one.codec, masks) >= 0.5
+
+    assert (drawn(None) != drawn(fixed)).mean() < 1e-3
 
 
 def test_grids_and_outlines(encodings: list[Encoding], tally: reconstruction.Tally) -> None:
@@ -159,7 +189,8 @@ def test_workers_do_not_matter(
 ) -> None:
     monkeypatch.setattr(reconstruction, "CHUNK", 50)
     threads = torch.get_num_threads()
-    other = measure_encodings(annotations, encodings, NUM_CLASSES, workers=2)
+    other, one = (measure_encodings(annotations, encodings, NUM_CLASSES, workers=n) for n in (2, 1))
+    assert other.sums.dtype == np.int64 and (other.sums == one.sums).all() and other.skipped == one.skipped
     assert np.allclose(other.sums, tally.sums, rtol=1e-4) and other.skipped == tally.skipped
     assert torch.get_num_threads() == threads
 
@@ -175,7 +206,7 @@ def test_each_class_has_its_own_dictionary(annotations: list[InstanceAnnotation]
         assert (basis.components.shape == (3, 196)) and (basis is not of_all)
         assert np.allclose(basis.components, of_all.components) != (k in own)
 
-    (encoding,) = fitted_encodings("class-pca", 14, [3], [True], [True], dictionaries.bases)
+    (encoding,) = make_encodings("class-pca", [14], [3], [True], [True], dictionaries.bases)
     tally = measure_encodings(annotations, [encoding], NUM_CLASSES)
     for k in own:
         single = PCAEncoder(dim=3, mask_size=14).eval()
@@ -188,9 +219,9 @@ def test_every_combination_of_settings(annotations: list[InstanceAnnotation]) ->
     dictionaries = FittedDictionaries(annotations, NUM_CLASSES, [4, 8], per_class=True)
     both = [True, False]
     found = [
-        *fitted_encodings("pca", 14, [4, 8], both, both, dictionaries.bases),
-        *fitted_encodings("class-pca", 14, [4, 8], both, both, dictionaries.bases),
-        *dct_encodings(14, [4, 8], both, both),
+        *make_encodings("pca", [14], [4, 8], both, both, dictionaries.bases),
+        *make_encodings("class-pca", [14], [4, 8], both, both, dictionaries.bases),
+        *make_encodings("dct", [14], [4, 8], both, both),
     ]
     assert len({(e.family, e.sigmoid, e.whiten, e.length) for e in found}) == 24
     assert {type(e.codec) for e in found} == {PCAEncoder, ClassPCAEncoder, DCTEncoder}
@@ -243,9 +274,9 @@ def test_the_examples_are_whole_and_repeat() -> None:
 def test_the_picture_of_the_examples(tmp_path: Path) -> None:
     grid = Encoding("grid", PixelEncoder(mask_size=28).eval())
     masks = example_shapes()[:2]
-    assert mask_iou(redraw(grid, masks[0]), masks[0]) > 0.9
-    assert (redraw(Encoding("area-grid", BinaryGrid()), masks[0]) == redraw(grid, masks[0])).mean() > 0.99
-    draw_redrawn(tmp_path / "new/a.png", masks, {"grid": grid, "polar": Encoding("polar", PolarRays())})
+    assert mask_iou(reconstruct(grid, masks[0]), masks[0]) > 0.9
+    assert (reconstruct(Encoding("area-grid", BinaryGrid()), masks[0]) == reconstruct(grid, masks[0])).mean() > 0.99
+    draw_reconstructed(tmp_path / "new/a.png", masks, {"grid": grid, "polar": Encoding("polar", PolarRays())})
     picture = np.asarray(Image.open(tmp_path / "new/a.png").convert("RGB")).astype(int)
     orange = (picture[..., 0] > 230) & (picture[..., 2] < 90) & (picture[..., 1] > 150)
     left, right = orange[:, : picture.shape[1] * 2 // 3].sum(), orange[:, picture.shape[1] * 2 // 3 :].sum()
@@ -262,8 +293,8 @@ def test_real_masks_measure_as_they_did_elsewhere(real_data: Path) -> None:
     ]
     dictionaries = FittedDictionaries(fit_to, 80, [20, 100], per_class=False)
     encodings = [
-        *fitted_encodings("pca", 28, [20, 100], [True], [True], dictionaries.bases),
-        *other_encodings("grid", [28]),
+        *make_encodings("pca", [28], [20, 100], [True], [True], dictionaries.bases),
+        *make_encodings("grid", [28]),
     ]
     tally = measure_encodings(measured, encodings, 80, workers=2)
     assert [tally.quality(i).iou for i in range(3)] == pytest.approx([0.885, 0.951, 0.955], abs=0.002)

@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from meinst_d2.data.annotations import InstanceAnnotation
-from meinst_d2.data.shapes.images import ShapesConfig, draw_image
+from meinst_d2.data.shapes import ShapesConfig, draw_image
 from meinst_d2.masks.paste import stretch
-from meinst_d2.reconstruction.own_resolution import SIZES, own_resolution_mask, size_of
+from meinst_d2.reconstruction.measure import SIZES, own_resolution_mask, size_of
 
 
 def rectangle(x0: float, y0: float, x1: float, y1: float, area: float | None = None) -> InstanceAnnotation:

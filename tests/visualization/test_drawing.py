@@ -1,18 +1,23 @@
-"""Holes stay open, whatever form the masks have."""
+"""Holes stay open, whatever form the masks have, and names are drawn as they are written."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
 from detectron2.data.catalog import Metadata
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib.font_manager import fontManager
+from PIL import Image
 
 from meinst_d2.masks import RLEs, encode_masks
-from meinst_d2.visualization.drawing import MaskVideoVisualizer, MaskVisualizer
+from meinst_d2.visualization.drawing import MaskVideoVisualizer, MaskVisualizer, draw_sheet, use_font
 
 GREY = np.full((80, 80, 3), 100, np.uint8)
 RED = (1.0, 0.0, 0.0)
@@ -89,3 +94,68 @@ def test_nothing_found_leaves_the_image(masks: str | None) -> None:
         MaskVideoVisualizer(metadata).draw_instance_predictions(GREY, nothing),
     ):
         assert (drawn.get_image() == 100).all()
+
+
+def label_of(name: str) -> Any:
+    """The text that a class name is drawn as, after drawing."""
+    drawn = MaskVisualizer(GREY, Metadata(name="two", thing_classes=["cup", name])).draw_instance_predictions(
+        found(None)
+    )
+    drawn.get_image()
+    return drawn.ax.texts[0]
+
+
+@pytest.mark.parametrize("name", ["A$_$B", "$5 to $10", r"100\$", "$x_{1}$"])
+def test_a_dollar_sign_in_a_name_is_a_dollar_sign(name: str) -> None:
+    label = label_of(name)
+    assert label.get_text() == f"{name} 90%" and not label.get_parse_math()
+
+
+def test_what_is_not_a_font_is_a_sentence(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    record = {"file_name": str(tmp_path / "a.png"), "height": 80, "width": 80, "annotations": []}
+    draw_sheet(tmp_path / "sheet.png", [record], [found(None)], "of_no_name", titles=["a_$b$_$"])
+    assert Image.open(tmp_path / "sheet.png").width > 600
+    (tmp_path / "a.ttf").write_text("no font")
+    for name in ("a.ttf", "b.ttf"):
+        with pytest.raises(ValueError, match=f"{name} is not a font"):
+            use_font(tmp_path / name)
+
+
+@pytest.fixture
+def font(tmp_path: Path) -> Iterator[Path]:
+    """A file whose only character is U+65B9, a full square."""
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "fang"])
+    builder.setupCharacterMap({0x65B9: "fang"})
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in ((0, 900), (900, 900), (900, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "fang": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (1000, 0), "fang": (1000, 0)})
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": "OneGlyph", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "one.ttf")
+    known = list(fontManager.ttflist)
+    with matplotlib.rc_context():
+        yield tmp_path / "one.ttf"
+    fontManager.ttflist[:] = known
+
+
+def test_a_script_that_the_font_lacks(
+    font: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    for _ in range(2):
+        before = label_of("\u65b9 square").get_window_extent()
+    (record,) = caplog.records
+    assert "the font DejaVu Sans lacks characters of \u65b9 square, which are drawn as squares" in record.message
+    assert "meinst predict --font FILE" in record.message
+    use_font(font)
+    label = label_of("\u65b9 square")
+    assert label.get_fontfamily() == ["OneGlyph", "sans-serif"] and label.get_window_extent() != before
+    assert len(caplog.records) == 1
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

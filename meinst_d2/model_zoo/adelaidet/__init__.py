@@ -22,7 +22,7 @@ from meinst_d2.files import atomic_path, require_writable
 from meinst_d2.model_zoo.adelaidet.config import translate_config
 from meinst_d2.model_zoo.trained import build, read_weights, require_same_tensors
 from meinst_d2.model_zoo.zoo import config_from_text
-from meinst_d2.modeling.published_names import GENERATOR_PREFIX
+from meinst_d2.modeling.proposal_generator import GENERATOR_PREFIX
 
 ENCODER_PREFIX = GENERATOR_PREFIX + "mask_encoder."
 

@@ -1,4 +1,4 @@
-"""A config of the published implementation as one of ours."""
+"""A config of the published implementation as one of ours: its keys and defaults, and what they become here."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ import torch
 from detectron2.config import get_cfg
 from fvcore.common.config import CfgNode as SafeCfgNode
 
-from meinst_d2.model_zoo.adelaidet.keys import DEFAULTS, translate
-
 MEINST = "MODEL.MEInst."
 KEPT_MODEL_KEYS = ("WEIGHTS", "DEVICE", "PIXEL_MEAN", "PIXEL_STD", "BACKBONE", "RESNETS", "FPN")
 """The keys of ``MODEL`` that Detectron2 has and MEInst uses."""
@@ -26,11 +24,7 @@ NAMES = {
 }
 """What an MEInst of theirs is made of, and the same here."""
 
-MUST_BE = {
-    "MODEL.BACKBONE.ANTI_ALIAS": False,
-    "MODEL.RESNETS.DEFORM_INTERVAL": 1,
-    "VERSION": 2,
-}
+MUST_BE = {"MODEL.BACKBONE.ANTI_ALIAS": False, "MODEL.RESNETS.DEFORM_INTERVAL": 1, "VERSION": 2}
 """Keys for which there is one value here."""
 
 TRANSLATED = {*NAMES, "MODEL.MASK_ON", "MODEL.FCOS.TOP_LEVELS", "INPUT.HFLIP_TRAIN", "VERSION"}
@@ -45,26 +39,66 @@ DROPPED = {
 }
 """Keys that MEInst would seem to read, and why they are not kept."""
 
-BASE = {
-    "MODEL.RESNETS.OUT_FEATURES": ["res3", "res4", "res5"],
-    "MODEL.FPN.IN_FEATURES": ["res3", "res4", "res5"],
-}
+BASE = {"MODEL.RESNETS.OUT_FEATURES": ["res3", "res4", "res5"], "MODEL.FPN.IN_FEATURES": ["res3", "res4", "res5"]}
 """What their base config says, for a file that stands without it."""
+
+DEFAULTS: dict[str, Any] = {"NUM_CLASSES": 80, "MASK_ON": True, "IOU_THRESHOLDS": [0.5], "IOU_LABELS": [0, 1]}
+# Levels, and the sizes of the objects that they learn.
+DEFAULTS |= {"IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"], "FPN_STRIDES": [8, 16, 32, 64, 128], "TOP_LEVELS": 2}
+DEFAULTS |= {"SIZES_OF_INTEREST": [64, 128, 256, 512], "CENTER_SAMPLE": True, "POS_RADIUS": 1.5}
+# What is kept of the predictions.
+DEFAULTS |= {"INFERENCE_TH_TRAIN": 0.05, "INFERENCE_TH_TEST": 0.05, "NMS_TH": 0.6, "THRESH_WITH_CTR": False}
+DEFAULTS |= {"PRE_NMS_TOPK_TRAIN": 1000, "PRE_NMS_TOPK_TEST": 1000}
+DEFAULTS |= {"POST_NMS_TOPK_TRAIN": 100, "POST_NMS_TOPK_TEST": 100}
+# The head.
+DEFAULTS |= {"NUM_CLS_CONVS": 4, "NUM_BOX_CONVS": 4, "NUM_SHARE_CONVS": 0, "NUM_MASK_CONVS": 4, "NORM": "GN"}
+DEFAULTS |= {"USE_SCALE": True, "USE_RELU": True, "USE_GCN_IN_MASK": False, "GCN_KERNEL_SIZE": 9, "PRIOR_PROB": 0.01}
+DEFAULTS |= {"USE_DEFORMABLE": False, "LAST_DEFORMABLE": False, "TYPE_DEFORMABLE": "DCNv1"}
+# The losses.
+DEFAULTS |= {"LOSS_ALPHA": 0.25, "LOSS_GAMMA": 2.0, "LOC_LOSS_TYPE": "giou"}
+DEFAULTS |= {"MASK_LOSS_TYPE": "mse", "LOSS_ON_MASK": False}
+# The encoding of masks.
+DEFAULTS |= {"AGNOSTIC": True, "WHITEN": True, "SIGMOID": True, "DIM_MASK": 60, "MASK_SIZE": 28}
+DEFAULTS |= {"FLAG_PARAMETERS": False, "PATH_COMPONENTS": "datasets/coco/components/coco_2017_train_class_agnosticTrue"}
+DEFAULTS["PATH_COMPONENTS"] += "_whitenTrue_sigmoidTrue_60.npz"
+
+SAME = ("NUM_CLASSES", "IN_FEATURES", "PRIOR_PROB", "USE_SCALE", "SIZES_OF_INTEREST", "WHITEN", "SIGMOID", "DIM_MASK")
+SAME += ("MASK_SIZE", "NUM_CLS_CONVS", "NUM_BOX_CONVS", "NUM_SHARE_CONVS", "NUM_MASK_CONVS", "PRE_NMS_TOPK_TEST")
+RENAMED = {name: name for name in SAME} | {"INFERENCE_TH_TEST": "SCORE_THRESH_TEST", "NMS_TH": "NMS_THRESH_TEST"}
+RENAMED |= {"THRESH_WITH_CTR": "THRESH_WITH_CENTERNESS", "CENTER_SAMPLE": "CENTER_SAMPLING"}
+RENAMED |= {"POS_RADIUS": "CENTER_SAMPLING_RADIUS", "LOC_LOSS_TYPE": "BOX_LOSS_TYPE"}
+RENAMED |= {"LOSS_ALPHA": "FOCAL_LOSS_ALPHA", "LOSS_GAMMA": "FOCAL_LOSS_GAMMA", "GCN_KERNEL_SIZE": "LARGE_KERNEL_SIZE"}
+"""Keys whose value is taken over, and their names here."""
+
+NO_EFFECT = {
+    "INFERENCE_TH_TRAIN": "their code predicts with the TEST threshold only",
+    **dict.fromkeys(("PRE_NMS_TOPK_TRAIN", "POST_NMS_TOPK_TRAIN"), "their code predicts with the TEST limit only"),
+    "TOP_LEVELS": "their code reads MODEL.FCOS.TOP_LEVELS",
+    "USE_RELU": "their code always rectifies the box distances",
+    "MASK_ON": "their model always has the mask branch",
+    **dict.fromkeys(("IOU_THRESHOLDS", "IOU_LABELS"), "their code uses the best match only"),
+    **dict.fromkeys(("PATH_COMPONENTS", "FLAG_PARAMETERS"), "the weights carry the components"),
+}
+"""Keys that change nothing, and why."""
+
+FIXED: dict[str, Any] = {"PRECISION": "float32", "CHANNELS_LAST": "auto", "ENCODER": "PCAEncoder"}
+FIXED |= {"SIGMOID_CLAMP": [0.01, 0.05], "COMPONENTS": "", "COMPONENTS_CONFLICT": "stop"}
+FIXED |= {"MASK_LOSS_TYPE": "l2", "MASK_LOSS_WEIGHTS": "uniform", "MASK_PASTE_BOX": "clipped", "MASK_OUTPUT": "bitmask"}
+FIXED |= {f"LOSS_WEIGHT_{loss}": 1.0 for loss in ("CLS", "BOX", "CENTERNESS", "MASK")}
+"""What every published model does, under our keys."""
+
+NORMS = {"GN": "GN", "NaiveGN": "GN", "none": "none"}
+BOX_LOSSES = ("giou", "iou", "linear_iou")
+DEFORMABLE = {"DCNv1": False, "DCNv2": True}
 
 
 @dataclass(frozen=True)
 class TranslatedConfig:
-    """Their config as ours.
+    """Their config as ours."""
 
-    Attributes:
-        keys: of our config, nested: those that their file sets, and those whose default here is another.
-        strides: of the feature maps, as their file has them.
-        notes: a sentence about everything that was dropped, assumed or does not mean what it seems to.
-    """
-
-    keys: dict[str, Any]
-    strides: tuple[int, ...]
-    notes: list[str]
+    keys: dict[str, Any]  # nested: those that their file sets, and those whose default here is another
+    strides: tuple[int, ...]  # of the feature maps, as their file has them
+    notes: list[str]  # a sentence about everything that was dropped, assumed or does not mean what it seems to
 
 
 def translate_config(content: Mapping[str, Any]) -> TranslatedConfig:
@@ -175,3 +209,63 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(part, {})
         node[name] = value
     return nested
+
+
+def translate(theirs: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Their ``MODEL.MEInst`` as our ``MODEL.MEINST``.
+
+    Args:
+        theirs: every key of :data:`DEFAULTS`.
+        given: the keys that their file sets.
+
+    Returns:
+        Our keys, and a sentence about every value that does not mean what it seems to.
+
+    Raises:
+        ValueError: their code cannot run with a value, and so neither can ours.
+    """
+    _refuse(theirs)
+    ours = FIXED | {name: theirs[key] for key, name in RENAMED.items()}
+    ours["NORM"] = NORMS.get(theirs["NORM"], "none")
+    ours["MASK_REPRESENTATION"] = "implicit" if theirs["LOSS_ON_MASK"] else "explicit"
+    ours["MASK_PREDICTOR"] = "large_kernel" if theirs["USE_GCN_IN_MASK"] else "conv"
+    ours["DEFORM_CONV"], ours["DEFORM_MODULATED"] = "none", False
+    if theirs["USE_DEFORMABLE"]:
+        ours["DEFORM_CONV"] = "last" if theirs["LAST_DEFORMABLE"] else "all"
+        ours["DEFORM_MODULATED"] = DEFORMABLE[theirs["TYPE_DEFORMABLE"]]
+
+    notes = [f"MODEL.MEInst.{key} has no effect: {reason}" for key, reason in NO_EFFECT.items() if key in given]
+    if theirs["NORM"] not in NORMS:
+        notes.append(f"MODEL.MEInst.NORM {theirs['NORM']!r} means no normalisation, as in their code")
+    if theirs["LAST_DEFORMABLE"] and not theirs["USE_DEFORMABLE"]:
+        notes.append("MODEL.MEInst.LAST_DEFORMABLE has no effect: MODEL.MEInst.USE_DEFORMABLE is False")
+    if theirs["LOSS_ON_MASK"] and "MASK_LOSS_TYPE" in given:
+        notes.append("MODEL.MEInst.MASK_LOSS_TYPE has no effect: MODEL.MEInst.LOSS_ON_MASK is True")
+    if not theirs["WHITEN"]:
+        notes.append("MODEL.MEInst.WHITEN False stops their code when it decodes; here it decodes without whitening")
+    return ours, notes
+
+
+def _refuse(theirs: Mapping[str, Any]) -> None:
+    """Raise a ValueError for a value that their code cannot run with."""
+    kind, loss, levels = theirs["TYPE_DEFORMABLE"], theirs["MASK_LOSS_TYPE"], theirs["IN_FEATURES"]
+    unknown = "was never implemented{}: no weights can belong to it"
+    for wrong, problem in (
+        (not theirs["AGNOSTIC"], "AGNOSTIC False " + unknown.format("")),
+        (loss != "mse" and not theirs["LOSS_ON_MASK"], f"MASK_LOSS_TYPE {loss!r} " + unknown.format(" (only 'mse')")),
+        (
+            theirs["USE_DEFORMABLE"] and kind not in DEFORMABLE,
+            f"TYPE_DEFORMABLE {kind!r} is none of {', '.join(DEFORMABLE)}: no weights can belong to it",
+        ),
+        (
+            theirs["LOC_LOSS_TYPE"] not in BOX_LOSSES,
+            f"LOC_LOSS_TYPE {theirs['LOC_LOSS_TYPE']!r} is none of {', '.join(BOX_LOSSES)}",
+        ),
+        (
+            len(theirs["FPN_STRIDES"]) != len(levels),
+            f"FPN_STRIDES has {len(theirs['FPN_STRIDES'])} values for the {len(levels)} feature maps of "
+            "MODEL.MEInst.IN_FEATURES: give one each",
+        ),
+    ):
+        if wrong:
+            raise ValueError(f"{MEINST}{problem}")
