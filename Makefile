@@ -9,9 +9,9 @@ QUICK := tests/encoding tests/fcos tests/masks tests/modeling tests/data tests/f
 
 # The tests that need neither Detectron2 nor a compiler.
 CORE := tests/encoding tests/fcos tests/fitting tests/reconstruction \
-	$(filter-out %/test_extremes.py %/test_rasterize_equals_detectron2.py,$(wildcard tests/masks/test_*.py)) \
-	$(foreach name,layers head criterion mask_loss,tests/modeling/test_$(name).py) \
-	$(foreach name,annotations instances parallel shapes,tests/data/test_$(name).py) \
+	$(filter-out %/test_equals_detectron2.py,$(wildcard tests/masks/test_*.py)) \
+	$(foreach name,head criterion,tests/modeling/test_$(name).py) \
+	$(foreach name,annotations parallel shapes,tests/data/test_$(name).py) \
 	$(foreach name,meinst fit reconstruct,tests/commands/test_$(name).py) tests/test_floors.py
 
 FUZZERS := json rle npz checkpoint

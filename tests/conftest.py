@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,14 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where downloads go; those from this machine use no proxy."""
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> None:
     """shapes_train and shapes_val, for runs in this process."""
@@ -43,5 +52,12 @@ def blob_masks(rng: np.random.Generator, count: int, size: int = 28) -> np.ndarr
     cx, cy = rng.uniform(0.35, 0.65, (2, count, 1, 1))
     rx, ry = rng.uniform(0.2, 0.6, (2, count, 1, 1))
     distance = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2
-    hole = rng.uniform(-0.5, 0.4, (count, 1, 1))
-    return (distance < 1) & (distance > hole)
+    return (distance < 1) & (distance > rng.uniform(-0.5, 0.4, (count, 1, 1)))
+
+
+def moments_of(masks: np.ndarray) -> Any:
+    from meinst_d2.encoding import PixelMoments
+
+    moments = PixelMoments(masks.shape[1])
+    moments.update(masks)
+    return moments

@@ -1,6 +1,7 @@
 """Models and configs for tests."""
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2 import add_meinst_config
 from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
 from meinst_d2.config_file import merge_config_file
-from meinst_d2.encoding import FittedEncoder, PCABasis, PixelMoments, fit_pca, save_components
-from tests.conftest import ROOT, blob_masks
+from meinst_d2.data.shapes import ShapesConfig, generate
+from meinst_d2.encoding import FittedEncoder, PCABasis, fit_pca, save_components
+from tests.conftest import ROOT, blob_masks, moments_of
 
 
 def load_cfg(config_file: str | Path, *overrides: Any) -> CfgNode:
@@ -25,6 +27,14 @@ def load_cfg(config_file: str | Path, *overrides: Any) -> CfgNode:
     merge_config_file(cfg, str(ROOT / "configs" / config_file))
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", *overrides])
     return cfg
+
+
+def flat(node: dict, prefix: str = "") -> dict[str, Any]:
+    """Values of a config by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
 
 
 def build_from(config_file: Path, *overrides: Any) -> torch.nn.Module:
@@ -72,9 +82,16 @@ def tiny_model(*overrides: Any, seed: int = 0) -> torch.nn.Module:
 @functools.cache
 def blob_basis(mask_size: int) -> PCABasis:
     """Every component of random ellipses."""
-    moments = PixelMoments(mask_size)
-    moments.update(blob_masks(np.random.default_rng(0), 300, mask_size))
-    return fit_pca(moments)
+    return fit_pca(moments_of(blob_masks(np.random.default_rng(0), 300, mask_size)))
+
+
+def under_their_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict as the published implementation names it; their names stay."""
+    names = {"head.centerness": "MEInst_head.ctrness", "head.": "MEInst_head.", "mask_encoder.": "mask_encoding."}
+    for ours, theirs in names.items():
+        of_ours, of_theirs = f"proposal_generator.{ours}", f"proposal_generator.{theirs}"
+        state = {name.replace(of_ours, of_theirs): value for name, value in state.items()}
+    return state
 
 
 def fit_to_blobs(encoder: FittedEncoder) -> None:
@@ -103,3 +120,17 @@ def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, to
     for name, gradient in expected.items():
         difference = float((found[name] - gradient).norm())
         assert difference <= rel * float(gradient.norm()) + 1e-7 * largest, (name, difference, float(gradient.norm()))
+
+
+def shapes_with_ids_from_3(folder: Path, count: int, min_side: int) -> Path:
+    """The annotation file of shapes with crowd regions and empty images, category ids from 3."""
+    shapes = ShapesConfig(height=96, width=120, min_side=min_side, max_side=90, empty=0.1, crowd=0.3)
+    generate(folder, {"val": count}, shapes)
+    file = folder / "annotations/instances_val.json"
+    content = json.loads(file.read_text())
+    for entry in content["annotations"]:
+        entry["category_id"] += 2
+    for entry in content["categories"]:
+        entry["id"] += 2
+    file.write_text(json.dumps(content))
+    return file

@@ -10,14 +10,10 @@ BASE = """\
 MODEL:
   META_ARCHITECTURE: "OneStageDetector"
   MASK_ON: True
-  BACKBONE:
-    NAME: "build_fcos_resnet_fpn_backbone"
-  RESNETS:
-    OUT_FEATURES: ["res3", "res4", "res5"]
-  FPN:
-    IN_FEATURES: ["res3", "res4", "res5"]
-  PROPOSAL_GENERATOR:
-    NAME: "MEInst"
+  BACKBONE: {NAME: "build_fcos_resnet_fpn_backbone"}
+  RESNETS: {OUT_FEATURES: ["res3", "res4", "res5"]}
+  FPN: {IN_FEATURES: ["res3", "res4", "res5"]}
+  PROPOSAL_GENERATOR: {NAME: "MEInst"}
 DATASETS:
   TRAIN: ("coco_2017_train",)
   TEST: ("coco_2017_val",)
@@ -35,15 +31,9 @@ ONE_X = """\
 _BASE_: "Base-MEInst.yaml"
 MODEL:
   WEIGHTS: "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
-  RESNETS:
-    DEPTH: 50
-  MEInst:
-    USE_DEFORMABLE: {deformable}
-    LAST_DEFORMABLE: {deformable}
-SOLVER:
-  WARMUP_METHOD: "constant"
-  WARMUP_FACTOR: 0.3333
-  WARMUP_ITERS: 500
+  RESNETS: {{DEPTH: 50}}
+  MEInst: {{USE_DEFORMABLE: {deformable}, LAST_DEFORMABLE: {deformable}}}
+SOLVER: {{WARMUP_METHOD: "constant", WARMUP_FACTOR: 0.3333, WARMUP_ITERS: 500}}
 INPUT:
   MIN_SIZE_TRAIN: (800,)
 OUTPUT_DIR: "output/MEInst/R_50_1x"

@@ -11,29 +11,17 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "meinst_d2"
 
-RANKS = {  # a room is a folder of the package, or a file beside them
-    "": 0,  # the package itself: its version, and where Detectron2 comes from
-    "files": 0,
-    "precision": 0,
-    "fcos": 0,
-    "masks": 0,
-    "encoding": 1,
-    "config": 2,
-    "config_file": 2,
-    "modeling": 3,
-    "data": 3,
-    "visualization": 3,
-    "checkpoint": 4,
-    "fitting": 4,
-    "evaluation": 4,
-    "engine": 5,
-    "model_zoo": 5,
-    "analysis": 5,
-    "reconstruction": 5,
-    "check": 6,
-    "export": 6,
-    "commands": 7,
-}
+ROOMS = [  # by rank; a room is a folder of the package, or a file beside them
+    ["", "files", "precision", "fcos", "masks"],  # the package itself: its version, where Detectron2 comes from
+    ["encoding"],
+    ["config", "config_file"],
+    ["modeling", "data", "visualization"],
+    ["checkpoint", "fitting", "evaluation"],
+    ["engine", "model_zoo", "analysis", "reconstruction"],
+    ["check", "export"],
+    ["commands"],
+]
+RANKS = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 
 THIRD_PARTY = {  # what a room or a file may import besides Python's own and this package; others may import anything
     "files": set(),
@@ -42,9 +30,7 @@ THIRD_PARTY = {  # what a room or a file may import besides Python's own and thi
     "masks": {"torch", "numpy", "pycocotools", "cv2"},
     "encoding": {"torch", "numpy", "fvcore"},
     "modeling.layers": {"torch", "torchvision", "fvcore"},
-    "modeling.head": {"torch"},
-    "modeling.criterion": {"torch"},
-    "modeling.mask_loss": {"torch"},
+    **{f"modeling.{name}": {"torch"} for name in ("head", "criterion", "mask_loss")},
     "data.coco": {"numpy", "msgspec"},
     "data.annotations": {"numpy"},
 }

@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 
 from meinst_d2.commands import fit as fit_command
 from tests.conftest import ROOT
-from tests.models import load_cfg
+from tests.models import flat, load_cfg
 
 PAPER = sorted(path.stem for path in (ROOT / "configs/paper").glob("*.yaml"))
 OPTIONS = sorted(path.stem for path in (ROOT / "configs/options").glob("*.yaml"))
@@ -20,20 +20,12 @@ BOTH = [*(f"paper/{name}" for name in PAPER), *(f"options/{name}" for name in OP
 
 PLAIN, DEFORMABLE, THREE_X = "MEInst_R_50_1x_none", "MEInst_R_50_1x", "MEInst_R_50_3x"
 R101 = {"MODEL.WEIGHTS": "detectron2://ImageNetPretrained/MSRA/R-101.pkl", "MODEL.RESNETS.DEPTH": 101}
-X101 = {
-    "MODEL.WEIGHTS": "detectron2://ImageNetPretrained/FAIR/X-101-32x8d.pkl",
-    "MODEL.PIXEL_STD": [57.375, 57.12, 58.395],
-    "MODEL.RESNETS.DEPTH": 101,
-    "MODEL.RESNETS.STRIDE_IN_1X1": False,
-    "MODEL.RESNETS.NUM_GROUPS": 32,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-}
+X101 = {"MODEL.WEIGHTS": "detectron2://ImageNetPretrained/FAIR/X-101-32x8d.pkl", "MODEL.RESNETS.DEPTH": 101}
+X101 |= {"MODEL.PIXEL_STD": [57.375, 57.12, 58.395], "MODEL.RESNETS.STRIDE_IN_1X1": False}
+X101 |= {"MODEL.RESNETS.NUM_GROUPS": 32, "MODEL.RESNETS.WIDTH_PER_GROUP": 8}
 FCOS = {"MODEL.MASK_ON": False}
-TWO_X = {
-    "SOLVER.STEPS": (120000, 160000),
-    "SOLVER.MAX_ITER": 180000,
-    "INPUT.MIN_SIZE_TRAIN": (640, 672, 704, 736, 768, 800),
-}
+TWO_X = {"SOLVER.STEPS": (120000, 160000), "SOLVER.MAX_ITER": 180000}
+TWO_X |= {"INPUT.MIN_SIZE_TRAIN": (640, 672, 704, 736, 768, 800)}
 
 
 def meinst(**keys: Any) -> dict[str, Any]:
@@ -56,19 +48,16 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "table1_fcos_x_101": (PLAIN, FCOS | X101 | TWO_X),
     "table2_dim_20": (DEFORMABLE, dim(20)),
     "table2_dim_40": (DEFORMABLE, dim(40)),
-    "table2_dim_60": (DEFORMABLE, {}),
     "table2_dim_80": (DEFORMABLE, dim(80)),
-    "table3_explicit": (DEFORMABLE, {}),
+    **dict.fromkeys(("table2_dim_60", "table3_explicit", "table4_l2", "table6_with_mask"), (DEFORMABLE, {})),
     "table3_implicit": (DEFORMABLE, meinst(MASK_REPRESENTATION="implicit")),
     "table3_none": (DEFORMABLE, meinst(MASK_REPRESENTATION="none", COMPONENTS="")),
     "table4_smooth_l1": (DEFORMABLE, meinst(MASK_LOSS_TYPE="smooth_l1")),
     "table4_l1": (DEFORMABLE, meinst(MASK_LOSS_TYPE="l1")),
-    "table4_l2": (DEFORMABLE, {}),
     "table4_cosine": (DEFORMABLE, meinst(MASK_LOSS_TYPE="cosine")),
     "table5_plain": (PLAIN, {}),
     "table5_large_kernel": (PLAIN, meinst(MASK_PREDICTOR="large_kernel")),
     "table5_deformable": (PLAIN, meinst(DEFORM_CONV="last")),
-    "table6_with_mask": (DEFORMABLE, {}),
     "table6_without_mask": (DEFORMABLE, FCOS),
     "table8_r_101_1x": (PLAIN, R101),
     "table8_x_101_1x": (PLAIN, X101),
@@ -78,14 +67,6 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "table8_x_101_3x": (THREE_X, X101 | meinst(DEFORM_CONV="none")),
     "table8_x_101_dcn_3x": (THREE_X, X101),
 }
-
-
-def flat(node: CfgNode | dict, prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key."""
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
 
 
 def difference(cfg: CfgNode, base: CfgNode) -> dict[str, Any]:
@@ -106,16 +87,14 @@ def test_every_row_has_its_config_and_every_config_its_place() -> None:
     assert set(PAPER) == set(ROWS)
     for name in BOTH:
         cfg = load_cfg(f"{name}.yaml")
+        std = [57.375, 57.12, 58.395] if "X-101" in cfg.MODEL.WEIGHTS else [1.0, 1.0, 1.0]
+        assert ([103.53, 116.28, 123.675], std) == (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD), name
         file = cfg.MODEL.MEINST.COMPONENTS
         if not file or name in ("options/not_whitened", "options/no_sigmoid"):  # these name a file with --output
             continue
         flags = ["--class-specific"] * (cfg.MODEL.MEINST.ENCODER == "ClassPCAEncoder")
         size, number = cfg.MODEL.MEINST.MASK_SIZE, cfg.MODEL.MEINST.DIM_MASK
         assert file == output_of_fit(cfg.DATASETS.TRAIN, size, number, *flags), name
-    for name in BOTH:
-        model = load_cfg(f"{name}.yaml").MODEL
-        std = [57.375, 57.12, 58.395] if "X-101" in model.WEIGHTS else [1.0, 1.0, 1.0]
-        assert ([103.53, 116.28, 123.675], std) == (model.PIXEL_MEAN, model.PIXEL_STD), name
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -194,13 +194,9 @@ def carried_components(state: Mapping[str, Any], path: object) -> Tensor | None:
 
 
 class CheckpointInfo:
-    """What a checkpoint says about itself besides its weights; stored under "meinst"."""
+    """What a checkpoint says about itself besides its weights: plain values by name, stored under "meinst"."""
 
     def __init__(self, content: dict[str, Any]) -> None:
-        """
-        Args:
-            content: plain values by name.
-        """
         self.content = content
 
     @classmethod

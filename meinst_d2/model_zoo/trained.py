@@ -32,7 +32,6 @@ from meinst_d2.modeling.proposal_generator import settle_names
 
 AnyImage = str | os.PathLike[str] | np.ndarray | Image.Image
 WEIGHT_SUFFIXES = (".pth", ".pyth", ".pkl", ".safetensors")
-FINAL_WEIGHTS = "model_final.pth"
 RUN_CONFIG = "config.yaml"
 
 
@@ -294,7 +293,7 @@ def _weights_of(cfg: CfgNode | DictConfig, file: str, name: str, overrides: Sequ
     """The weights that belong to a config where none are named."""
     if "MODEL.WEIGHTS" in overrides[::2]:
         return overrides[list(overrides).index("MODEL.WEIGHTS") + 1]
-    beside = Path(file).parent / FINAL_WEIGHTS
+    beside = Path(file).parent / "model_final.pth"
     if beside.is_file():
         return str(beside)
     if name.removesuffix(".yaml") in zoo.URLS:

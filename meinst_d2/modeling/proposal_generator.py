@@ -122,7 +122,12 @@ class MEInstFCOS(nn.Module):
                 focal_gamma=meinst.FOCAL_LOSS_GAMMA,
                 box_loss_type=meinst.BOX_LOSS_TYPE,
                 mask_loss=build_mask_loss(cfg),
-                weights={name: meinst[f"LOSS_WEIGHT_{name.upper()}"] for name in ("cls", "box", "centerness", "mask")},
+                weights={
+                    "cls": meinst.LOSS_WEIGHT_CLS,
+                    "box": meinst.LOSS_WEIGHT_BOX,
+                    "centerness": meinst.LOSS_WEIGHT_CENTERNESS,
+                    "mask": meinst.LOSS_WEIGHT_MASK,
+                },
                 reduce_mean=reduce_mean,
             ),
             "assignment_rule": AssignmentRule(

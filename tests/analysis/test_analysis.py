@@ -19,11 +19,12 @@ from meinst_d2.analysis.inputs import encoder_of_checkpoint, fitted_encoder
 from meinst_d2.analysis.report import conclusions, json_of, text_of
 from meinst_d2.commands import analyze as analyze_command
 from meinst_d2.data.instances import make_templates
-from meinst_d2.data.shapes import ShapesConfig, generate
-from meinst_d2.encoding import PCAEncoder, save_components
+from meinst_d2.encoding import PCAEncoder, SigmoidClamp, fit_pca, save_components
+from meinst_d2.fitting.count import count_moments
 from meinst_d2.masks import encode_templates
 from meinst_d2.masks.paste import move_mask
 from tests.conftest import ROOT
+from tests.models import shapes_with_ids_from_3
 
 Results = list[dict[str, Any]]
 SIZE = (40, 60)
@@ -33,14 +34,7 @@ SIZE = (40, 60)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Generated shapes with crowd regions and empty images, category ids from 3."""
     folder = tmp_path_factory.mktemp("analysis")
-    generate(folder, {"val": 12}, ShapesConfig(height=96, width=120, min_side=16, max_side=90, empty=0.1, crowd=0.3))
-    file = folder / "annotations/instances_val.json"
-    content = json.loads(file.read_text())
-    for entry in content["annotations"]:
-        entry["category_id"] += 2
-    for entry in content["categories"]:
-        entry["id"] += 2
-    file.write_text(json.dumps(content))
+    shapes_with_ids_from_3(folder, 12, 16)
     return folder
 
 
@@ -83,9 +77,7 @@ def analyzed(truth: Truth, results: Results, encoder: PCAEncoder, tmp_path: Path
     return analyze(truth, read_detections(file, truth), encoder, **settings)
 
 
-def test_a_perfect_detector_has_no_gap_and_nothing_to_improve(
-    truth: Truth, encoder: PCAEncoder, tmp_path: Path
-) -> None:
+def test_a_perfect_detector_has_nothing_to_improve(truth: Truth, encoder: PCAEncoder, tmp_path: Path) -> None:
     analysis = analyzed(truth, detect(truth), encoder, tmp_path)
     assert analysis.box.ap == pytest.approx(100) and analysis.masks["predicted"].ap == pytest.approx(100)
     assert analysis.masks["exact"].ap == analysis.masks["box"].ap == pytest.approx(100)
@@ -97,9 +89,7 @@ def test_a_perfect_detector_has_no_gap_and_nothing_to_improve(
     assert conclusions(analysis) == ["improve next: nothing, less than 1 point of mask AP is lost"]
 
 
-def test_encoded_masks_in_perfect_boxes_lose_by_the_encoding_alone(
-    truth: Truth, encoder: PCAEncoder, tmp_path: Path
-) -> None:
+def test_encoded_masks_in_perfect_boxes(truth: Truth, encoder: PCAEncoder, tmp_path: Path) -> None:
     results = detect(truth, lambda masks, classes: encoder.decode(encoder.encode(masks)))
     analysis = analyzed(truth, results, encoder, tmp_path)
     error = analysis.pairs
@@ -116,9 +106,7 @@ def test_encoded_masks_in_perfect_boxes_lose_by_the_encoding_alone(
 
 def test_a_template_that_is_too_coarse_is_told_from_too_few_coefficients(truth: Truth, tmp_path: Path) -> None:
     coarse = fitted_encoder(truth.annotations, 4, 16)  # as many coefficients as pixels
-    results = detect(truth, lambda masks, classes: masks.float())
-    analysis = analyzed(truth, results, coarse, tmp_path)
-    parts = analysis.pairs.parts
+    parts = analyzed(truth, detect(truth, lambda masks, classes: masks.float()), coarse, tmp_path).pairs.parts
     assert parts["template"] > 0.1 and abs(parts["coefficients"]) < 0.1 * parts["template"]
     assert parts["regression"] < 0  # masks of 16 x 16 are better than what 4 x 4 can draw
 
@@ -173,8 +161,7 @@ def test_the_parts_of_an_error_by_hand() -> None:
     assert error.parts == pytest.approx({"box": 0.1, "template": 0.1, "coefficients": 0.1, "regression": 0.2})
     assert error.shares == pytest.approx({"box": 0.2, "encoding": 0.4, "regression": 0.4})
     assert [len(e) for e in pairs.by_size().values()] == [4, 1, 1, 2]
-    assert [len(e) for e in pairs.by_class(3)] == [2, 2, 0]
-    assert math.isnan(pairs.by_class(3)[2].error)
+    assert [len(e) for e in pairs.by_class(3)] == [2, 2, 0] and math.isnan(pairs.by_class(3)[2].error)
     perfect = Pairs(np.ones(1), np.zeros(1, np.int64), np.ones((1, 4)))
     assert perfect.error == 0 and math.isnan(perfect.shares["encoding"])
 
@@ -244,8 +231,7 @@ def test_detections_in_a_crowd_region_are_not_false(tmp_path: Path) -> None:
 
 
 def test_no_detections(tmp_path: Path) -> None:
-    truth = scene(tmp_path, thing(5, 5, 10), thing(20, 5, 12, category=5))
-    analysis = analyzed(truth, [], PIXELS, tmp_path)
+    analysis = analyzed(scene(tmp_path, thing(5, 5, 10), thing(20, 5, 12, category=5)), [], PIXELS, tmp_path)
     assert analysis.box.ap == analysis.masks["predicted"].ap == 0 and analysis.box.by_class == (0, 0)
     assert analysis.lost == {"detection": 100, "box": 0, "encoding": 0, "regression": 0}
     assert analysis.images[0].total == 2 and len(analysis.pairs) == 0
@@ -256,8 +242,7 @@ def test_no_detections(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("annotations", [[], [crowd_region()]])
 def test_no_objects(annotations: Results, tmp_path: Path) -> None:
-    truth = scene(tmp_path, *annotations)
-    analysis = analyzed(truth, [detection(5, 5, 10)], PIXELS, tmp_path)
+    analysis = analyzed(scene(tmp_path, *annotations), [detection(5, 5, 10)], PIXELS, tmp_path)
     assert math.isnan(analysis.box.ap) and analysis.images[0].false == 1
     assert conclusions(analysis) == ["improve next: the ground truth has no objects, so there is nothing to measure"]
     text_of(analysis), json.dumps(json_of(analysis), allow_nan=False)
@@ -322,9 +307,6 @@ def test_the_command_prints_writes_and_draws(folder: Path, truth: Truth, encoder
 
 
 def test_components_of_a_file_and_no_pictures_without_images(folder: Path, truth: Truth, tmp_path: Path) -> None:
-    from meinst_d2.encoding import SigmoidClamp, fit_pca
-    from meinst_d2.fitting.count import count_moments
-
     basis = fit_pca(count_moments(truth.annotations, 12)[0], SigmoidClamp()).truncated(5)
     save_components(tmp_path / "c.npz", [basis], {"sigmoid": True})
     (tmp_path / "results.json").write_text("[]")
@@ -354,9 +336,7 @@ GOOD = {"image_id": 1, "category_id": 3, "bbox": [0, 0, 9, 9], "score": 0.5}
         ([], ["--annotations", "gone.json"], "there is no annotation file gone.json"),
     ],
 )
-def test_what_cannot_be_used_is_said_in_a_sentence(
-    content: Any, more: list[str], message: str, folder: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_be_used(content: Any, more: list[str], message: str, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps(content))
     with pytest.raises(SystemExit) as error:
         analyze_command.main(command(folder, tmp_path / "results.json", *more))

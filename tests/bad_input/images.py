@@ -73,6 +73,10 @@ def transparent() -> Image.Image:
     return Image.fromarray(np.concatenate((colours(), alpha), axis=2))
 
 
+def coloured() -> Image.Image:
+    return Image.fromarray(colours())
+
+
 def grey() -> Image.Image:
     return Image.fromarray(colours()[:, :, 0])
 
@@ -117,38 +121,24 @@ def cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2000])
 
 
-def small(path: Path) -> None:
-    Image.fromarray(colours()).save(path)
+def of_another_size(folder: Path) -> Call:
+    coloured().save(folder / "a.png")
+    return lambda: sample_of(folder / "a.png", 6, 4)
 
 
+WARNED = "with a warning; meinst check says so"
 CASES = [
     fails("not there", "a.png", lambda path: None, FileNotFoundError),
     fails("cut off", "a.bmp", cut_off),
     fails("no image", "a.png", lambda path: path.write_text("<html>Not found</html>")),
     fails("a folder", "a.png", Path.mkdir),
     fails("a header of 10,000 megapixels", "a.png", claiming_png),
-    Case(
-        READER,
-        "of another size than the JSON says",
-        lambda folder: (small(folder / "a.png"), lambda: sample_of(folder / "a.png", 6, 4))[1],
-        SizeMismatchError,
-    ),
+    Case(READER, "of another size than the JSON says", of_another_size, SizeMismatchError),
     Case(READER, "of 100 megapixels", large, None, "read, with Pillow's DecompressionBombWarning"),
+    works("16 bits per channel", "a.png", deep, f"read as the upper 8 of the 16 bits, {WARNED}", deep_as_read),
     works(
-        "16 bits per channel",
-        "a.png",
-        deep,
-        "read as the upper 8 of the 16 bits, with a warning; meinst check says so",
-        deep_as_read,
-    ),
-    works(
-        "a TIFF of several pages",
-        "a.tif",
-        lambda: Image.fromarray(colours()),
-        "the first page is read, with a warning; meinst check says so",
-        colours,
-        save_all=True,
-        append_images=[Image.new("RGB", (WIDTH, HEIGHT))],
+        *("a TIFF of several pages", "a.tif", coloured, f"the first page is read, {WARNED}", colours),
+        **{"save_all": True, "append_images": [Image.new("RGB", (WIDTH, HEIGHT))]},
     ),
     works(
         "CMYK",
@@ -169,9 +159,7 @@ CASES = [
     ),
     works("one pixel", "a.png", lambda: Image.fromarray(colours()[:1, :1]), "read", lambda: colours()[:1, :1]),
     works(
-        "turned by its EXIF orientation",
-        "a.png",
-        lambda: Image.fromarray(colours()),
+        *("turned by its EXIF orientation", "a.png", coloured),
         "turned before use: height and width in the JSON are those after turning",
         lambda: np.rot90(colours(), -1),
         exif=turned(),

@@ -1,3 +1,4 @@
+import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from detectron2.engine import DefaultPredictor
 
 import meinst_d2
 from meinst_d2 import model_zoo
-from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
+from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer, fetch
 from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.checkpoint.resume import open_last_whole
 from meinst_d2.model_zoo.adelaidet import save_safetensors
 from meinst_d2.model_zoo.trained import build
 from tests.models import load_cfg, published_model, tiny_cfg, tiny_model, write_components
 from tests.parity_cases import published_weights
+from tests.web import serve
 
 
 @pytest.mark.parametrize(("layout", "deform"), [("none", "none"), ("dcnv1", "last")])
@@ -36,12 +38,9 @@ def test_published_weights_load_unchanged(
     model = published_model()
     checkpointer(model).load(str(tmp_path / "theirs.pth"))
     state = model.state_dict()
-    assert torch.equal(
-        state["proposal_generator.head.centerness.weight"], weights["proposal_generator.MEInst_head.ctrness.weight"]
-    )
-    assert torch.equal(
-        state["proposal_generator.mask_encoder.means"], weights["proposal_generator.mask_encoding.means"]
-    )
+    same = {"head.centerness.weight": "MEInst_head.ctrness.weight", "mask_encoder.means": "mask_encoding.means"}
+    for ours, theirs in same.items():
+        assert torch.equal(state[f"proposal_generator.{ours}"], weights[f"proposal_generator.{theirs}"])
     assert model.proposal_generator.mask_encoder.is_fitted
     assert "not found" not in caplog.text and "not used" not in caplog.text and "Skip loading" not in caplog.text
 
@@ -199,3 +198,54 @@ def test_imagenet_weights_reach_the_backbone_and_leave_the_components(tmp_path: 
     MEInstCheckpointer(model).load(str(tmp_path / "R.pkl"))
     assert torch.equal(model.backbone.bottom_up.stem.conv1.weight, source.backbone.bottom_up.stem.conv1.weight)
     assert torch.equal(model.proposal_generator.mask_encoder.components, before)
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+
+
+def hashed(folder: Path, content: bytes, digest: str | None = None) -> Path:
+    path = folder / f"model-{digest or hashlib.sha256(content).hexdigest()[:8]}.pth"
+    path.write_bytes(content)
+    return path
+
+
+def test_a_file_is_fetched_once(tmp_path: Path, cache: Path) -> None:
+    path = hashed(tmp_path, b"weights")
+    with serve(tmp_path) as url:
+        local = fetch(f"{url}/{path.name}")
+        path.unlink()
+        assert fetch(f"{url}/{path.name}") == local
+    assert Path(local).read_bytes() == b"weights" and files_in(cache) == [path.name]
+
+
+def test_names_say_what_a_file_is(tmp_path: Path, cache: Path) -> None:
+    path = hashed(tmp_path, b"weights", "00000000")
+    with serve(tmp_path) as url, pytest.raises(ValueError, match=r"begins with 00000000, .* was deleted, try again"):
+        fetch(f"{url}/{path.name}")
+    assert files_in(cache) == []
+    with serve(tmp_path) as url:
+        for name in ("model_final.pth", "R-50.pkl", "model_0001999.pth", "model-20.pth"):
+            (tmp_path / name).write_bytes(b"anything")
+            assert Path(fetch(f"{url}/{name}")).read_bytes() == b"anything"
+
+
+def test_weights_load_from_the_web(tmp_path: Path, cache: Path) -> None:
+    source, model = torch.nn.Linear(3, 4), torch.nn.Linear(3, 4)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    with serve(tmp_path) as url:
+        MEInstCheckpointer(model).load(f"{url}/w.pth")
+        with pytest.raises(OSError, match="absent.pth could not be downloaded"):
+            MEInstCheckpointer(model).load(f"{url}/absent.pth")
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_failed_download_leaves_nothing(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "whole.pth").write_bytes(bytes(100_000))
+    with serve(tmp_path) as url:
+        for address in ("absent.pth", "cut/whole.pth"):
+            with pytest.raises(OSError, match=rf"/{address} could not be downloaded: .+"):
+                fetch(f"{url}/{address}")
+    with pytest.raises(OSError, match=f"{url}/model.pth could not be downloaded"):  # the server has ended
+        fetch(f"{url}/model.pth")
+    assert files_in(cache) == []

@@ -9,7 +9,7 @@ import torch
 from meinst_d2.checkpoint.checkpointer import CheckpointInfo, MEInstCheckpointer
 from meinst_d2.checkpoint.compatibility import CLASS_LAYER, MASK_LAYER, changed_layers, leave_out
 from meinst_d2.engine import Trainer
-from tests.models import tiny_cfg, tiny_model, write_components
+from tests.models import tiny_cfg, tiny_model, under_their_names, write_components
 
 GENERATOR = "proposal_generator."
 CLASSES = GENERATOR + "head.cls_logits.weight"
@@ -41,28 +41,18 @@ def save(folder: Path, *overrides: Any, class_names: list[str] | None = None, pu
     info = CheckpointInfo.from_config(cfg)
     info.content["class_names"] = class_names
     state = model.state_dict()
-    if published:
-        names = {"head.centerness": "MEInst_head.ctrness", "head.": "MEInst_head.", "mask_encoder.": "mask_encoding."}
-        for ours, theirs in names.items():
-            state = {name.replace(GENERATOR + ours, GENERATOR + theirs): value for name, value in state.items()}
-        torch.save(state, folder / "w.pth")
-    else:
-        torch.save({"model": state, "meinst": info.content}, folder / "w.pth")
+    content = under_their_names(state) if published else {"model": state, "meinst": info.content}
+    torch.save(content, folder / "w.pth")
     return folder / "w.pth"
 
 
 def changed_tensors(trainer: Trainer, weights: Path) -> set[str]:
     """What the model has otherwise than the weights."""
     content = torch.load(weights, weights_only=True)
-    saved = content.get("model", content)
-    renamed = {name.replace("MEInst_head.ctrness", "head.centerness"): value for name, value in saved.items()}
-    renamed = {
-        name.replace("MEInst_head", "head").replace("mask_encoding", "mask_encoder"): value
-        for name, value in renamed.items()
-    }
-    state = trainer.checkpointer.model.state_dict()
-    assert set(renamed) == set(state)
-    return {name for name in state if state[name].shape != renamed[name].shape or not state[name].equal(renamed[name])}
+    saved, state = under_their_names(content.get("model", content)), trainer.checkpointer.model.state_dict()
+    named = dict(zip(state, under_their_names(state), strict=True))
+    assert set(saved) == set(named.values())
+    return {name for name, value in state.items() if not value.equal(saved[named[name]])}
 
 
 def layer(name: str) -> set[str]:

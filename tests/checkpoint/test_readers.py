@@ -34,10 +34,7 @@ REFUSED = "is refused: weights must be tensors, arrays and plain containers in a
 
 def same(first: Any, second: Any) -> bool:
     if isinstance(first, (torch.Tensor, np.ndarray)):
-        plain = [
-            np.ascontiguousarray(x).tobytes() if isinstance(x, np.ndarray) else bytes_of(x) for x in (first, second)
-        ]
-        return first.dtype == second.dtype and first.shape == second.shape and plain[0] == plain[1]
+        return (first.dtype, first.shape) == (second.dtype, second.shape) and bytes_of(first) == bytes_of(second)
     if isinstance(first, dict):
         return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
     if isinstance(first, (list, tuple)):
@@ -45,7 +42,9 @@ def same(first: Any, second: Any) -> bool:
     return type(first) is type(second) and bool(first == second)
 
 
-def bytes_of(tensor: torch.Tensor) -> list[Any]:
+def bytes_of(tensor: torch.Tensor | np.ndarray) -> Any:
+    if isinstance(tensor, np.ndarray):
+        return np.ascontiguousarray(tensor).tobytes()
     return [tensor.stride(), tensor.detach().contiguous().clone().untyped_storage().tolist()]
 
 
@@ -174,14 +173,8 @@ def test_what_python_2_wrote_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        np.array([None, {}], object),
-        np.zeros(2, [("a", "f4")]),
-        np.zeros(2, "M8[s]"),
-        np.ma.array([1]),
-        np.zeros((1, 1)).view(np.matrix),
-        Path("x"),
-        print,
-        slice(3),
+        *(np.array([None, {}], object), np.zeros(2, [("a", "f4")]), np.zeros(2, "M8[s]"), np.ma.array([1])),
+        *(np.zeros((1, 1)).view(np.matrix), Path("x"), print, slice(3)),
     ],
     ids=str,
 )
@@ -203,20 +196,7 @@ def array_pickle(shape: bytes = b"I2\n", dtype: bytes = b"f4", data: bytes = byt
     return b"}U\x01a" + array + b"s."
 
 
-def test_a_pickle_made_by_hand_is_read(tmp_path: Path) -> None:
-    assert read_bytes(tmp_path, array_pickle())["model"]["a"].tolist() == [0, 0]
-
-
-SHAPES = [
-    b"I3\n",
-    b"I1000000000000\n",
-    b"L4611686018427387906L\n",
-    b"I1\nI1\n",
-    b"",
-    b"I-2\n",
-    b"I-1\nI-2\n",
-    b"F2.0\n",
-]
+SHAPES = [b"I3\n", b"I1000000000000\n", b"L4611686018427387906L\n", b"I1\nI1\n", b"", b"I-2\n", b"I-1\nI-2\n"]
 
 
 def test_an_array_is_filled_once(tmp_path: Path) -> None:
@@ -228,7 +208,7 @@ def test_an_array_is_filled_once(tmp_path: Path) -> None:
         read_bytes(tmp_path, b"}U\x01a" + array + fill + b"s.")
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, b"NI2\n", b"I01\nI2\n"])
+@pytest.mark.parametrize("shape", [*SHAPES, b"F2.0\n", b"NI2\n", b"I01\nI2\n"])
 def test_a_shape_of_other_bytes_is_refused(tmp_path: Path, shape: bytes) -> None:
     assert read_bytes(tmp_path, array_pickle())["model"]["a"].tolist() == [0, 0]
     with pytest.raises(ValueError, match="it has an array of .* of shape .* in 8 bytes"):
@@ -253,13 +233,10 @@ def test_a_shape_of_other_bytes_is_refused(tmp_path: Path, shape: bytes) -> None
         + b"R.",
         b"X\xff\xff\xff\x7fshort.",
         b"\x8e\xff\xff\xff\xff\xff\xff\xff\x00short.",
-        b"\x96\x00\x00\x00\x00\x00\x01\x00\x00short.",
         b"\x95\x00\x00\x00\x00\x01\x00\x00\x00N.",
-        b"\x96\x00\x00\x00\x00\x00\x01\x00\x00short.",  # a byte array as long as its bytes
         b"N",
         b"",
     ],
-    ids=range(20),
 )
 def test_what_is_asked_for_in_another_way_is_refused(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(ValueError, match=r"w.pkl (is refused|holds an object of type)"):

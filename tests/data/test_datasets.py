@@ -7,13 +7,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from meinst_d2.commands import train as train_command
-from meinst_d2.data.datasets import (
-    class_names,
-    dataset_dicts,
-    register_coco,
-    register_shapes,
-    require_dataset,
-)
+from meinst_d2.data.datasets import class_names, dataset_dicts, register_coco, register_shapes, require_dataset
 from meinst_d2.data.shapes import CATEGORIES, generate
 from tests.conftest import ROOT
 

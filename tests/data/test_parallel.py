@@ -22,21 +22,16 @@ def test_every_item_is_seen_once(workers: int) -> None:
     assert (os.getpid() in {process for _, _, process in results}) == (workers == 1)
 
 
-def fail(chunks: Iterator[list[int]]) -> None:
-    for chunk in chunks:
-        if 55 in chunk:
-            raise ValueError("item 55 is bad")
+def fail(chunks: Iterator[list[int]], killed: bool) -> None:
+    if any(55 in chunk for chunk in chunks):
+        if killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("item 55 is bad")
 
 
 def test_what_a_process_raises_is_raised_here_and_a_killed_one_is_a_sentence() -> None:
     with pytest.raises(ValueError, match="item 55 is bad"):
-        run_shards(fail, list(range(100)), 3, "test", chunk=10)
+        run_shards(fail, list(range(100)), 3, "test", False, chunk=10)
     with pytest.raises(ChildProcessError, match="a worker was killed: if memory ran out, use fewer --workers"):
-        run_shards(die, list(range(100)), 3, "test", chunk=10)
+        run_shards(fail, list(range(100)), 3, "test", True, chunk=10)
     assert [value for value, _, _ in run_shards(total, [], 4, "test", 1, chunk=10)] == [0]
-
-
-def die(chunks: Iterator[list[int]]) -> None:
-    for chunk in chunks:
-        if 55 in chunk:
-            os.kill(os.getpid(), signal.SIGKILL)

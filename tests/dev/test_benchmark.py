@@ -3,17 +3,25 @@
 import argparse
 import importlib
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
-from benchmarks import infer, models
+from benchmarks import fit, fit_growth, infer, models, targets
+from benchmarks.annotations import write_json_of
 from benchmarks.common import Goal, PeakMemory, Row, Side, add_common_arguments, alternate, print_table, write_json
+from benchmarks.fit_memory import peak_memory
 from benchmarks.source import find_source
+from meinst_d2.data.coco import read_coco_json
 from meinst_d2.data.shapes import ShapesConfig, generate
+from tests.conftest import ROOT
 
 
 def test_sides_take_turns_and_ratios_are_taken_round_by_round(tmp_path: Path) -> None:
@@ -43,6 +51,14 @@ def test_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     first, second = json.loads((tmp_path / "a.json").read_text())["tables"]["title"]
     assert first["ratio"] == 5 and first["ours"] == {"name": "new", "median": 2, "samples": [1, 2, 3]}
     assert first["goal"] == {"text": ">= 9x", "met": False} and second["ratio"] is None and "baseline" not in second
+
+
+def test_help_does_not_import_torch() -> None:
+    command = [sys.executable, "-X", "importtime", "dev/benchmark.py", "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "examples:" in result.stdout
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "benchmarks.common" in imported and "torch" not in imported
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +152,64 @@ def test_growth(data: Path, few_components: None, small_model: None, tmp_path: P
         "the network's FLOPs (limit) at 64",
     ]
     assert all(row.ours.samples[0] > 0 for row in rows)
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    generate(root / "shapes", {"val": 30}, workers=2)
+    annotations = root / "coco/annotations"
+    annotations.mkdir(parents=True)
+    (root / "shapes/annotations/instances_val.json").rename(annotations / "instances_val2017.json")
+    return root
+
+
+@pytest.fixture
+def args(objects: Path) -> Iterator[argparse.Namespace]:
+    options = {"rounds": 1, "masks": 700, "mask_size": 28, "dim": 20, "workers": 2, "threads": 1, "batches": 2}
+    with threadpool_limits(1):
+        yield argparse.Namespace(data=objects, **options, batch_size=2, size=320, max_size=500)
+
+
+def test_fit_compares_equal_things(args: argparse.Namespace) -> None:
+    polygons = fit.read_polygons(args.data)
+    raster = fit.rasterising(polygons, args)
+    assert raster.notes == {"bits that differ": 0}
+    for row in fit.cropping_rles(polygons, args):
+        differing, total = (
+            int(n.replace(",", "")) for n in row.notes["bits that differ"].split(", on")[0].split(" of ")
+        )
+        assert differing <= 1e-5 * total + 1
+    errors = fit.against_incremental_pca(polygons, args).notes
+    assert float(errors["mean squared error, ours"]) <= float(errors["mean squared error, IncrementalPCA"])
+
+
+def test_files_of_any_length_and_their_fit(args: argparse.Namespace, tmp_path: Path) -> None:
+    file = tmp_path / "many.json"
+    write_json_of(args.data, args.masks, file)
+    polygons = fit.read_polygons(args.data)
+    found = read_coco_json(file)
+    assert len(found) == args.masks > len(polygons)
+    assert {a.box for a in found} == {a.box for a in polygons}
+    one, two = fit.end_to_end(file, args)
+    assert (
+        one.unit == fit.measuring(file, args).unit == "us" and one.goal is not None and two.what.startswith("2 workers")
+    )
+
+
+def test_memory_is_that_of_the_process_and_its_children() -> None:
+    alone = peak_memory("import time; kept = bytearray(50_000_000); time.sleep(0.3)")
+    forked = "import os, time\nif os.fork():\n os.wait()\nelse:\n kept = bytearray(50_000_000); time.sleep(0.3)"
+    assert alone == pytest.approx(60, abs=15) and peak_memory(forked) == pytest.approx(60, abs=15)
+    with pytest.raises(OSError, match="exit code 3"):
+        peak_memory("raise SystemExit(3)")
+
+
+def test_targets_are_the_same_and_growth_is_drawn(args: argparse.Namespace, tmp_path: Path) -> None:
+    masks, _, assignment = targets.run(args)
+    assert float(masks.notes["largest difference of a coefficient"]) < 1e-4
+    assert " 0 different" in assignment.notes["positive locations"]
+    args.counts, args.mask_sizes, args.dims, args.plot = (300, 700), (7, 14), (10, 20), tmp_path / "growth.png"
+    rows = fit_growth.run(args)
+    assert len(rows) == 4 * 2 + 3 * 2 + 2 * 2
+    assert Image.open(args.plot).width > 1000

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 from config_reference import SOURCE, as_markdown, read_groups
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 
 from meinst_d2 import add_meinst_config
 from meinst_d2.commands import COMMANDS, main
 from tests.conftest import ROOT
+from tests.models import flat
 
 DOCUMENTS = sorted(
     path
@@ -64,7 +65,7 @@ def test_scripts_and_configs_that_are_named_exist(path: Path) -> None:
 def test_keys_that_are_named_exist(path: Path) -> None:
     cfg = get_cfg()
     add_meinst_config(cfg)
-    keys = set(leaves(cfg)) | {"MODEL.FCOS.TOP_LEVELS", "MODEL.MEInst"}  # of the published implementation
+    keys = set(flat(cfg)) | {"MODEL.FCOS.TOP_LEVELS", "MODEL.MEInst"}  # of the published implementation
     named = re.findall(r"\b(?:MODEL|SOLVER|TEST|INPUT|DATALOADER|DATASETS)(?:\.[A-Z][A-Z0-9_]+)+\b", path.read_text())
     assert not {key for key in named if not any(known == key or known.startswith(f"{key}.") for known in keys)}
 
@@ -105,33 +106,18 @@ def help_of(command: str) -> frozenset[str]:
     return frozenset(re.findall(r"--[a-z][\w-]*", text))
 
 
-def leaves(cfg: CfgNode, prefix: str = "") -> list[str]:
-    found = []
-    for key, value in cfg.items():
-        found += leaves(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [prefix + key]
-    return found
-
-
 def test_the_config_reference_has_every_key_with_its_default_and_meaning() -> None:
-    plain, ours = get_cfg(), get_cfg()
-    add_meinst_config(ours)
-    added = set(leaves(ours)) - set(leaves(plain))
+    cfg = get_cfg()
+    add_meinst_config(cfg)
+    values, added = flat(cfg), flat(cfg).keys() - flat(get_cfg()).keys()
     groups = list(read_groups(SOURCE.read_text()))
     documented = {key: (default, group.meaning) for group in groups for key, default in group.keys}
     assert set(documented) == added
-    values = {key: value for key, value in zip(leaves(ours), values_of(ours), strict=True)}
     for key, (default, meaning) in documented.items():
         assert ast.literal_eval(default) == values[key], key
         assert len(meaning) > 20, f"{key} has no meaning"
     page = as_markdown(groups)
     assert all(page.count(f"| `{key}` |") == 1 for key in added)
-
-
-def values_of(cfg: CfgNode) -> list[object]:
-    found: list[object] = []
-    for value in cfg.values():
-        found += values_of(value) if isinstance(value, CfgNode) else [value]
-    return found
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:

@@ -42,6 +42,11 @@ def test_a_run_writes_what_detectron2_users_expect(tmp_path: Path) -> None:
     assert content["meinst"]["encoder"] == "PCAEncoder" and content["iteration"] == 3
 
 
+def test_the_same_seed_trains_the_same_weights(tmp_path: Path) -> None:
+    one, two = (train(run_cfg(tmp_path / str(i))).model.state_dict() for i in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_mixed_precision_trains_on_the_cpu(tmp_path: Path, precision: str) -> None:
     full = run_cfg(tmp_path / "full", "SOLVER.MAX_ITER", 1)

@@ -72,9 +72,11 @@ def test_a_vision_transformer_carries_the_head(tmp_path: Path) -> None:
     assert len(found) > 0 and found.pred_masks.shape[1:] == (48, 64)
 
 
-TINY = (
+TINY = [
     "train.device=cpu",
     "train.init_checkpoint=''",
+    "train.checkpoint_period=2",
+    "train.log_period=1",
     "model.backbone.bottom_up.freeze_at=0",
     "model.proposal_generator.head.num_classes=6",
     "model.proposal_generator.head.prior_prob=0.3",
@@ -88,9 +90,7 @@ TINY = (
     "dataloader.test.num_workers=0",
     "dataloader.test.mapper.augmentations.0.short_edge_length=64",
     "dataloader.evaluator.dataset_name=shapes_val",
-    "train.checkpoint_period=2",
-    "train.log_period=1",
-)
+]
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def workspace(shapes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def run(*overrides: str, flags: Sequence[str] = ()) -> Any:
     """meinst train in this process; returns the results of the last evaluation."""
-    args = train_command.parse_args(["--config-file", str(CONFIG), *flags, *TINY, *overrides])
+    args = train_command.parse_args(["--config-file", str(CONFIG), *flags, *TINY.split(), *overrides])
     return train_command.train(args, train_command.check(args))
 
 
@@ -139,6 +139,16 @@ def test_a_run_has_what_one_from_yaml_has(workspace: Path) -> None:
     events = b"".join(path.read_bytes() for path in (workspace / "run").glob("events.out.tfevents*"))
     assert b"ground truth, reconstruction, prediction" in events
     assert (workspace / "run/seed.txt").is_file()
+
+
+def test_gradients_are_accumulated(workspace: Path) -> None:
+    clamp = "{_target_: meinst_d2.encoding.SigmoidClamp, low: 0.01, high: 0.01}"  # not random
+    settled = ("train.max_iter=1", f"model.proposal_generator.mask_encoder.encoder.clamp={clamp}")
+    losses = []
+    for parts in (1, 2):
+        run(f"train.output_dir=run{parts}", f"train.gradient_accumulation={parts}", *settled)
+        losses.append({name: x for name, x in rows(workspace / f"run{parts}")[0].items() if "loss" in name})
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_of_two_sets_of_components_the_chosen_one_is_kept(workspace: Path) -> None:

@@ -96,9 +96,7 @@ def test_waiting_for_the_loader_is_counted_apart(folder: Path, monkeypatch: pyte
     assert (result["model_seconds_per_image"], result["loading_seconds_per_image"]) == (1, 10)
 
 
-def test_the_command_finds_at_the_trained_scale_what_train_net_finds(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_finds_what_train_net_finds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = ["MODEL.WEIGHTS", str(folder / "model.pth"), *map(str, SMALL)]
     start = ["--config-file", str(ROOT / "configs/quick/tiny.yaml"), "--scales", "64,96"]
     evaluate_command.main([*start, "--output", str(folder / "out"), *weights])

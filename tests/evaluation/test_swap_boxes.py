@@ -117,8 +117,7 @@ def test_an_image_without_boxes_and_a_limit(folder: Path, model: nn.Module, trut
     loader = build_detection_test_loader(config(folder), "shapes_val")
     boxes = boxes_by_image(truth, *IDS)
     first, second = list(boxes)[:2]
-    sources = {"both": boxes, "first": {first: boxes[first]}}
-    both, one = swap_boxes(model, loader, sources, "shapes_val", limit=3)
+    both, one = swap_boxes(model, loader, {"both": boxes, "first": {first: boxes[first]}}, "shapes_val", limit=3)
     assert both.num_images == one.num_images == 3
     assert both.box["AP"] == pytest.approx(100) and both.mask["AP"] < 50 and 0 < one.box["AP"] < 100
     assert len(one.scores) == len(boxes[first]) == len(both.scores) - len(boxes[second])
@@ -129,8 +128,7 @@ def test_boxes_are_clipped_to_the_image_and_scaled_to_the_network() -> None:
     boxes = np.array([[-10, 20, 60, 120], [210, 0, 250, 50], [4, 8, 4, 9]], np.float32)
     found = DetectedBoxes(boxes, np.array([0.9, 0.8, 0.7], np.float32), np.array([2, 1, 0]))
     instances = in_network_pixels(found, (100, 200), (50, 400))
-    assert instances.image_size == (50, 400)
-    assert instances.pred_boxes.tensor.tolist() == [[0, 10, 120, 50]]
+    assert instances.image_size == (50, 400) and instances.pred_boxes.tensor.tolist() == [[0, 10, 120, 50]]
     assert instances.pred_classes.tolist() == [2] and instances.scores.tolist() == [pytest.approx(0.9)]
     assert found.xyxy[0, 0] == -10
 
@@ -140,9 +138,7 @@ def test_boxes_per_image_counts_what_scores_above_the_threshold() -> None:
     assert [result.boxes_per_image(t) for t in (0, 0.05, 0.5, 1)] == [2, 1.5, 0.5, 0]
 
 
-def test_the_command_prints_a_table_and_writes_figures(
-    folder: Path, truth: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_and_writes(folder: Path, truth: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--config-file", str(folder / "mask_rcnn.yaml"), "--boxes", f"truth={truth}", "--limit", "3"]
     overrides = ["MODEL.WEIGHTS", str(folder / "model.pth")]
     swap_boxes_command.main([*arguments, "--output", str(folder / "out"), *overrides])

@@ -1,12 +1,15 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.encoding import PCABasis, fit_pca
+from meinst_d2.fitting import count as fit
 from meinst_d2.fitting.count import count_moments, fit_classes
 from meinst_d2.reconstruction.encodings import make_encodings
 from meinst_d2.reconstruction.measure import Quality, measure_encodings
-from tests.conftest import blob_masks
+from tests.conftest import blob_masks, moments_of
 
 
 def annotations(counts: list[int], size: int = 10) -> list[InstanceAnnotation]:
@@ -42,8 +45,7 @@ def test_masks_of_no_class_count_for_the_shared_dictionary_only() -> None:
 
 def test_a_class_that_determines_fewer_components_shares() -> None:
     two = [InstanceAnnotation(a.segmentation, a.box, (10, 10), 1, False) for a in annotations([2])]
-    fitted = fit_classes([*annotations([60]), *two * 25], 2, 10, 5, min_masks=10)
-    assert fitted.shared == [1]
+    assert fit_classes([*annotations([60]), *two * 25], 2, 10, 5, min_masks=10).shared == [1]
 
 
 def test_too_few_masks_for_anyone() -> None:
@@ -68,3 +70,28 @@ def test_dictionaries_of_ones_own_class_reconstruct_better() -> None:
     assert own.template_iou == pytest.approx((first + second) / 2)
     strays = [InstanceAnnotation(a.segmentation, a.box, a.image_size, -1, False) for a in found[:50]]
     assert measured([*found, *strays], fitted.bases) == own  # no class, no dictionary
+
+
+@pytest.fixture
+def ellipses(monkeypatch: pytest.MonkeyPatch) -> list[InstanceAnnotation]:
+    """900, a crowd region among them, in chunks of 100."""
+    monkeypatch.setattr(fit, "CHUNK", 100)
+    masks = blob_masks(np.random.default_rng(0), 900, 16)
+    found = [InstanceAnnotation(mask, (0, 0, 16, 16), (16, 16), 1, False) for mask in masks]
+    found[5] = InstanceAnnotation(None, (0, 0, 16, 16), (16, 16), 1, True)
+    return found
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_any_number_of_workers_counts_the_same(ellipses: list[InstanceAnnotation], workers: int) -> None:
+    moments, skipped = count_moments(ellipses, 16, workers)
+    expected = moments_of(np.stack([a.segmentation for a in ellipses if not a.iscrowd]))
+    assert moments.count == 899 and (moments.cooccurrence == expected.cooccurrence).all()
+    assert skipped == Counter({"crowd region": 1})
+
+
+def test_a_worker_that_fails_fails_the_fit(ellipses: list[InstanceAnnotation], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "CHUNK", 100)
+    broken = [*ellipses, InstanceAnnotation([], (0,), (1, 1), 1, False)]  # type: ignore[arg-type]
+    with pytest.raises(ValueError):
+        count_moments(broken, 16, 2)

@@ -29,8 +29,7 @@ def assert_thresholded(masks: Tensor, values: Tensor) -> None:
     """The masks are where the values reach one half, up to float32's rounding of a value next to one half."""
     assert masks.shape == values.shape and masks.dtype == torch.bool
     differing = values[masks != (values >= 0.5)]
-    assert ((differing - 0.5).abs() < 1e-6).all()
-    assert len(differing) <= 2
+    assert ((differing - 0.5).abs() < 1e-6).all() and len(differing) <= 2
 
 
 def random_templates(rng: np.random.Generator, count: int, size: int) -> Tensor:

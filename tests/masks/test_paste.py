@@ -42,15 +42,13 @@ def test_a_box_that(box: list[float], size: int) -> None:
 
 def test_full_and_empty_templates() -> None:
     boxes = torch.tensor([[2.0, 3.0, 8.0, 7.0], [2.0, 3.0, 8.0, 7.0]])
-    templates = torch.stack((torch.ones(28, 28), torch.zeros(28, 28)))
-    full, empty = paste_masks(templates, boxes, 10, 12)
+    full, empty = paste_masks(torch.stack((torch.ones(28, 28), torch.zeros(28, 28))), boxes, 10, 12)
     assert full[3:7, 2:8].all() and full.sum() == 24 and not empty.any()
 
 
 def test_several_runs_in_a_line() -> None:
     """A comb: worked out by hand, one template pixel is two image pixels."""
-    template = torch.tensor([[[1.0, 0, 1, 0]] * 4])
-    (mask,) = paste_masks(template, torch.tensor([[0.0, 0.0, 8.0, 8.0]]), 8, 8)
+    (mask,) = paste_masks(torch.tensor([[[1.0, 0, 1, 0]] * 4]), torch.tensor([[0.0, 0.0, 8.0, 8.0]]), 8, 8)
     assert mask[4].tolist() == [True, True, False, False, True, True, False, False]
 
 

@@ -18,22 +18,18 @@ def test_a_square_fills_its_box() -> None:
 
 
 def test_the_left_half_of_a_box() -> None:
-    mask = rasterize_polygons([[rectangle(10, 10, 15, 20)]], BOX, 4)[0]
-    assert mask.tolist() == [[True, True, False, False]] * 4
+    assert rasterize_polygons([[rectangle(10, 10, 15, 20)]], BOX, 4)[0].tolist() == [[True, True, False, False]] * 4
 
 
 def test_the_box_need_not_be_square() -> None:
-    triangle = np.array([0.0, 0, 40, 0, 0, 10])
-    mask = rasterize_polygons([[triangle]], np.array([[0, 0, 40, 10]], np.float32), 28)[0]
-    assert mask[0, 0] and not mask[-1, -1]
-    assert mask.mean() == pytest.approx(0.5, abs=0.03)
+    mask = rasterize_polygons([[np.array([0.0, 0, 40, 0, 0, 10])]], np.array([[0, 0, 40, 10]], np.float32), 28)[0]
+    assert mask[0, 0] and not mask[-1, -1] and mask.mean() == pytest.approx(0.5, abs=0.03)
 
 
 def test_parts_are_merged_and_instances_without_parts_are_empty() -> None:
     left, right = rectangle(10, 10, 13, 20), rectangle(17, 10, 20, 20)
     masks = rasterize_polygons([[left, right], [], [left]], BOX.repeat(3, 0), 10)
-    assert masks[0].all(0).tolist() == [True] * 3 + [False] * 4 + [True] * 3
-    assert not masks[1].any()
+    assert masks[0].all(0).tolist() == [True] * 3 + [False] * 4 + [True] * 3 and not masks[1].any()
     assert masks[2].all(0).tolist() == [True] * 3 + [False] * 7
 
 
@@ -63,8 +59,7 @@ def test_no_instances() -> None:
 
 
 def test_one_pixel_objects() -> None:
-    pixel = np.array([3.0, 4, 4, 4, 4, 5, 3, 5])
-    assert rasterize_polygons([[pixel]], np.array([[3, 4, 4, 5]], np.float32), 28).all()
+    assert rasterize_polygons([[np.array([3.0, 4, 4, 4, 4, 5, 3, 5])]], np.array([[3, 4, 4, 5]], np.float32), 28).all()
     mask = np.zeros((9, 9), bool)
     mask[4, 3] = True
     assert crop_bitmask(mask, [3, 4, 4, 5], 28)[10:18, 10:18].all()  # bilinear: the corners fade
@@ -84,7 +79,5 @@ def test_a_template_pixel_needs_half_of_what_it_covers() -> None:
 
 def test_boxes_that_leave_the_bit_mask_see_zeros_there() -> None:
     mask = np.ones((10, 10), bool)
-    template = crop_bitmask(mask, [-10, 0, 10, 10], 4)
-    assert template.tolist() == [[False, False, True, True]] * 4
-    assert not crop_bitmask(mask, [30, 30, 40, 40], 4).any()
-    assert not crop_bitmask(mask, [5, 5, 5, 9], 4).any()
+    assert crop_bitmask(mask, [-10, 0, 10, 10], 4).tolist() == [[False, False, True, True]] * 4
+    assert not crop_bitmask(mask, [30, 30, 40, 40], 4).any() and not crop_bitmask(mask, [5, 5, 5, 9], 4).any()

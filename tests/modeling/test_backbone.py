@@ -26,14 +26,9 @@ class ThreeLevels(Backbone):
         return {f"p{i}": ShapeSpec(channels=64, stride=2**i) for i in (3, 4, 5)}
 
 
-@pytest.fixture
-def registered() -> None:
-    if "build_three_levels" not in BACKBONE_REGISTRY:
-
-        def build_three_levels(cfg, input_shape):  # type: ignore[no-untyped-def]
-            return ThreeLevels()
-
-        BACKBONE_REGISTRY.register(build_three_levels)
+@BACKBONE_REGISTRY.register()
+def build_three_levels(cfg, input_shape):  # type: ignore[no-untyped-def]
+    return ThreeLevels()
 
 
 FIVE = (
@@ -45,7 +40,6 @@ FIVE = (
 )
 
 
-@pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize(
     "name", ["build_three_levels", "build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone"]
 )
@@ -56,8 +50,7 @@ def test_a_backbone_with_p3_to_p5_trains_and_predicts(name: str) -> None:
             *FIVE, *("MODEL.BACKBONE.NAME", name, "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.NORM", "BN"), *ours_need
         )
     )
-    wrapped = isinstance(model.backbone, ExtraLevels)
-    assert wrapped == (name != "build_retinanet_resnet_fpn_backbone")
+    assert isinstance(model.backbone, ExtraLevels) == (name != "build_retinanet_resnet_fpn_backbone")
     losses = model([image_with([[10, 8, 40, 44], [4, 2, 90, 60]]), image_with([])])
     sum(losses.values()).backward()
     assert losses["loss_mask"] > 0
@@ -77,11 +70,9 @@ def test_added_levels_halve_p5_again_and_again() -> None:
 
 def test_nothing_is_added_where_nothing_lacks_or_may_be_added() -> None:
     bare = ThreeLevels()
-    assert complete_pyramid(bare, ["p3", "p4", "p5"], 2) is bare
-    assert complete_pyramid(bare, ["p3", "p6"], 0) is bare
+    assert complete_pyramid(bare, ["p3", "p4", "p5"], 2) is bare and complete_pyramid(bare, ["p3", "p6"], 0) is bare
 
 
-@pytest.mark.usefixtures("registered")
 def test_levels_that_nobody_makes_are_named() -> None:
     with pytest.raises(ValueError, match="asks for p6, p7, the backbone build_three_levels gives p3, p4, p5"):
         build_model(tiny_cfg(*FIVE, "MODEL.MEINST.TOP_LEVELS", 0, "MODEL.BACKBONE.NAME", "build_three_levels"))

@@ -26,14 +26,8 @@ class Features(Backbone):
 
 
 def detectron2_fcos() -> FCOS:
-    model = FCOS(
-        backbone=Features(),
-        head=torch.nn.Identity(),
-        head_in_features=[f"p{i}" for i in range(3, 8)],
-        num_classes=4,
-        pixel_mean=[0.0],
-        pixel_std=[1.0],
-    )
+    options = {"head_in_features": ["p3", "p4", "p5", "p6", "p7"], "pixel_mean": [0.0], "pixel_std": [1.0]}
+    model = FCOS(backbone=Features(), head=torch.nn.Identity(), num_classes=4, **options)
     # Detectron2 puts the first location at 0, FCOS and MEInst at half a stride.
     model.anchor_generator = DefaultAnchorGenerator(
         sizes=[[s] for s in STRIDES], aspect_ratios=[1.0], strides=STRIDES, offset=0.5

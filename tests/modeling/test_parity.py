@@ -82,8 +82,7 @@ def test_positives_and_their_targets(case: Case, model: torch.nn.Module) -> None
     labels = torch.cat([x.gt_classes for x in instances])[positives.gt_idx[order]]
     assert labels.tolist() == [k for k in case.arrays["labels"].tolist() if k != case.meta["num_classes"]]
     templates = mask_templates(instances, 28)[positives.gt_idx[order]].reshape(len(order), -1).numpy()
-    expected = np.unpackbits(case.arrays["mask_targets"])[: templates.size].reshape(templates.shape)
-    assert (templates == expected).all()
+    assert (templates == np.unpackbits(case.arrays["mask_targets"])[: templates.size].reshape(templates.shape)).all()
 
 
 def test_detections_one_by_one_in_order(case: Case, model: torch.nn.Module) -> None:

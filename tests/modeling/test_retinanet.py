@@ -2,17 +2,14 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from detectron2.modeling import RetinaNet, build_model
 from detectron2.structures import pairwise_iou
 from detectron2.utils.events import EventStorage
 
-from meinst_d2.encoding import PixelMoments, fit_pca
 from meinst_d2.modeling.retinanet import MEInstRetinaNet
-from tests.conftest import blob_masks
-from tests.models import image_with, tiny_cfg
+from tests.models import fit_to_blobs, image_with, tiny_cfg
 
 RETINANET = (
     *("MODEL.META_ARCHITECTURE", "MEInstRetinaNet"),
@@ -28,9 +25,7 @@ def model(*overrides: Any) -> MEInstRetinaNet:
     torch.manual_seed(0)
     built = build_model(tiny_cfg(*RETINANET, *overrides))
     if built.mask_encoder is not None:
-        moments = PixelMoments(28)
-        moments.update(blob_masks(np.random.default_rng(0), 300))
-        built.mask_encoder.load_bases([fit_pca(moments).truncated(8)])
+        fit_to_blobs(built.mask_encoder)
     return built
 
 
@@ -66,8 +61,7 @@ def test_detections_are_detectron2s() -> None:
         for found, expected in zip(ours(BATCH), theirs(BATCH), strict=True):
             found, expected = found["instances"], expected["instances"]
             assert len(found) > 5 and torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
-            assert torch.equal(found.scores, expected.scores)
-            assert found.pred_masks.shape == (len(found), 64, 96)
+            assert torch.equal(found.scores, expected.scores) and found.pred_masks.shape == (len(found), 64, 96)
 
 
 def test_without_masks_it_is_plain_retinanet() -> None:
@@ -96,15 +90,13 @@ def test_every_detection_has_the_mask_of_its_own_anchor() -> None:
     boxes = ours.box2box_transform.apply_deltas(flat(deltas, 4), anchors)
     for i in range(len(found)):
         anchor = (boxes - found.pred_boxes.tensor[i]).abs().sum(1).argmin()
-        expected = ours.mask_encoder.decode(flat(coeffs, 8)[anchor][None])
-        torch.testing.assert_close(found.pred_masks[i], expected)
+        torch.testing.assert_close(found.pred_masks[i], ours.mask_encoder.decode(flat(coeffs, 8)[anchor][None]))
 
 
 def test_positive_anchors_learn_the_mask_of_the_object_they_overlap() -> None:
     ours = model()
     instances = [x["instances"] for x in [BATCH[1], BATCH[0], BATCH[0]]]
-    features = [torch.zeros(3, 32, 64 // s, 96 // s) for s in (8, 16, 32)]
-    anchors = ours.anchor_generator(features)
+    anchors = ours.anchor_generator([torch.zeros(3, 32, 64 // s, 96 // s) for s in (8, 16, 32)])
     labels, _, gt_idx = ours._label_anchors(anchors, instances)
     plain_labels, plain_boxes = ours.label_anchors(anchors, instances)
     assert all(torch.equal(a, b) for a, b in zip(labels, plain_labels, strict=True))

@@ -79,8 +79,7 @@ def test_a_full_box_of_a_pixel_or_a_line(codec: MaskCodec, shape: tuple[int, int
 def test_an_outline_fills_a_hole(codec: MaskCodec) -> None:
     mask = disc(50) & ~disc(30)
     again = reconstructed(codec, mask)
-    assert again[disc(30)].all()
-    assert mask_iou(again, mask) == pytest.approx(1 - (30 / 50) ** 2, abs=0.02)
+    assert again[disc(30)].all() and mask_iou(again, mask) == pytest.approx(1 - (30 / 50) ** 2, abs=0.02)
     assert not reconstructed(CODECS[0], mask)[disc(27)].any()
 
 
@@ -88,8 +87,7 @@ def test_an_outline_fills_a_hole(codec: MaskCodec) -> None:
 def test_an_outline_loses_the_smaller_part(codec: MaskCodec) -> None:
     large, small = disc(30, (35, 60)), disc(20, (110, 60))
     again = reconstructed(codec, large | small)
-    assert not again[small].any()
-    assert mask_iou(again, large) > 0.97
+    assert not again[small].any() and mask_iou(again, large) > 0.97
     assert reconstructed(CODECS[0], large | small)[disc(17, (110, 60))].all()
 
 
@@ -97,8 +95,7 @@ def test_polar_distances_of_a_rectangle() -> None:
     mask = np.zeros((50, 60), bool)
     mask[10:30, 5:45] = True  # 40 wide, 20 high, centre (25, 20)
     vector = PolarRays().encode(mask)
-    assert vector[:2].tolist() == [25, 20]
-    assert vector[2:][[0, 9, 18, 27]] == pytest.approx([20, 10, 20, 10], abs=STEP)
+    assert vector[:2].tolist() == [25, 20] and vector[2:][[0, 9, 18, 27]] == pytest.approx([20, 10, 20, 10], abs=STEP)
     assert vector[2:][2] == pytest.approx(20 / np.cos(np.radians(20)), abs=2 * STEP)
     assert vector[2:][6] == pytest.approx(10 / np.sin(np.radians(60)), abs=2 * STEP)
 
@@ -106,8 +103,7 @@ def test_polar_distances_of_a_rectangle() -> None:
 def test_a_ray_counts_its_last_exit_and_none_counts_nothing() -> None:
     mask = np.zeros((11, 40), bool)
     mask[5, 10:12] = mask[5, 20:25] = True
-    radii = outermost_radii(mask, np.array([5.5, 5.5]), 4)
-    assert radii == pytest.approx([25 - 5.5, 0, 0, 0], abs=STEP)
+    assert outermost_radii(mask, np.array([5.5, 5.5]), 4) == pytest.approx([25 - 5.5, 0, 0, 0], abs=STEP)
 
 
 def test_the_center_may_lie_beside_the_mask() -> None:
@@ -115,14 +111,12 @@ def test_the_center_may_lie_beside_the_mask() -> None:
     mask[10:30, 10:] = False  # open to the right
     vector = PolarRays().encode(mask)
     column, row = vector[:2].astype(int)
-    assert not mask[row, column] and vector[2] == 0
-    assert reconstructed(PolarRays(), mask).any()
+    assert not mask[row, column] and vector[2] == 0 and reconstructed(PolarRays(), mask).any()
 
 
 def test_chebyshev_of_a_disc_is_a_constant() -> None:
     vector = ChebyshevRadius().encode(disc(50))
-    assert vector[2] == pytest.approx(50, abs=0.7)
-    assert np.abs(vector[3:]).max() < 0.7
+    assert vector[2] == pytest.approx(50, abs=0.7) and np.abs(vector[3:]).max() < 0.7
 
 
 def test_more_coefficients_fit_better() -> None:

@@ -1,22 +1,26 @@
 """The quality of encodings over a dataset, against definitions written again."""
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.coco import read_coco_json
 from meinst_d2.data.instances import make_templates
-from meinst_d2.data.shapes import generate
+from meinst_d2.data.shapes import ShapesConfig, draw_image, generate
 from meinst_d2.encoding import ClassPCAEncoder, DCTEncoder, PCAEncoder, PixelEncoder, SigmoidClamp, fit_pca
 from meinst_d2.fitting.count import count_moments
 from meinst_d2.masks.metrics import boundary_region, mask_iou
 from meinst_d2.masks.paste import stretch
 from meinst_d2.reconstruction import measure as reconstruction
+from meinst_d2.reconstruction import report
 from meinst_d2.reconstruction.baselines import BinaryGrid, PolarRays
 from meinst_d2.reconstruction.encodings import (
     Encoding,
@@ -25,17 +29,8 @@ from meinst_d2.reconstruction.encodings import (
     reconstruct,
     reconstruct_templates,
 )
-from meinst_d2.reconstruction.measure import TEMPLATE_IOU, measure_encodings, own_resolution_mask, size_of
+from meinst_d2.reconstruction.measure import SIZES, TEMPLATE_IOU, measure_encodings, own_resolution_mask, size_of
 from meinst_d2.reconstruction.plots import EXAMPLES, draw_reconstructed, example_shapes
-from meinst_d2.reconstruction.report import (
-    as_json,
-    class_table,
-    in_first_settings,
-    quality_table,
-    rows_of,
-    size_table,
-    typical,
-)
 
 NUM_CLASSES = 6
 
@@ -115,8 +110,7 @@ def test_templates_alone_measure_the_same(
     annotations: list[InstanceAnnotation], encodings: list[Encoding], tally: reconstruction.Tally
 ) -> None:
     alone = measure_encodings(annotations, encodings, NUM_CLASSES, templates_only=True)
-    whole = tally.sums.sum(axis=1)
-    assert (alone.sums[:, 0, :, TEMPLATE_IOU] == whole[..., TEMPLATE_IOU]).mean() > 0.9
+    assert (alone.sums[:, 0, :, TEMPLATE_IOU] == tally.sums.sum(axis=1)[..., TEMPLATE_IOU]).mean() > 0.9
     for i in range(len(encodings)):
         assert alone.quality(i).template_iou == pytest.approx(tally.quality(i).template_iou, rel=1e-5, nan_ok=True)
         assert alone.quality(i).pooled_miou == pytest.approx(tally.quality(i).pooled_miou, rel=1e-5, nan_ok=True)
@@ -153,8 +147,7 @@ def test_groups_add_up(annotations: list[InstanceAnnotation], tally: reconstruct
     assert [q.count for q in by_size] == [sizes.count(size) for size in range(3)]
     for groups in (by_class, [q for q in by_size if q.count]):
         assert sum(q.count * q.iou for q in groups) / len(kept) == pytest.approx(tally.quality(0).iou)
-    some = tally.quality(0, classes=[1, 4])
-    assert some.count == by_class[1].count + by_class[4].count
+    assert tally.quality(0, classes=[1, 4]).count == by_class[1].count + by_class[4].count
     assert np.isnan(tally.quality(0, classes=[]).iou) and tally.quality(0, classes=[]).count == 0
 
 
@@ -242,23 +235,18 @@ def test_a_dictionary_needs_enough_masks(annotations: list[InstanceAnnotation]) 
 
 def test_the_report(tally: reconstruction.Tally, encodings: list[Encoding]) -> None:
     names = list("abcdef")
-    rows = rows_of(tally, encodings, NUM_CLASSES)
-    assert [row.title for row in typical(rows)] == [
-        "pca 28x28, 30",
-        "dct 14x14, 10",
-        "grid 28x28, 784",
-        "area-grid 28x28, 784",
-        "polar, 38",
-    ]
-    assert in_first_settings(rows) == rows
-    lines = quality_table(rows).splitlines()
+    rows = report.rows_of(tally, encodings, NUM_CLASSES)
+    titles = ["pca 28x28, 30", "dct 14x14, 10", "grid 28x28, 784", "area-grid 28x28, 784", "polar, 38"]
+    assert [row.title for row in report.typical(rows)] == titles
+    assert report.in_first_settings(rows) == rows
+    lines = report.quality_table(rows).splitlines()
     assert len(lines) == 2 + len(rows) and len({len(line) for line in lines[2:]}) == 1
     assert f"{rows[0].total.iou:.4f} {rows[0].total.boundary_iou:.4f}" in lines[2]
     assert lines[-1].split()[:5] == ["polar", "-", "38", "-", "-"]
-    assert f"{rows[1].by_size[0].iou:.4f} {rows[1].by_size[1].iou:.4f}" in size_table(rows).splitlines()[3]
-    table = class_table(typical(rows), names).splitlines()
+    assert f"{rows[1].by_size[0].iou:.4f} {rows[1].by_size[1].iou:.4f}" in report.size_table(rows).splitlines()[3]
+    table = report.class_table(report.typical(rows), names).splitlines()
     assert len(table) == 1 + NUM_CLASSES and table[1].split()[2] == f"{rows[1].by_class[0].iou:.4f}"
-    content = as_json(rows, names)
+    content = report.as_json(rows, names)
     assert content[-1]["all"]["template_iou"] is None and content[0]["by_class"]["c"]["iou"] == rows[0].by_class[2].iou
 
 
@@ -298,3 +286,81 @@ def test_real_masks_measure_as_they_did_elsewhere(real_data: Path) -> None:
     ]
     tally = measure_encodings(measured, encodings, 80, workers=2)
     assert [tally.quality(i).iou for i in range(3)] == pytest.approx([0.885, 0.951, 0.955], abs=0.002)
+
+
+def rectangle(x0: float, y0: float, x1: float, y1: float, area: float | None = None) -> InstanceAnnotation:
+    return InstanceAnnotation([[x0, y0, x1, y0, x1, y1, x0, y1]], (x0, y0, x1, y1), (1000, 1000), 0, False, area)
+
+
+@pytest.mark.parametrize(
+    ("box", "shape"),
+    [
+        ((10, 20, 50, 40), (20, 40)),
+        ((0, 0, 320, 7), (7, 320)),
+        ((100, 100, 740, 420), (160, 320)),
+        ((0, 0, 10, 1000), (320, 3)),
+        ((5, 5, 5.2, 5.3), (1, 1)),
+    ],
+)
+def test_the_shape_is_the_box_up_to_320(box: tuple[float, ...], shape: tuple[int, int]) -> None:
+    mask = own_resolution_mask(rectangle(*box))
+    assert mask.shape == shape and mask.dtype == bool
+    if min(box[2] - box[0], box[3] - box[1]) > 1:
+        assert mask.mean() > 0.9
+
+
+def test_a_bit_mask_in_a_box_of_whole_pixels_is_a_crop(rng: np.random.Generator) -> None:
+    bits = rng.random((60, 80)) < 0.5
+    annotation = InstanceAnnotation(bits, (7, 11, 61, 43), (60, 80), 0, False)
+    assert (own_resolution_mask(annotation) == bits[11:43, 7:61]).all()
+
+
+def test_polygons_and_their_bit_mask_agree() -> None:
+    compared = 0
+    for number in range(8):
+        _, found = draw_image(ShapesConfig(), (1, number))
+        for a in found:
+            if isinstance(a["segmentation"], list):
+                x, y, w, h = (round(v) for v in a["bbox"])
+                polygon = InstanceAnnotation(a["segmentation"], (x, y, x + w, y + h), (160, 160), 0, False)
+                bits = mask_util.decode(mask_util.merge(mask_util.frPyObjects(a["segmentation"], 160, 160)))
+                of_bits = dataclasses.replace(polygon, segmentation=bits.astype(bool))
+                one, two = own_resolution_mask(polygon), own_resolution_mask(of_bits)
+                assert (one & two).sum() / (one | two).sum() > 0.97
+                compared += 1
+    assert compared > 5
+
+
+@pytest.mark.parametrize(
+    ("area", "size"), [(1023.9, "small"), (1024, "medium"), (9215, "medium"), (9216, "large"), (1e9, "large")]
+)
+def test_sizes_are_cocos(area: float, size: str) -> None:
+    assert SIZES[size_of(rectangle(0, 0, 5, 5, area), np.ones((5, 5), bool))] == size
+
+
+@pytest.mark.parametrize("area", [None, float("nan"), "?"])
+def test_without_an_area_the_mask_tells_the_size(area: object) -> None:
+    annotation = dataclasses.replace(rectangle(0, 0, 40, 40), area=area)
+    half = np.arange(40)[:, None].repeat(40, 1) < 20
+    assert SIZES[size_of(annotation, half)] == "small" and SIZES[size_of(annotation, ~half | half)] == "medium"
+
+
+@pytest.mark.parametrize(("height", "width"), [(56, 90), (28, 28), (5, 300), (1, 1), (11, 17)])
+def test_stretching_is_detectron2s_pasting(rng: np.random.Generator, height: int, width: int) -> None:
+    probabilities = rng.random((3, 28, 28)).astype(np.float32)
+    y, x = (((torch.arange(n) + 0.5) / n * 2 - 1) for n in (height, width))
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).expand(3, -1, -1, -1)
+    pasted = F.grid_sample(torch.from_numpy(probabilities)[:, None], grid, align_corners=False)[:, 0].numpy()
+    stretched = stretch(probabilities, height, width)
+    assert stretched.shape == (3, height, width) and (np.abs(pasted[stretched != (pasted >= 0.5)] - 0.5) < 1e-5).all()
+
+
+def test_stretching_to_the_same_size_changes_nothing(rng: np.random.Generator) -> None:
+    mask = rng.random((14, 14)) < 0.5
+    assert (stretch(mask.astype(np.float32), 14, 14) == mask).all()
+
+
+def test_exactly_one_half_counts() -> None:
+    columns = np.tile([1.0, 0.0], (2, 1)).astype(np.float32)
+    for width in (3, 9, 27, 81):  # the middle column lies between the two
+        assert stretch(columns, width, width).sum(axis=1).max() == width // 2 + 1

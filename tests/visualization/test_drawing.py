@@ -21,6 +21,7 @@ from meinst_d2.visualization.drawing import MaskVideoVisualizer, MaskVisualizer,
 
 GREY = np.full((80, 80, 3), 100, np.uint8)
 RED = (1.0, 0.0, 0.0)
+TWO = Metadata(name="two", thing_classes=["cup", "ring"])
 CENTRE, RIM, OUTSIDE = (40, 40), (40, 18), (4, 4)
 
 
@@ -69,38 +70,30 @@ def found(masks: str | None) -> Instances:
 
 @pytest.mark.parametrize("masks", ["rle", "bitmask", None])
 def test_detections_on_images_and_frames(masks: str | None) -> None:
-    metadata = Metadata(name="two", thing_classes=["cup", "ring"])
-    image = MaskVisualizer(GREY, metadata).draw_instance_predictions(found(masks))
-    frame = MaskVideoVisualizer(metadata).draw_instance_predictions(GREY, found(masks))
+    def drawings(instances: Instances) -> tuple[Any, Any]:
+        image = MaskVisualizer(GREY, TWO).draw_instance_predictions(instances)
+        return image, MaskVideoVisualizer(TWO).draw_instance_predictions(GREY, instances)
+
+    image, frame = drawings(found(masks))
     for drawn in (image, frame):
         assert (drawn.ax.texts[0].get_text()) == "ring 90%"
         changed = (drawn.get_image() != 100).any(axis=2)
         assert changed[RIM] == (masks is not None) and changed.any()
     assert not (image.get_image()[CENTRE] != 100).any()
+    for drawn in drawings(found(masks)[torch.zeros(1, dtype=torch.bool)]):
+        assert (drawn.get_image() == 100).all()
 
 
 def test_an_object_keeps_its_colour_from_frame_to_frame() -> None:
-    visualizer = MaskVideoVisualizer(Metadata(name="two", thing_classes=["cup", "ring"]))
+    visualizer = MaskVideoVisualizer(TWO)
     first, second = (visualizer.draw_instance_predictions(GREY, found("rle")).get_image()[RIM] for _ in range(2))
     assert (first == second).all()
 
 
-@pytest.mark.parametrize("masks", ["rle", "bitmask", None])
-def test_nothing_found_leaves_the_image(masks: str | None) -> None:
-    nothing = found(masks)[torch.zeros(1, dtype=torch.bool)]
-    metadata = Metadata(name="two", thing_classes=["cup", "ring"])
-    for drawn in (
-        MaskVisualizer(GREY, metadata).draw_instance_predictions(nothing),
-        MaskVideoVisualizer(metadata).draw_instance_predictions(GREY, nothing),
-    ):
-        assert (drawn.get_image() == 100).all()
-
-
 def label_of(name: str) -> Any:
     """The text that a class name is drawn as, after drawing."""
-    drawn = MaskVisualizer(GREY, Metadata(name="two", thing_classes=["cup", name])).draw_instance_predictions(
-        found(None)
-    )
+    metadata = Metadata(name="two", thing_classes=["cup", name])
+    drawn = MaskVisualizer(GREY, metadata).draw_instance_predictions(found(None))
     drawn.get_image()
     return drawn.ax.texts[0]
 
