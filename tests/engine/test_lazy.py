@@ -103,7 +103,7 @@ def workspace(shapes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def run(*overrides: str, flags: Sequence[str] = ()) -> Any:
     """meinst train in this process; returns the results of the last evaluation."""
-    args = train_command.parse_args(["--config-file", str(CONFIG), *flags, *TINY.split(), *overrides])
+    args = train_command.parse_args(["--config-file", str(CONFIG), *flags, *TINY, *overrides])
     return train_command.train(args, train_command.check(args))
 
 
