@@ -27,7 +27,7 @@ def python(folder: Path, *arguments: str, fails: bool = False) -> str:
     environment = os.environ | {"DETECTRON2_DATASETS": "data", "PYTHONPATH": path}
     command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.returncode == fails, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
 

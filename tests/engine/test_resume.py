@@ -124,7 +124,7 @@ def test_training_resumes_before_a_truncated_checkpoint(tmp_path: Path, caplog: 
     logging.getLogger("fvcore").propagate = True
     with caplog.at_level(logging.WARNING):
         resumed = train(cfg, resume=True)
-    warnings = [record.getMessage() for record in caplog.records if "earlier checkpoint" in record.getMessage()]
+    warnings = {record.getMessage() for record in caplog.records if "earlier checkpoint" in record.getMessage()}
     assert ["model_final.pth" in x or "model_0000003.pth" in x for x in warnings] == [True, True]
     assert resumed.start_iter == 2
     for name, value in resumed.model.state_dict().items():
