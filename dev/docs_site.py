@@ -49,7 +49,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def for_site(markdown: str, folder: Path) -> str:
-    """Point links of a file in ``folder`` at pages of the site, and take away those to files that are no pages."""
+    """Point links of a file in ``folder`` at pages of the site, and take away those to files that are not pages."""
 
     def replace(match: re.Match[str]) -> str:
         target, anchor = match["target"], match["anchor"] or ""

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Long tests of what training promises: that it goes on exactly after any kill, and that memory does not grow."""
+"""Long tests of what training promises: that it resumes exactly after any kill, and that memory does not grow."""
 
 from __future__ import annotations
 

@@ -73,8 +73,11 @@ def read_plain_yaml(path: str | os.PathLike[str], *, read_from: tuple[str, ...] 
     """
     path = os.fspath(path)
     if not PathManager.isfile(path):
-        whose = f", the {BASE_KEY} of {read_from[-1]}: put it there" if read_from else ": name one that exists"
-        raise FileNotFoundError(f"there is no config file {path}{whose}")
+        if read_from:
+            raise FileNotFoundError(
+                f"the config file {path}, the {BASE_KEY} of {read_from[-1]}, does not exist: put it there"
+            )
+        raise FileNotFoundError(f"the config file {path} does not exist: name one that exists")
     try:
         if os.path.realpath(path) in map(os.path.realpath, read_from):
             raise ConfigError(f"its {BASE_KEY} leads back to itself")

@@ -163,7 +163,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self._before = float(torch.cuda.memory_allocated())
         else:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is reset
             self._before = _status("VmRSS")
         return self
 

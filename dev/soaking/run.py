@@ -85,7 +85,7 @@ class TrainingRun:
         """Begin, in a session of its own.
 
         Args:
-            resume: go on from the last checkpoint.
+            resume: resume from the last checkpoint.
             kill: "MOMENT@ITERATION", one of :data:`MOMENTS`.
             only_process: kill this one instead of all.
         """

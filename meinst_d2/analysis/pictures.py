@@ -110,7 +110,7 @@ def draw_worst(
         of_image = truth.images[image.image_id]
         file = str(Path(images) / of_image.record.get("file_name", ""))
         if not os.path.isfile(file):
-            raise FileNotFoundError(f"there is no image {file}: name the folder of the images")
+            raise FileNotFoundError(f"the image {file} does not exist: name the folder of the images")
         annotations = [
             {"bbox": x.box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": x.category, "segmentation": dict(rle)}
             for x, rle in zip(of_image.annotations, of_image.rles, strict=True)

@@ -60,7 +60,7 @@ def check_images(file: CocoFile, folder: str | os.PathLike[str], *, decode: bool
     Raises a NotADirectoryError if there is no such folder.
     """
     if not os.path.isdir(folder):
-        raise NotADirectoryError(f"there is no folder of images {folder}: name the folder that holds them")
+        raise NotADirectoryError(f"the folder of images {folder} does not exist: name the folder that holds them")
     given = {"workers": workers, "title": "images", "unit": " images", "chunk": 32}
     for rows, flags in in_chunks(_file_flags, len(file.image_flags), file, folder, decode, **given):
         file.image_flags[rows] |= flags

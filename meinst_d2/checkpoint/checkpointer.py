@@ -44,7 +44,7 @@ class MEInstCheckpointer(DetectionCheckpointer):
     ``ema``. Weights whose shapes do not fit the proposal generator are an error.
 
     Attributes:
-        may_start_anew: layers that are re-initialized where the weights do not fit them.
+        may_reinitialize: layers that are re-initialized where the weights do not fit them.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class MEInstCheckpointer(DetectionCheckpointer):
             model, save_dir, kwargs: of DetectionCheckpointer.
         """
         super().__init__(model, save_dir, **kwargs)
-        self.may_start_anew: Collection[Layer] = ()
+        self.may_reinitialize: Collection[Layer] = ()
         self._opened, self._resumes_training = opened, False
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class MEInstCheckpointer(DetectionCheckpointer):
             settle_names(state)
             ours = self.checkpointables["meinst"].content if "meinst" in self.checkpointables else {}
             changed = changed_layers(info_of(checkpoint), ours)
-            left_out = leave_out(state, self.model.state_dict(), self.may_start_anew, changed)
+            left_out = leave_out(state, self.model.state_dict(), self.may_reinitialize, changed)
         incompatible = super()._load_model(checkpoint)
         for layer, reason in left_out.items():
             self.logger.warning(f"The {layer.name} is re-initialized: {reason}.")

@@ -103,7 +103,7 @@ def changed_layers(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[La
 def leave_out(
     state: MutableMapping[str, Any],
     model_state: Mapping[str, Any],
-    may_start_anew: Collection[Layer],
+    may_reinitialize: Collection[Layer],
     changed: Mapping[Layer, str],
 ) -> dict[Layer, str]:
     """Take the layers that do not fit the model out of loaded weights, and say why each was taken out.
@@ -111,7 +111,7 @@ def leave_out(
     Args:
         state: tensors by our names; changed.
         model_state: the model's.
-        may_start_anew: the layers that may be taken out.
+        may_reinitialize: the layers that may be taken out.
         changed: of these, what is taken out whatever its shape, and why.
 
     Raises:
@@ -123,7 +123,7 @@ def leave_out(
         if name.startswith(CHECKED_PREFIXES) and name in model_state and value.shape != model_state[name].shape
     }
     left_out = {}
-    for layer in may_start_anew:
+    for layer in may_reinitialize:
         reasons = [reason for name, reason in unfit.items() if name.startswith(layer.prefixes)]
         if reasons or layer in changed:
             left_out[layer] = changed.get(layer) or reasons[0]

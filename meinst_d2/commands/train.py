@@ -63,7 +63,7 @@ def load(args: argparse.Namespace) -> tuple[CfgNode, Any]:
     if not args.config_file.endswith(".py"):
         return load_config(args), None
     if not os.path.isfile(args.config_file):
-        raise FileNotFoundError(f"there is no config file {args.config_file}: name one that exists")
+        raise FileNotFoundError(f"the config file {args.config_file} does not exist: name one that exists")
     lazy = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
     return as_yaml(lazy), lazy
 

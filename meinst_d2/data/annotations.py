@@ -40,7 +40,7 @@ class AnnotationTable(Sequence[InstanceAnnotation]):
         self._points = array("d")  # the coordinates of every polygon, one polygon after another
         self._point_ends = array("q", [0])  # of each polygon, after a zero
         self._polygon_ends = array("q", [0])  # of each annotation, after a zero
-        self._others = bytearray()  # segmentations that are no polygons, pickled
+        self._others = bytearray()  # segmentations that are not polygons, pickled
         self._other_ends = array("q", [0])
         self._boxes, self._areas = array("d"), array("d")
         self._sizes, self._categories, self._crowd = array("q"), array("q"), bytearray()

@@ -55,7 +55,7 @@ def read_sections(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: the file is not a JSON object, or one of the three is not a list.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no annotation file {path}")
+        raise FileNotFoundError(f"the annotation file {path} does not exist")
     if not os.path.getsize(path):
         raise ValueError(f"{path} is empty: it is not in COCO's instances format")
     with open(path, "rb") as file:

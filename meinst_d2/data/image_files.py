@@ -48,7 +48,7 @@ def read_image(path: str, image_format: str) -> np.ndarray:
                 image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
             return utils.convert_PIL_to_numpy(image, image_format)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"there is no image {path}") from error
+        raise FileNotFoundError(f"the image {path} does not exist") from error
     except UNREADABLE as error:
         raise OSError(f"the image {path} cannot be read: {reason_of(error)}") from error
 

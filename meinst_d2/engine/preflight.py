@@ -287,7 +287,7 @@ def _check_components(cfg: CfgNode, opened: OpenedCheckpoint | None, conflict: s
             raise ValueError(COMPONENTS_DIFFER)
     only_a_download_tells = opened is None and "://" in weights and "ImageNetPretrained" not in weights
     if of_file is None and carried is None and not only_a_download_tells:
-        where = f"there is no file {file}" if file else "MODEL.MEINST.COMPONENTS names no file"
+        where = f"{file} does not exist" if file else "MODEL.MEINST.COMPONENTS names no file"
         class_specific = "--class-specific " if MASK_ENCODER_REGISTRY.get(meinst.ENCODER).class_specific else ""
         raise ValueError(
             f"the masks have no components: {where} and {weights or 'random weights'} do not carry them; run "

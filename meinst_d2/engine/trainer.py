@@ -134,7 +134,7 @@ class Trainer(DefaultTrainer):
         generator = getattr(model, "proposal_generator", model)
         encoder = getattr(generator, "mask_encoder", None)
         if not (resume and self.checkpointer.has_checkpoint()):
-            self.checkpointer.may_start_anew = (CLASS_LAYER, MASK_LAYER) if conflict == "file" else (CLASS_LAYER,)
+            self.checkpointer.may_reinitialize = (CLASS_LAYER, MASK_LAYER) if conflict == "file" else (CLASS_LAYER,)
             if encoder is not None and encoder.needs_components and encoder.is_fitted:
                 of_file = {name: value.clone() for name, value in encoder.state_dict().items()}
         super().resume_or_load(resume)

@@ -65,7 +65,7 @@ def read_results(
         FileNotFoundError: there is no such file.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no result file {path}: give one as COCOEvaluator writes it")
+        raise FileNotFoundError(f"the result file {path} does not exist: give one as COCOEvaluator writes it")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -78,7 +78,7 @@ def publish_run(
 
 def _read(path: Path) -> str:
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}: name the OUTPUT_DIR of a finished run")
+        raise FileNotFoundError(f"{path} does not exist: name the OUTPUT_DIR of a finished run")
     return path.read_text()
 
 

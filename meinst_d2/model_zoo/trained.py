@@ -216,7 +216,7 @@ def read_weights(source: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
     """A checkpoint, from a file or a URL, whose weights have our names, and its local path."""
     path = fetch(os.fspath(source)) if "://" in os.fspath(source) else os.fspath(source)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no file of weights {path}: give --weights FILE or a URL")
+        raise FileNotFoundError(f"the file of weights {path} does not exist: give --weights FILE or a URL")
     content = read_checkpoint(path)
     settle_names(content["model"])
     return content, path

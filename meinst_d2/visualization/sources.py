@@ -61,7 +61,7 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
             paths = [Path(x) for x in glob.glob(str(path), recursive=True) if os.path.isfile(x)]
             if not paths:
                 raise FileNotFoundError(
-                    f"there is no file, folder or match for {text}: give --input FILE, FOLDER or 'GLOB'"
+                    f"no file, folder or pattern matches {text}: give --input FILE, FOLDER or 'GLOB'"
                 )
         for path in sorted(paths, key=_natural):
             found.setdefault(os.path.realpath(path), path)

@@ -333,7 +333,7 @@ GOOD = {"image_id": 1, "category_id": 3, "bbox": [0, 0, 9, 9], "score": 0.5}
         ([], ["--components", "gone.npz"], "there are no components at gone.npz"),
         ([], ["--weights", "gone.pth"], "gone.pth"),
         ([], ["--dim", "700"], "not 700"),
-        ([], ["--annotations", "gone.json"], "there is no annotation file gone.json"),
+        ([], ["--annotations", "gone.json"], "the annotation file gone.json does not exist"),
     ],
 )
 def test_what_cannot_be_used(content: Any, more: list[str], message: str, folder: Path, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_what_hurts(main: Callable[..., tuple[int, str, str]], tmp_path: Path) -
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["good.json", "nowhere"], "there is no folder of images"),
+        (["good.json", "nowhere"], "the folder of images nowhere does not exist"),
         (["good.json", "--drop-bad", "good.json"], "is the file that is read"),
         (["good.json", "--components", "broken.json"], "broken.json"),
         (["good.json", "--config-file", "nowhere.yaml"], "nowhere.yaml"),

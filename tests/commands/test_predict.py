@@ -241,7 +241,7 @@ def test_a_thin_image_is_passed_over(
         (["--input", "{tmp}"], "holds no images or videos"),
         (["--input", "demo.py"], "no model: give --config-file, --weights or both"),
         (["--input", "demo.py", "--font", "demo.py"], "demo.py is not a font that matplotlib can read"),
-        (["--input", "demo.py", "--weights", "nowhere.pth"], "there is no file of weights nowhere.pth"),
+        (["--input", "demo.py", "--weights", "nowhere.pth"], "the file of weights nowhere.pth does not exist"),
         (["--input", "demo.py", "--config-file", "quick/tiny"], "names no trained weights: give --weights"),
         (["--input", "demo.py", "--config-file", "quick/tinny"], "did you mean quick/tiny"),
         (["--input", "demo.py", "--config-file", "MEInst_R_50_1x"], "has to be downloaded by hand"),

@@ -153,7 +153,7 @@ def test_impossible_options_are_refused(arguments: list[str], message: str, caps
 
 
 def test_errors_are_one_sentence(shapes: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"meinst reconstruct: there is no annotation file .*missing\.json"):
+    with pytest.raises(SystemExit, match=r"meinst reconstruct: the annotation file .*missing\.json does not exist"):
         reconstruct.main(["--coco-json", str(tmp_path / "missing.json"), "--output", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"meinst reconstruct: there are no components at"):
         reconstruct.main(

@@ -65,7 +65,7 @@ def test_components_that_are_nowhere(files: Path) -> None:
     fit = r"run meinst fit --dataset shapes_train --dim 8 --mask-size 28 --output"
     with refused(rf"names no file and random weights do not carry them; {fit} FILE and set"):
         check(files)
-    with refused(rf"there is no file .*absent.npz and .*bare.pth do not carry them; {fit} "):
+    with refused(rf"absent.npz does not exist and .*bare.pth do not carry them; {fit} "):
         check(files, *components(files, "absent.npz"), *weights(files, "bare.pth"))
     with refused("do not carry them"):
         check(files, *weights(files, "R-50.pkl"), eval_only=True)

@@ -124,6 +124,7 @@ def test_training_resumes_before_a_truncated_checkpoint(tmp_path: Path, caplog: 
     logging.getLogger("fvcore").propagate = True
     with caplog.at_level(logging.WARNING):
         resumed = train(cfg, resume=True)
+    # A set: pytest also attaches its handler to a logger that does not propagate, and then this one does.
     warnings = {record.getMessage() for record in caplog.records if "earlier checkpoint" in record.getMessage()}
     assert ["model_final.pth" in x or "model_0000003.pth" in x for x in warnings] == [True, True]
     assert resumed.start_iter == 2

@@ -205,7 +205,7 @@ def test_classes_are_contiguous_and_other_keys_are_passed_over(tmp_path: Path) -
         (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "the dataset has 6 classes, MODEL.ROI_HEADS.NUM_CLASSES is 80"),
         (["MODEL.WEIGHTS", "gone.pth"], "MODEL.WEIGHTS 'gone.pth' is not a file"),
         (["--dataset", "shapes_test"], "the dataset 'shapes_test' is not registered"),
-        (["--boxes", "a=gone.json"], "there is no result file gone.json"),
+        (["--boxes", "a=gone.json"], "the result file gone.json does not exist"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_built(

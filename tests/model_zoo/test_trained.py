@@ -81,7 +81,7 @@ def test_images_that_are_something_else(tmp_path: Path) -> None:
             model(image)
     with pytest.raises(ValueError, match="masks = 'polygons' must be 'bitmask' or 'rle'"):
         model(np.zeros((9, 9, 3), np.uint8), masks="polygons")
-    with pytest.raises(FileNotFoundError, match="there is no image absent.jpg"):
+    with pytest.raises(FileNotFoundError, match="the image absent.jpg does not exist"):
         model("absent.jpg")
 
 

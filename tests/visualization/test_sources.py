@@ -43,7 +43,7 @@ def test_videos_are_known_by_their_suffix_or_by_trying(tmp_path: Path) -> None:
 
 
 def test_a_folder_gives_its_images_and_videos_in_natural_order(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no file, folder or match for .*\*\.png"):
+    with pytest.raises(FileNotFoundError, match=r"no file, folder or pattern matches .*\*\.png"):
         find_sources([str(tmp_path / "*.png")])
     with pytest.raises(FileNotFoundError, match="holds no images or videos"):
         find_sources([str(tmp_path)])
