@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import get_args
 
 from meinst_d2 import require_detectron2
@@ -11,6 +10,7 @@ require_detectron2()
 
 from detectron2.config import CfgNode as CN  # noqa: E402
 
+from meinst_d2.config_file import value_of  # noqa: E402
 from meinst_d2.encoding import MASK_ENCODER_REGISTRY  # noqa: E402
 from meinst_d2.fcos.losses import BoxLossType, CoefficientLossType  # noqa: E402
 from meinst_d2.precision import Precision  # noqa: E402
@@ -36,7 +36,7 @@ def check_choices(cfg: CN) -> None:
         **CHOICES,
         "MODEL.MEINST.ENCODER": tuple(sorted(name for name, _ in MASK_ENCODER_REGISTRY)),
     }.items():
-        value = functools.reduce(getattr, key.split("."), cfg)
+        value = value_of(cfg, key)
         if value not in choices:
             raise ValueError(f"{key} = {value!r} is none of {', '.join(choices)}")
 

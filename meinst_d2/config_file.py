@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode, downgrade_config, upgrade_config
-from detectron2.utils.file_io import PathManager
+from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
+from detectron2.config.compat import guess_version
 from fvcore.common.config import BASE_KEY
 from yaml import YAMLError
 
@@ -34,18 +34,37 @@ def merge_config_file(cfg: CfgNode, path: str | os.PathLike[str]) -> None:
     Raises:
         FileNotFoundError, ConfigError: see :func:`read_plain_yaml`, or the content does not fit ``cfg``, the defaults.
     """
-    content = read_plain_yaml(path)
-    version = content.get("VERSION", cfg.VERSION)
+    merge_content(cfg, read_plain_yaml(path), path)
+
+
+def merge_content(cfg: CfgNode, content: Any, source: object) -> None:
+    """Merge what a YAML file holds into the defaults, whichever version of Detectron2 it was written for.
+
+    Raises:
+        ConfigError: it does not fit; the sentence names ``source``.
+    """
+    old = cfg
     try:
+        given = CfgNode(content)
+        version = given.VERSION if "VERSION" in given else _guess_version(given, source)
+        if isinstance(content.get("model"), dict) and "_target_" in content["model"]:
+            raise ConfigError("it was written by a run of a LazyConfig: give that .py file")
         if type(version) is not int or not 0 < version <= cfg.VERSION:
             raise ConfigError(f"VERSION must be an int up to {cfg.VERSION}, not {version!r}")
         old = downgrade_config(cfg, to_version=version)
-        old.merge_from_other_cfg(CfgNode(content))
+        old.merge_from_other_cfg(given)
         new = upgrade_config(old)
     except MALFORMED as error:
-        raise ConfigError(f"{path} does not fit this version of meinst_d2: {sentence(error, cfg)}") from error
+        raise ConfigError(f"{source} does not fit this version of meinst_d2: {_sentence(error, old)}") from error
     cfg.clear()
     cfg.update(new)
+
+
+def _guess_version(content: CfgNode, source: object) -> int:
+    try:
+        return guess_version(content, str(source))
+    except TypeError:  # a group of keys is none; merging says which
+        return get_cfg().VERSION
 
 
 def merge_overrides(cfg: CfgNode, overrides: Sequence[Any]) -> None:
@@ -59,7 +78,7 @@ def merge_overrides(cfg: CfgNode, overrides: Sequence[Any]) -> None:
                 raise ConfigError(_unknown(key, cfg))
             cfg.merge_from_list([key, value])
         except MALFORMED as error:
-            raise ConfigError(f"the override {key} {value} does not fit: {sentence(error, cfg)}") from error
+            raise ConfigError(f"the override {key} {value} does not fit: {_sentence(error, cfg)}") from error
 
 
 def read_plain_yaml(path: str | os.PathLike[str], *, read_from: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -72,7 +91,7 @@ def read_plain_yaml(path: str | os.PathLike[str], *, read_from: tuple[str, ...] 
         ConfigError: a file holds more than plain values, or is not YAML.
     """
     path = os.fspath(path)
-    if not PathManager.isfile(path):
+    if not os.path.isfile(path):
         if read_from:
             raise FileNotFoundError(
                 f"the config file {path}, the {BASE_KEY} of {read_from[-1]}, does not exist: put it there"
@@ -81,7 +100,7 @@ def read_plain_yaml(path: str | os.PathLike[str], *, read_from: tuple[str, ...] 
     try:
         if os.path.realpath(path) in map(os.path.realpath, read_from):
             raise ConfigError(f"its {BASE_KEY} leads back to itself")
-        with PathManager.open(path, "r") as file:
+        with open(path, encoding="utf-8") as file:
             content = plain_yaml(file.read(LONGEST_FILE + 1))
         if not isinstance(content, dict):
             kind = "nothing" if content is None else f"a {type(content).__name__}"
@@ -91,12 +110,11 @@ def read_plain_yaml(path: str | os.PathLike[str], *, read_from: tuple[str, ...] 
         if not all(isinstance(base, str) for base in bases):
             raise ConfigError(f"its {BASE_KEY} {given} does not name a file")
     except (ConfigError, UnicodeDecodeError) as error:
-        reason = error if isinstance(error, ConfigError) else "it is not text in UTF-8"
+        reason = error if isinstance(error, ConfigError) else "it is not UTF-8"
         raise ConfigError(f"the config {path} is refused: {reason}") from error
     merged: dict[str, Any] = {}
     for base in map(os.path.expanduser, bases):
-        if not base.startswith(("/", "https://", "http://")):
-            base = os.path.join(os.path.dirname(path), base)
+        base = os.path.join(os.path.dirname(path), base)
         _merge(read_plain_yaml(base, read_from=(*read_from, path)), merged, base)
     _merge(content, merged, path)
     return merged
@@ -135,6 +153,11 @@ def plain_yaml(text: Any) -> Any:
         raise ConfigError(f"it is not YAML ({where})") from error
 
 
+def value_of(cfg: CfgNode, key: str) -> Any:
+    """The value, or the group of keys, that a dotted key names."""
+    return functools.reduce(getattr, key.split("."), cfg)
+
+
 def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
     for name, value in cfg.items():
         yield f"{prefix}{name}"
@@ -150,7 +173,7 @@ def _unknown(key: str, cfg: CfgNode) -> str:
     return f"there is no key {key}" + (f" (did you mean {near[0]}?)" if near else "")
 
 
-def sentence(error: BaseException, cfg: CfgNode) -> str:
+def _sentence(error: BaseException, cfg: CfgNode) -> str:
     """What yacs says, in words of users."""
     line = _first_line(error)
     if unknown := UNKNOWN.search(line):
@@ -159,7 +182,7 @@ def sentence(error: BaseException, cfg: CfgNode) -> str:
     if mismatch is None:
         return line
     wanted, given, key = mismatch.groups()
-    default = functools.reduce(getattr, key.split("."), cfg)
+    default = value_of(cfg, key)
     if isinstance(default, CfgNode):
         return f"{key} stands for a group of keys and not for one value"
     given = "group of keys" if given.endswith("CfgNode") else given

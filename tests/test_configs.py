@@ -149,8 +149,12 @@ def test_aliases_bases_and_version_1(tmp_path: Path) -> None:
     cfg = defaults()
     merge_config_file(cfg, tmp_path / "c.yaml")
     assert (cfg.SEED, cfg.OUTPUT_DIR, cfg.DATASETS.TEST) == (2, "a", ("x", "y"))
-    (tmp_path / "old.yaml").write_text("VERSION: 1\nMODEL: {WEIGHT: w.pth}")
-    cfg = defaults()
-    with counting_classes(cfg):
-        merge_config_file(cfg, tmp_path / "old.yaml")
+    for version in ("VERSION: 1\n", ""):  # an old key tells the version, too
+        (tmp_path / "old.yaml").write_text(f"{version}MODEL: {{WEIGHT: w.pth}}")
+        cfg = defaults()
+        with counting_classes(cfg):
+            merge_config_file(cfg, tmp_path / "old.yaml")
+    (tmp_path / "old.yaml").write_text("MODEL: {WEIGHT: 5}")
+    with pytest.raises(ConfigError, match="MODEL.WEIGHT must be of type str, such as '', not int"):
+        merge_config_file(defaults(), tmp_path / "old.yaml")
     assert cfg.MODEL.WEIGHTS == "w.pth" and cfg.MODEL.MEINST.NUM_CLASSES == defaults().MODEL.MEINST.NUM_CLASSES

@@ -84,6 +84,14 @@ def tensors_by_name(weights: Any, path: str | os.PathLike[str]) -> dict[str, tor
     return found
 
 
+def num_classes_of(state: Mapping[str, torch.Tensor]) -> int:
+    """How many classes the class layer of weights with our names tells apart; 0 where they have no bias of one."""
+    biases = [value for name, value in state.items() if name.endswith(("head.cls_logits.bias", "head.cls_score.bias"))]
+    boxes = state.get("head.bbox_pred.bias")  # RetinaNet's, which has a value for every class and anchor
+    anchors = 1 if boxes is None else max(boxes.numel() // 4, 1)
+    return biases[0].numel() // anchors if biases else 0
+
+
 def changed_layers(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[Layer, str]:
     """The layers whose outputs mean something else now, and why, from what two checkpoints say about themselves.
 

@@ -16,27 +16,26 @@ EXAMPLES = """example:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser("replay", __doc__, EXAMPLES)
     parser.add_argument("batch", type=Path, help="the file that the error names")
-    parser.add_argument("--config-file", type=Path, help="of the run (default config.yaml beside the batch)")
+    parser.add_argument("--config-file", help="of the run (default config.yaml beside the batch)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     return parser.parse_args(argv)
 
 
+@reporting("replay")
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    from detectron2.config import get_cfg
-    from detectron2.modeling import build_model
+    # Imported here so that --help answers at once.
+    from detectron2.config import CfgNode
 
-    import meinst_d2.modeling  # noqa: F401  registers the model
-    from meinst_d2 import add_meinst_config
-    from meinst_d2.config_file import merge_config_file
     from meinst_d2.engine.failed_batch import FailedBatch
+    from meinst_d2.model_zoo.trained import RUN_CONFIG, build
+    from meinst_d2.model_zoo.zoo import read_config
 
-    with reporting("replay"):
-        failed, cfg = FailedBatch.load(args.batch), get_cfg()
-        add_meinst_config(cfg)
-        merge_config_file(cfg, args.config_file or args.batch.parent / "config.yaml")
-    cfg.merge_from_list(["MODEL.DEVICE", args.device, "MODEL.MEINST.COMPONENTS", ""])  # the weights hold them
-    model = build_model(cfg)
+    failed = FailedBatch.load(args.batch)
+    cfg = read_config(str(args.config_file or args.batch.parent / RUN_CONFIG))
+    if isinstance(cfg, CfgNode):
+        cfg.MODEL.MEINST.COMPONENTS = ""  # the weights hold them
+    model = build(cfg, args.device)
     print(f"iteration {failed.iteration}, process {failed.rank}, images {', '.join(failed.image_ids)}")
     print(f"{'':20} {'in training':>14} {'again':>14} {'gradient norm':>14}")
     for name, loss in failed.replay(model).items():

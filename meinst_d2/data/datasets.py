@@ -66,6 +66,8 @@ def loading(*names: str) -> Iterator[None]:
     """Within the block, what Detectron2 stumbles over in an annotation file becomes a DatasetError."""
     try:
         yield
+    except DatasetError:
+        raise
     except UNREADABLE as error:
         files = [file for name in names if (file := MetadataCatalog.get(name).get("json_file")) is not None]
         reason = f"{type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}".strip()

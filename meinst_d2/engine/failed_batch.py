@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.files import atomic_path
 
+TYPES = {cls.__name__: cls for cls in (BitMasks, Boxes, Instances, PolygonMasks)}
+"""Of Detectron2, that :func:`_as_plain` writes under their names."""
+
 
 @dataclass(frozen=True)
 class FailedBatch:
@@ -83,15 +86,19 @@ def _as_plain(value: Any) -> Any:
         return {type(value).__name__: value.tensor.cpu()}
     if isinstance(value, np.ndarray):
         return torch.as_tensor(value)
+    if isinstance(value, dict):
+        return {name: _as_plain(field) for name, field in value.items()}
     return value.item() if isinstance(value, np.generic) else value.cpu() if isinstance(value, Tensor) else value
 
 
 def _from_plain(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    ((name, content),) = value.items()
+    name, content = next(iter(value.items()), ("", None))
+    if name not in TYPES:
+        return {key: _from_plain(field) for key, field in value.items()}
     if name == "Instances":
         return Instances(**{key: _from_plain(field) for key, field in content.items()})
     if name == "PolygonMasks":
         content = [[polygon.numpy() for polygon in instance] for instance in content]
-    return {"Boxes": Boxes, "BitMasks": BitMasks, "PolygonMasks": PolygonMasks}[name](content)
+    return TYPES[name](content)

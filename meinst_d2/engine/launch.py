@@ -18,7 +18,7 @@ from detectron2.engine import default_setup as setup_of_detectron2
 from detectron2.engine import launch as launch_processes
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch.multiprocessing import ProcessExitedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from meinst_d2.data.datasets import DatasetError
 from meinst_d2.files import atomic_path
@@ -31,6 +31,14 @@ class Preempted(SystemExit):
     """Training ends because of SIGTERM."""
 
     code = EXIT_CODE
+
+
+class LostWorkerError(RuntimeError):
+    """Training cannot continue without a process of the loader."""
+
+
+SENTENCES = (DatasetError, LostWorkerError)
+"""Errors of a run that say in a sentence what its user can do."""
 
 
 @contextmanager
@@ -90,19 +98,30 @@ def launch(
     """Like Detectron2's, but how it ends.
 
     SIGTERM to this process goes to all that it started; when they have saved and ended, it ends with their exit code. A
-    process that is killed ends all others and the job with a sentence, as does an unusable dataset in the only process.
+    process that is killed ends all others and the job with a sentence, as do the errors of SENTENCES.
     """
     try:
-        with _on_sigterm(_pass_on) if num_gpus > 1 else nullcontext():
+        with _on_sigterm(_pass_on) if num_gpus * num_machines > 1 else nullcontext():
             launch_processes(_forking, num_gpus, num_machines, machine_rank, dist_url, (main, args))
-    except DatasetError as error:
+    except SENTENCES as error:
         sys.exit(f"meinst train: {error}")
+    except ProcessRaisedException as error:
+        sys.exit(f"meinst train: {_sentence_of(error)}")
     except ProcessExitedException as error:
         if error.exit_code == EXIT_CODE:
             sys.exit(EXIT_CODE)
         ended = f"{error.error_index} of {num_gpus} ended ({error.signal_name or f'exit code {error.exit_code}'})"
         fix = "the last checkpoint is whole: resume with --resume"
         sys.exit(f"meinst train: process {ended} and the others with it; {fix}")
+
+
+def _sentence_of(error: ProcessRaisedException) -> str:
+    """What one of SENTENCES says at the end of another process's traceback; raises the error where it is none."""
+    for kind in SENTENCES:
+        _, name, sentence = error.msg.rpartition(f"{kind.__module__}.{kind.__qualname__}: ")
+        if name:
+            return sentence.strip()
+    raise error
 
 
 def _forking(main: Callable[..., Any], args: tuple[Any, ...]) -> None:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from meinst_d2.config import add_meinst_config
+from meinst_d2.config_file import ConfigError, merge_overrides
 from meinst_d2.data.datasets import class_names as class_names_of
 from meinst_d2.data.datasets import counting_classes, loading
 from meinst_d2.data.loader import TrainLoader
@@ -76,8 +77,15 @@ def as_yaml(lazy: DictConfig) -> CfgNode:
     with counting_classes(cfg):
         for key, value in found.items():
             if value is not None:
-                cfg.merge_from_list([key, value])
+                _set(cfg, key, value)
     return cfg
+
+
+def _set(cfg: CfgNode, key: str, value: Any) -> None:
+    try:
+        merge_overrides(cfg, [key, value])
+    except ConfigError as error:
+        raise ConfigError(in_lazy_words(str(error))) from error
 
 
 def _registered_name(part: DictConfig, registry: Any) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,10 +14,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from meinst_d2.checkpoint.checkpointer import carried_components, info_of
-from meinst_d2.checkpoint.compatibility import CLASS_LAYER
+from meinst_d2.checkpoint.compatibility import CLASS_LAYER, num_classes_of
 from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.checkpoint.resume import OpenedCheckpoint, open_last_whole
 from meinst_d2.config import check_choices
+from meinst_d2.config_file import value_of
 from meinst_d2.data.datasets import class_names, loading, require_dataset
 from meinst_d2.encoding import MASK_ENCODER_REGISTRY, SigmoidClamp, load_components
 from meinst_d2.engine.trainer import COMPONENTS_DIFFER
@@ -98,17 +98,13 @@ def check_before_start(
     return opened
 
 
-def _value(cfg: CfgNode, key: str) -> Any:
-    return functools.reduce(getattr, key.split("."), cfg)
-
-
 def _wrong_values(cfg: CfgNode) -> Iterator[str]:
     meinst = cfg.MODEL.MEINST
-    needed = [key for key in (*NEEDED, *(f"MODEL.MEINST.{name}" for name in meinst)) if _value(cfg, key) is None]
+    needed = [key for key in (*NEEDED, *(f"MODEL.MEINST.{name}" for name in meinst)) if value_of(cfg, key) is None]
     yield from (f"{key} has no value: give it one, or remove it from the config" for key in needed)
     for key, least in LEAST.items():
-        if key not in needed and _value(cfg, key) < least:
-            yield f"{key} = {_value(cfg, key)} must be at least {least}"
+        if key not in needed and value_of(cfg, key) < least:
+            yield f"{key} = {value_of(cfg, key)} must be at least {least}"
     if not needed and meinst.DIM_MASK > meinst.MASK_SIZE**2:
         pixels = f"{meinst.MASK_SIZE**2} pixels of a template of MODEL.MEINST.MASK_SIZE = {meinst.MASK_SIZE}"
         yield f"MODEL.MEINST.DIM_MASK = {meinst.DIM_MASK} is more than the {pixels}: choose fewer"
@@ -117,12 +113,12 @@ def _wrong_values(cfg: CfgNode) -> Iterator[str]:
 def _wrong_keys(cfg: CfgNode) -> Iterator[str]:
     """Parts that do not exist, and keys that would do nothing."""
     for key, registry in (("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY), ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY)):
-        if _value(cfg, key) not in registry:
-            yield f"{key} = {_value(cfg, key)!r} is registered nowhere: import what defines it"
+        if value_of(cfg, key) not in registry:
+            yield f"{key} = {value_of(cfg, key)!r} is registered nowhere: import what defines it"
     defaults = get_cfg()
     for key, why in WITHOUT_EFFECT.items():
-        if _value(cfg, key) != _value(defaults, key):
-            yield f"{key} = {_value(cfg, key)} has no effect: {why}"
+        if value_of(cfg, key) != value_of(defaults, key):
+            yield f"{key} = {value_of(cfg, key)} has no effect: {why}"
 
 
 def check_device(cfg: CfgNode) -> None:
@@ -152,7 +148,7 @@ def _wrong_settings(cfg: CfgNode, num_processes: int) -> Iterator[str]:
     for key, is_set in (("SOLVER.GRADIENT_ACCUMULATION", parts > 1), ("TEST.VALIDATION_LOSS", test.VALIDATION_LOSS)):
         if is_set and architecture not in can:
             why = f"needs MODEL.META_ARCHITECTURE MEInstDetector, {architecture} normalises its losses otherwise"
-            yield f"{key} = {_value(cfg, key)} {why}: leave it out"
+            yield f"{key} = {value_of(cfg, key)} {why}: leave it out"
     if not 0 <= solver.EMA_DECAY < 1:
         yield f"SOLVER.EMA_DECAY = {solver.EMA_DECAY} must be below 1, such as 0.9998, or 0 for no average"
     if test.BEST_METRIC and test.BEST_METRIC.split("/")[0] not in ("segm", "bbox"):
@@ -248,9 +244,8 @@ def _check_weights(cfg: CfgNode, opened: OpenedCheckpoint | None, trains: bool, 
     ours = cfg.MODEL.META_ARCHITECTURE in ("MEInstDetector", "MEInstRetinaNet")
     if eval_only and state and ours and not any(name.startswith(CLASS_LAYER.prefixes) for name in state):
         raise ValueError(f"{path} does not hold a trained detector (it has no class layer): give the weights of one")
-    bias = state.get(GENERATOR_PREFIX + "head.cls_logits.bias")
-    if not trains and bias is not None and bias.numel() != meinst.NUM_CLASSES:
-        key, count = "MODEL.MEINST.NUM_CLASSES", bias.numel()
+    key, count = "MODEL.MEINST.NUM_CLASSES", num_classes_of(state)
+    if not trains and ours and count not in (0, meinst.NUM_CLASSES):
         fix = f"set {key} {count}, or first train on the new classes (the class layer is then re-initialized)"
         raise ValueError(f"{path} has {count} classes, the config asks for {key} = {meinst.NUM_CLASSES}: {fix}")
     if not cfg.MODEL.MASK_ON:

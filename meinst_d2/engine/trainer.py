@@ -28,7 +28,7 @@ from meinst_d2.data.datasets import loading
 from meinst_d2.data.loader import TrainLoader, build_train_loader
 from meinst_d2.data.mapper import MEInstDatasetMapper
 from meinst_d2.engine.hooks import Validation, WeightAverage, draw_sample, validation_losses
-from meinst_d2.engine.launch import Preempted, settle_seed
+from meinst_d2.engine.launch import LostWorkerError, Preempted, settle_seed
 from meinst_d2.engine.step import TrainStep
 from meinst_d2.evaluation import build_evaluator
 from meinst_d2.files import remove_unfinished
@@ -40,10 +40,6 @@ COMPONENTS_DIFFER = (
     "MODEL.MEINST.COMPONENTS_CONFLICT to 'weights' to keep what the mask predictor has learned, or to 'file' to "
     "re-initialize the mask predictor"
 )
-
-
-class LostWorkerError(RuntimeError):
-    """Training cannot continue without a process of the loader."""
 
 
 class Trainer(DefaultTrainer):

@@ -19,7 +19,7 @@ from meinst_d2 import __version__
 from meinst_d2.checkpoint.checkpointer import HASH_LENGTH, CheckpointInfo, info_of
 from meinst_d2.files import atomic_path
 from meinst_d2.model_zoo.trained import RUN_CONFIG, build, read_weights, require_same_tensors
-from meinst_d2.model_zoo.zoo import config_from_text
+from meinst_d2.model_zoo.zoo import config_from_string
 
 PRIVATE_KEYS = {"MODEL.WEIGHTS": "", "MODEL.MEINST.COMPONENTS": "", "OUTPUT_DIR": "./output"}
 """Paths of the machine that trained; the file carries what was in them."""
@@ -52,7 +52,7 @@ def publish_run(
     if not name or name != os.path.basename(name) or "|" in name:
         raise ValueError(f"{name!r} cannot name a file: choose letters, digits, - and _")
     run = Path(run)
-    cfg = config_from_text(_read(run / RUN_CONFIG), run / RUN_CONFIG)
+    cfg = config_from_string(_read(run / RUN_CONFIG), run / RUN_CONFIG)
     cfg.merge_from_list([item for pair in PRIVATE_KEYS.items() for item in pair])
     weights = weights or next((x for x in BEST_FIRST if (run / x).is_file()), None)
     content, path = read_weights(run / (weights or _read(run / "last_checkpoint").strip()))

@@ -13,7 +13,7 @@ import detectron2.data.detection_utils as detection_utils
 import detectron2.data.transforms as T
 import numpy as np
 import torch
-from detectron2.config import CfgNode, LazyConfig, instantiate
+from detectron2.config import CfgNode, instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer, carried_components, fetch, info_of
-from meinst_d2.checkpoint.compatibility import CLASS_LAYER
+from meinst_d2.checkpoint.compatibility import CLASS_LAYER, num_classes_of
 from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.config_file import merge_overrides
 from meinst_d2.data.image_files import read_image
@@ -147,7 +147,7 @@ def load_trained(
     if config_file is not None:
         file = config_file if os.path.isfile(config_file) else zoo.get_config_file(config_file)
         cfg = zoo.read_config(file)
-        cfg = LazyConfig.apply_overrides(cfg, list(overrides)) if isinstance(cfg, DictConfig) else cfg
+        cfg = zoo.override_lazy(cfg, overrides) if isinstance(cfg, DictConfig) else cfg
         weights = weights or _weights_of(cfg, file, config_file, overrides)
     elif not weights:
         raise ValueError("no model: give --config-file, --weights or both")
@@ -167,7 +167,8 @@ def load_trained(
         resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
     else:
         mapper, num_classes = cfg.dataloader.test.mapper, model.proposal_generator.head.cls_logits.out_channels
-        resize = T.AugmentationList([instantiate(augmentation) for augmentation in mapper.augmentations])
+        augmentations = [instantiate(augmentation) for augmentation in mapper.augmentations]
+        resize = augmentations[0] if len(augmentations) == 1 else T.AugmentationList(augmentations)
         datasets, image_format = (), mapper.image_format
     names = _class_names(num_classes, about, datasets, notes)
     return TrainedModel(model.eval(), resize, image_format, names, path, notes)
@@ -226,7 +227,7 @@ def config_of(path: str, about: Mapping[str, Any]) -> CfgNode:
     """The config that weights carry, or that of the run whose folder they are in."""
     beside = Path(path).parent / RUN_CONFIG
     if "config" in about:
-        cfg = zoo.config_from_text(about["config"], f"the config in {path}")
+        cfg = zoo.config_from_string(about["config"], f"the config in {path}")
         cfg.MODEL.MEINST.COMPONENTS = ""  # the file's word must not make this machine open other files
         return cfg
     if beside.is_file():
@@ -291,8 +292,9 @@ def require_same_tensors(model: nn.Module, state: Mapping[str, Tensor], path: ob
 
 def _weights_of(cfg: CfgNode | DictConfig, file: str, name: str, overrides: Sequence[str]) -> str:
     """The weights that belong to a config where none are named."""
-    if "MODEL.WEIGHTS" in overrides[::2]:
-        return overrides[list(overrides).index("MODEL.WEIGHTS") + 1]
+    given = dict(zip(overrides[::2], overrides[1::2], strict=False))
+    if "MODEL.WEIGHTS" in given:
+        return given["MODEL.WEIGHTS"]
     beside = Path(file).parent / "model_final.pth"
     if beside.is_file():
         return str(beside)
@@ -307,10 +309,7 @@ def _weights_of(cfg: CfgNode | DictConfig, file: str, name: str, overrides: Sequ
 def _fit_config(cfg: CfgNode, state: Mapping[str, Tensor], about: Mapping[str, Any], path: str) -> None:
     """Set what the weights leave no choice about: the number of classes, and how masks are encoded."""
     meinst = cfg.MODEL.MEINST
-    biases = [value for name, value in state.items() if name.endswith(("head.cls_logits.bias", "head.cls_score.bias"))]
-    boxes = state.get("head.bbox_pred.bias")  # RetinaNet's, which has a value for every class and anchor
-    anchors = 1 if boxes is None else max(boxes.numel() // 4, 1)
-    num_classes = biases[0].numel() // anchors if biases else 0
+    num_classes = num_classes_of(state)
     if num_classes == 0:
         raise ValueError(f"{path} does not say how many classes it knows: it lacks a bias of the class layer")
     meinst.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = num_classes

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from meinst_d2 import add_meinst_config
-from meinst_d2.config_file import MALFORMED, ConfigError, merge_config_file, plain_yaml, sentence
+from meinst_d2.config_file import ConfigError, merge_config_file, merge_content, plain_yaml
 
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[2] / "configs")
 """Where an installed package and a checkout have them."""
@@ -66,16 +68,24 @@ def read_config(file: str) -> CfgNode | DictConfig:
     return cfg
 
 
-def config_from_text(text: str, what: object = "the config") -> CfgNode:
-    """A config from YAML; raises a ConfigError that says what is wrong if it is not one of plain values that this
-    version knows.
-    """
+def override_lazy(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A LazyConfig with overrides, KEY=VALUE; raises a ConfigError where one has another form."""
+    try:
+        return LazyConfig.apply_overrides(cfg, list(overrides))
+    except (HydraException, KeyError) as error:
+        given = " ".join(map(str, overrides))
+        raise ConfigError(f"the overrides {given} do not fit: a LazyConfig takes KEY=VALUE ... of its keys") from error
+
+
+def config_from_string(text: str, source: object = "the config") -> CfgNode:
+    """A config from YAML; raises a ConfigError that names ``source`` if it is not one of plain values that fit."""
     cfg = get_cfg()
     add_meinst_config(cfg)
     try:
-        cfg.merge_from_other_cfg(CfgNode(plain_yaml(text)))
-    except MALFORMED as error:
-        raise ConfigError(f"{what} does not fit this version of meinst_d2: {sentence(error, cfg)}") from error
+        content = plain_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{source} is refused: {error}") from error
+    merge_content(cfg, content, source)
     return cfg
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import get_args
 
@@ -10,7 +11,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from meinst_d2.config import CHOICES
@@ -90,8 +90,8 @@ def build_mask_encoder(cfg: CfgNode) -> MaskEncoder | None:
 def with_components(encoder: MaskEncoder, path: str) -> MaskEncoder:
     """The encoder, with the components of a file if it needs any and the file exists; '' names none."""
     if isinstance(encoder, FittedEncoder) and path:
-        if PathManager.isfile(path):
-            encoder.load_bases(load_components(PathManager.get_local_path(path)).bases)
+        if os.path.isfile(path):
+            encoder.load_bases(load_components(path).bases)
         else:
             logging.getLogger(__name__).info(f"There is no {path}: the mask components must come with the weights.")
     return encoder

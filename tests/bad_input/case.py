@@ -110,8 +110,7 @@ def train_with(folder: Path, *overrides: object, config: object = TINY, flags: S
 
 
 def check_dataset_with(*arguments: object) -> Call:
-    tool = check_command
-    return lambda: tool.main([*map(str, arguments), "--workers", "1", "--no-encodings"])
+    return lambda: check_command.main([*map(str, arguments), "--workers", "1", "--no-encodings"])
 
 
 def show_with(folder: Path, *inputs: object, weights: object = None, flags: Sequence[object] = ()) -> Call:

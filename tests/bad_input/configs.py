@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from tests.bad_input.annotations import written
-from tests.bad_input.case import Call, Case, check_dataset_with, coco_content, train_with
+from tests.bad_input.case import TINY, Call, Case, check_dataset_with, coco_content, train_with
+from tests.conftest import ROOT
 
 
 def config(wrong: str, text: str | bytes, **others: str) -> Case:
@@ -29,7 +30,6 @@ def override(wrong: str, *overrides: object) -> Case:
 def odd(folder: Path) -> Call:
     """Overrides alone, since the case adds none of its own."""
     from meinst_d2.commands import train as train_command
-    from tests.bad_input.case import TINY
 
     return lambda: train_command.main(["--config-file", TINY, "SOLVER.MAX_ITER", "10", "OUTPUT_DIR"])
 
@@ -43,6 +43,8 @@ CASES = [
     config("no _BASE_ of the name", "_BASE_: base.yaml"),
     config("a _BASE_ that leads back", "_BASE_: c.yaml"),
     config("a _BASE_ that is no name", "_BASE_: 5"),
+    config("a _BASE_ on the web", "_BASE_: https://example.com/base.yaml"),
+    config("of a run of a LazyConfig", "model: {_target_: a.Model}\ntrain: {seed: 1}"),
     config("empty", ""),
     config("a list", "- MODEL"),
     config("no YAML", "MODEL:\n\tWEIGHTS: a"),
@@ -58,6 +60,11 @@ CASES = [
     config("a version that is a string", "VERSION: two"),
     config("a later version", "VERSION: 9"),
     Case("meinst train", "a key without its value on the command line", odd),
+    Case(
+        "meinst train",
+        "overrides of a YAML config for a LazyConfig",
+        lambda folder: train_with(folder, config=ROOT / "configs/lazy/meinst_r50.py"),
+    ),
     override("an unknown key on the command line", "SOLVER.max_iter", 10),
     override("a value of another type on the command line", "SOLVER.BASE_LR", "fast"),
     override("a name where several belong", "DATASETS.TRAIN", "shapes_train"),

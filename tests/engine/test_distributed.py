@@ -14,6 +14,7 @@ from detectron2.structures import BitMasks, Instances, PolygonMasks
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
+from meinst_d2.commands import replay as replay_command
 from meinst_d2.engine.failed_batch import FailedBatch
 from meinst_d2.engine.step import TrainStep
 from meinst_d2.engine.trainer import distribute
@@ -103,9 +104,11 @@ def test_ground_truth_of_every_kind_survives(tmp_path: Path) -> None:
     instances.gt_masks = PolygonMasks([[np.array([0.0, 0, 4, 0, 4, 3])], []])
     instances.gt_bitmasks = BitMasks(torch.ones(2, 4, 6, dtype=torch.bool))
     inputs = [{"image_id": np.int64(7), "instances": instances, "file_name": "a.jpg", "points": np.zeros(2)}]
+    inputs[0]["camera"] = {"pose": np.ones(3), "lens": {}}
     path = FailedBatch(1, 0, 2, {"loss": float("nan")}, inputs, {"w": torch.zeros(1)}).save(tmp_path)
     found = FailedBatch.load(path).inputs[0]
     assert found["image_id"] == 7 and found["file_name"] == "a.jpg" and found["points"].tolist() == [0, 0]
+    assert found["camera"]["pose"].tolist() == [1, 1, 1] and found["camera"]["lens"] == {}
     again = found["instances"]
     assert again.image_size == (4, 6) and again.gt_bitmasks.tensor.all()
     assert [len(polygons) for polygons in again.gt_masks.polygons] == [1, 0]
@@ -121,7 +124,7 @@ def test_a_batch_that_cannot_be_kept_or_read(tmp_path: Path) -> None:
         failing_step(poisoned(), [image_with([[10.0, 8.0, 50.0, 48.0]])], tmp_path / "file").run_step()
 
 
-def test_the_tool_shows_the_losses_of_every_image(tmp_path: Path) -> None:
+def test_the_tool_shows_the_losses_of_every_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     batch = [image_with([[10.0, 8.0, 50.0, 48.0]]), image_with([])]
     with EventStorage(17), pytest.raises(FloatingPointError):
         failing_step(poisoned(float("nan")), batch, tmp_path).run_step()
@@ -135,6 +138,10 @@ def test_the_tool_shows_the_losses_of_every_image(tmp_path: Path) -> None:
     row = next(line.split() for line in result.stdout.splitlines() if line.startswith("loss_mask"))
     assert row == ["loss_mask", "nan", "nan", "nan"]
     assert "image 1 (0, 0 instances) alone" in result.stdout
+    lazy = "from detectron2.config import LazyCall\nfrom tests.models import tiny_model\nmodel = LazyCall(tiny_model)()"
+    (tmp_path / "lazy.py").write_text(lazy)
+    replay_command.main([command[-1], "--config-file", str(tmp_path / "lazy.py")])
+    assert capsys.readouterr().out == result.stdout
     lost = subprocess.run([*replay, str(tmp_path / "no.pth")], cwd=ROOT, capture_output=True, text=True)
     assert lost.returncode == 1 and lost.stderr.splitlines()[-1].startswith("meinst replay: ")
 

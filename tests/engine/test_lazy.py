@@ -169,6 +169,7 @@ def test_of_two_sets_of_components_the_chosen_one_is_kept(workspace: Path) -> No
 
 def test_what_is_wrong_is_said_before_the_start_with_the_keys_of_the_config(workspace: Path) -> None:
     for override, message in (
+        ("train.max_iter=ten", "train.max_iter must be of type int, such as .*, not str"),
         ("train.device=gpu", "train.device = 'gpu' is not a device"),
         ("train.patience=3", "train.patience = 3 counts evaluations during training: set train.eval_period"),
         ("train.ema_decay=1.5", "train.ema_decay = 1.5 must be below 1"),

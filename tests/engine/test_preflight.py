@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 
 from meinst_d2.checkpoint.checkpointer import CheckpointInfo, MEInstCheckpointer
 from meinst_d2.data.datasets import register_coco
 from meinst_d2.engine import PreflightError, check_before_start
 from meinst_d2.model_zoo.adelaidet import save_safetensors
+from tests.modeling.test_retinanet import RETINANET
 from tests.models import published_model, tiny_cfg, tiny_model, write_components
 from tests.parity_cases import published_weights
 
@@ -101,6 +103,10 @@ def test_weights_of_other_classes(files: Path) -> None:
     other = (*weights(files, "ours.pth"), "MODEL.MEINST.NUM_CLASSES", 3, "DATASETS.TEST", ())
     with refused("^.*ours.pth has 6 classes, .*NUM_CLASSES = 3: set .*6, or first train"):
         check(files, *other, eval_only=True)
+    anchors = build_model(tiny_cfg(*RETINANET, "MODEL.MASK_ON", False))
+    torch.save({"model": anchors.state_dict()}, files / "anchors.pth")
+    with refused("^.*anchors.pth has 6 classes, .*NUM_CLASSES = 3: set .*6, or first train"):
+        check(files, *RETINANET, *weights(files, "anchors.pth"), *other[2:], "MODEL.MASK_ON", False, eval_only=True)
     with pytest.raises(PreflightError) as error:
         check(files, *other)
     assert str(error.value).startswith("the dataset 'shapes_train' has 6 classes") and "\n" not in str(error.value)

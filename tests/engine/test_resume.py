@@ -13,11 +13,12 @@ import pytest
 import torch
 from detectron2.engine import HookBase
 from soaking.run import TrainingRun, compare, iterations_lost, kill_all
+from torch.multiprocessing import ProcessRaisedException, start_processes
 
 from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.checkpoint.resume import open_last_whole
-from meinst_d2.engine.launch import EXIT_CODE, Preempted, Termination
-from meinst_d2.engine.trainer import LostWorkerError
+from meinst_d2.data.datasets import DatasetError
+from meinst_d2.engine.launch import EXIT_CODE, LostWorkerError, Preempted, Termination, launch
 from meinst_d2.files import remove_unfinished
 from tests.engine.test_engine import run_cfg, train
 from tests.modeling.test_retinanet import RETINANET
@@ -218,3 +219,21 @@ def test_a_killed_loader_is_an_error_with_a_way_out(tmp_path: Path) -> None:
         train(cfg, False, AfterStep(3, kill_loader))
     found = open_last_whole(tmp_path / "run")
     assert found is not None and found.path.name == "model_0000001.pth"
+
+
+@pytest.mark.parametrize("error", [DatasetError("look here"), LostWorkerError("look here"), KeyError("x")])
+def test_what_another_process_says_ends_the_job_with_its_sentence(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fork(function: Callable[..., None], num_gpus: int, *_: Any) -> None:
+        start_processes(raising, (error,), num_gpus, start_method="fork")
+
+    monkeypatch.setattr("meinst_d2.engine.launch.launch_processes", fork)
+    known = not isinstance(error, KeyError)
+    ends: Any = SystemExit if known else ProcessRaisedException
+    with pytest.raises(ends, match="^meinst train: look here$" if known else "KeyError"):
+        launch(raising, 2, 1, 0, "auto", ())
+
+
+def raising(_: int, error: Exception) -> None:
+    raise error

@@ -21,7 +21,7 @@ from meinst_d2.model_zoo import load_trained
 from meinst_d2.model_zoo.adelaidet import import_checkpoint
 from meinst_d2.model_zoo.adelaidet.config import DEFAULTS, TranslatedConfig, translate_config
 from meinst_d2.model_zoo.trained import build, require_same_tensors
-from meinst_d2.model_zoo.zoo import config_from_text
+from meinst_d2.model_zoo.zoo import config_from_string
 from meinst_d2.modeling.proposal_generator import settle_names
 from tests.models import build_from, load_cfg, under_their_names, write_components
 from tests.parity_cases import FOLDER
@@ -222,7 +222,7 @@ def test_a_large_backbone_is_detectron2s(tmp_path: Path) -> None:
         "MODEL.PIXEL_STD": [57.375, 57.12, 58.395],
     }
     path = write_published_config(tmp_path, "MEInst_R_50_1x.yaml", overrides)
-    cfg = config_from_text(yaml.safe_dump(translate_config(read_plain_yaml(path)).keys))
+    cfg = config_from_string(yaml.safe_dump(translate_config(read_plain_yaml(path)).keys))
     resnets = cfg.MODEL.RESNETS
     assert (resnets.DEPTH, resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP, resnets.STRIDE_IN_1X1) == (101, 32, 8, False)
     assert cfg.MODEL.PIXEL_STD == [57.375, 57.12, 58.395]
@@ -234,7 +234,7 @@ def translated(folder: Path, **meinst: Any) -> TranslatedConfig:
 
 
 def config_of(translation: TranslatedConfig) -> Any:
-    return config_from_text(yaml.safe_dump(translation.keys))
+    return config_from_string(yaml.safe_dump(translation.keys))
 
 
 THEIR_DEFAULTS = """

@@ -79,7 +79,7 @@ def test_the_best_weights_are_published_unless_others_are_named(
         expected = torch.load(run / f"{weights}.pth", weights_only=True)["model"]
         assert all(torch.equal(value, expected[name]) for name, value in content["model"].items())
         path.unlink()
-    with pytest.raises(FileNotFoundError, match="no file of weights .*run/absent.pth"):
+    with pytest.raises(FileNotFoundError, match="the file of weights .*run/absent.pth does not exist"):
         publish_run(run, tmp_path / "out", "tiny", "absent.pth")
 
 
@@ -98,7 +98,7 @@ def test_the_same_run_gives_the_same_file(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_published_is_said(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no .*nowhere/config.yaml: name the OUTPUT_DIR of a finished run"):
+    with pytest.raises(FileNotFoundError, match="nowhere/config.yaml does not exist: name the OUTPUT_DIR"):
         publish_run(tmp_path / "nowhere", tmp_path / "out", "tiny")
     run = write_run(tmp_path)
     for name in ("a/b", "", "a|b"):

@@ -129,6 +129,8 @@ def test_published_weights_of_others_into_a_config_by_name(tmp_path: Path) -> No
     assert not theirs.keys() & {name for name in state if "proposal_generator.head" in name}
     torch.save({"model": theirs | {"pixel_mean": torch.zeros(3, 1, 1)}}, tmp_path / "m.pth")
     assert is_tiny_model(load_trained("quick/tiny", str(tmp_path / "m.pth")))
+    with pytest.raises(ValueError, match="names no trained weights: give --weights"):
+        load_trained("quick/tiny", overrides=["MODEL.WEIGHTS"])
 
 
 def test_retinanet(tmp_path: Path) -> None:
@@ -260,7 +262,7 @@ def test_a_damaged_file_is_refused(web: Path, tmp_path: Path) -> None:
     ("content", "message"),
     [
         ({"a": torch.zeros(1)}, "carries no config, and there is no config.yaml beside it: give --config-file, or pub"),
-        ({"model": {}, "meinst": {"config": "A: ["}}, "the config in .* does not fit this version"),
+        ({"model": {}, "meinst": {"config": "A: ["}}, "the config in .* is refused: it is not YAML"),
         ({"model": {}, "meinst": {"config": "MODEL: {NEW: 1}"}}, "the config in .* does not fit .*: .*NEW"),
     ],
 )

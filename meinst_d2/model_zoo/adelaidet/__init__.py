@@ -21,7 +21,7 @@ from meinst_d2.encoding import load_components
 from meinst_d2.files import atomic_path, require_writable
 from meinst_d2.model_zoo.adelaidet.config import translate_config
 from meinst_d2.model_zoo.trained import build, read_weights, require_same_tensors
-from meinst_d2.model_zoo.zoo import config_from_text
+from meinst_d2.model_zoo.zoo import config_from_string
 from meinst_d2.modeling.proposal_generator import GENERATOR_PREFIX
 
 ENCODER_PREFIX = GENERATOR_PREFIX + "mask_encoder."
@@ -55,7 +55,7 @@ def import_checkpoint(
     require_writable(folder / "config.yaml")
     translated = translate_config(read_plain_yaml(config))
     text = yaml.safe_dump(translated.keys)
-    cfg = config_from_text(text)
+    cfg = config_from_string(text)
     state = read_weights(weights)[0]["model"]
     _fill_components(state, cfg, weights, components)
     model = build(cfg, "meta")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import torch
 from detectron2.config import get_cfg
 from fvcore.common.config import CfgNode as SafeCfgNode
+
+from meinst_d2.config_file import value_of
 
 MEINST = "MODEL.MEInst."
 KEPT_MODEL_KEYS = ("WEIGHTS", "DEVICE", "PIXEL_MEAN", "PIXEL_STD", "BACKBONE", "RESNETS", "FPN")
@@ -197,7 +198,7 @@ def _checked(kept: Mapping[str, Any]) -> dict[str, Any]:
         except (ValueError, AssertionError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{key} = {value!r} does not fit Detectron2's config: {reason}") from error
-    return {key: functools.reduce(getattr, key.split("."), cfg) for key in kept}
+    return {key: value_of(cfg, key) for key in kept}
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
