@@ -48,6 +48,8 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]:
     """The results of one run; those of an earlier call, where the run is complete."""
     import runs
 
+    from meinst_d2.commands.train import fit_options
+
     name, _, overrides = variant.partition("=")
     opts = shlex.split(overrides)
     folder = args.output / name / f"seed_{seed}"
@@ -57,7 +59,8 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]:
     if args.iterations:
         opts += ["SOLVER.MAX_ITER", str(args.iterations)]
     cfg = runs.load_config(config_file, opts)
-    components = args.output / f"components_{cfg.MODEL.MEINST.MASK_SIZE}_{cfg.MODEL.MEINST.DIM_MASK}.npz"
+    options = "_".join(fit_options(cfg)).replace("--", "")
+    components = args.output / f"components_{options}.npz"
     if not components.is_file():
         runs.fit(cfg, "shapes_train", components)
     cfg.MODEL.MEINST.COMPONENTS = str(components)
@@ -105,7 +108,8 @@ def main() -> None:
             print_table(results)
     summary = args.output / "summary.json"
     summary.write_text(json.dumps(results, indent=1))
-    print(f"\n{len(args.seeds)} seeds each, mean ± std; wrote {summary}")
+    each = "1 seed" if len(args.seeds) == 1 else f"{len(args.seeds)} seeds"
+    print(f"\n{each} each, mean ± std; wrote {summary}")
 
 
 if __name__ == "__main__":

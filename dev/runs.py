@@ -33,8 +33,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
 
 def fit(cfg: CfgNode, dataset: str, path: Path) -> None:
     """Fit the components that a config asks for."""
-    dim, size = str(cfg.MODEL.MEINST.DIM_MASK), str(cfg.MODEL.MEINST.MASK_SIZE)
-    fit_command.main(["--dataset", dataset, "--dim", dim, "--mask-size", size, "--output", str(path)])
+    fit_command.main(["--dataset", dataset, "--output", str(path), *train_command.fit_options(cfg)])
 
 
 def train(cfg: CfgNode) -> Trainer:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 CORPUS = Path(__file__).parent / "corpus"
-FOUND = Path(__file__).parents[1] / "output/fuzz"
+FOUND = Path(__file__).parents[2] / "output/fuzz"
 """Where new inputs and findings go."""
 SECONDS = 10
 """That an input may take."""

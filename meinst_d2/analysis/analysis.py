@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from meinst_d2.analysis.inputs import Detections, Truth, TruthOfImage
 from meinst_d2.data.instances import make_templates
-from meinst_d2.encoding import MaskEncoder
+from meinst_d2.encoding import FittedEncoder
 from meinst_d2.evaluation.average_precision import SIZES, AveragePrecision, average_precision
 from meinst_d2.masks import RLE, encode_templates
 from meinst_d2.masks.paste import move_mask
@@ -59,7 +59,7 @@ def match(truth: TruthOfImage, found: Detections) -> tuple[npt.NDArray[np.int64]
 
 @torch.no_grad()
 def oracle_masks(
-    truth: TruthOfImage, found: Detections, object_of: npt.NDArray[np.int64], encoder: MaskEncoder
+    truth: TruthOfImage, found: Detections, object_of: npt.NDArray[np.int64], encoder: FittedEncoder
 ) -> dict[str, list[RLE]]:
     """The masks of all detections of an image for each oracle; those without an object keep their own.
 
@@ -200,7 +200,7 @@ class Analysis:
 
 
 def analyze(
-    truth: Truth, detections: Mapping[Hashable, Detections], encoder: MaskEncoder, *, score_threshold: float = 0.5
+    truth: Truth, detections: Mapping[Hashable, Detections], encoder: FittedEncoder, *, score_threshold: float = 0.5
 ) -> Analysis:
     """Compare detections with the ground truth, as they are and with masks that could have been.
 
@@ -214,9 +214,8 @@ def analyze(
         ValueError: the encoder has dictionaries of another number of classes.
     """
     names = truth.ground_truth.dataset.class_names
-    classes = getattr(encoder, "means", np.zeros(0)).shape[0] if encoder.class_specific else len(names)
-    if classes != len(names):
-        raise ValueError(f"the encoder has {classes} classes, the ground truth {len(names)}: name its own")
+    if encoder.class_specific and len(encoder.means) != len(names):
+        raise ValueError(f"the encoder has {len(encoder.means)} classes, the ground truth {len(names)}: name its own")
     encoder = encoder.cpu().eval()
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in ("predicted", *ORACLES, IN_OWN_BOX)}
     pairs, images = [], []  # area, class and IoUs of every matched detection

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from meinst_d2.checkpoint.checkpointer import info_of
 from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.coco import read_coco
@@ -20,6 +21,7 @@ from meinst_d2.evaluation.results import DetectedBoxes, boxes_of, read_results
 from meinst_d2.fitting.count import count_moments
 from meinst_d2.masks import RLE
 from meinst_d2.masks.rle import UnusableInstance, areas, runs_of, tight_boxes
+from meinst_d2.modeling.proposal_generator import settle_names
 
 
 @dataclass(frozen=True)
@@ -172,24 +174,24 @@ def encoder_of_checkpoint(path: str | os.PathLike[str]) -> FittedEncoder:
         FileNotFoundError: no such file.
         ValueError: it holds no dictionary, or could run code.
     """
-    checkpoint, found = read_checkpoint(path), {}
-    for key, value in checkpoint["model"].items():
-        if "mask_encoder." in key or "mask_encoding." in key:
-            found[key.rpartition(".")[2]] = torch.as_tensor(value).float().numpy()
-    if not {"components", "means", "explained_variances"} <= found.keys():
+    checkpoint = read_checkpoint(path)
+    settle_names(checkpoint["model"])
+    found = {key.rpartition("mask_encoder.")[2]: value for key, value in checkpoint["model"].items()}
+    names = ("components", "means", "explained_variances")
+    if not found.keys() >= set(names):
         raise ValueError(
             f"{path} holds no components of an encoder: name their file with --components, or leave both out to fit an "
             "encoding on the ground truth"
         )
-    components, means, variances = found["components"], found["means"], found["explained_variances"]
+    components, means, variances = (torch.as_tensor(found[name]).float().numpy() for name in names)
     if not (variances > 0).all():
         raise ValueError(f"{path} holds an encoder that was never fitted: name a file with --components")
     components = components.reshape(-1, *components.shape[-2:])
     means, variances = means.reshape(len(components), -1), variances.reshape(len(components), -1)
     # Shares of the whole variance are not in a checkpoint, and nothing here asks for them.
     bases = [PCABasis(c, m, v, v / v.sum()) for c, m, v in zip(components, means, variances, strict=True)]
-    about = checkpoint.get("meinst")
-    return encoder_of(bases, about.get("sigmoid", bases[0].sigmoid) if isinstance(about, dict) else bases[0].sigmoid)
+    # Only logits have a mean of 0 everywhere: those of the DCT.
+    return encoder_of(bases, info_of(checkpoint).get("sigmoid", bases[0].sigmoid or not means.any()))
 
 
 def fitted_encoder(annotations: Sequence[InstanceAnnotation], mask_size: int, dim: int) -> FittedEncoder:

@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from meinst_d2.files import atomic_path
 
     cfg = load_config(args)
+    if not (args.dataset or cfg.DATASETS.TEST):
+        raise ValueError("DATASETS.TEST is empty: name a dataset with --dataset")
     dataset = args.dataset or cfg.DATASETS.TEST[0]
     cfg.DATASETS.TEST, cfg.OUTPUT_DIR = (dataset,), str(args.output)
     if args.max_size is not None:

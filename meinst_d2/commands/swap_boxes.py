@@ -90,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from meinst_d2.files import atomic_path, require_writable
 
     cfg = load_config(args.config_file, args.opts)
+    if not (args.dataset or cfg.DATASETS.TEST):
+        raise ValueError("DATASETS.TEST is empty: name a dataset with --dataset")
     args.dataset = args.dataset or cfg.DATASETS.TEST[0]
     image_ids = [record["image_id"] for record in dataset_dicts(args.dataset)]
     metadata = MetadataCatalog.get(args.dataset)
@@ -104,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, file in args.boxes.items():
         sources[name] = boxes_by_image(file, image_ids, classes)
         if not sources[name].keys() & set(image_ids[: args.limit]):
-            raise ValueError(f"{file} has no boxes on the images that would be evaluated: raise --limit")
+            fix = "raise --limit" if args.limit else "give a file with boxes of this dataset"
+            raise ValueError(f"{file} has no boxes on the images that would be evaluated: {fix}")
     model = build_model(cfg).eval()
     MEInstCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     loader = build_detection_test_loader(cfg, args.dataset)

@@ -27,6 +27,7 @@ from meinst_d2.engine import Trainer, check_before_start, settle_seed
 from meinst_d2.engine.launch import default_setup, launch
 from meinst_d2.engine.lazy import as_yaml, in_lazy_words, lazy_trainer
 from meinst_d2.model_zoo import get_config_file
+from meinst_d2.model_zoo.zoo import override_lazy
 
 EPILOG = """examples:
   meinst train --num-gpus 8 --config-file configs/MEInst_R_50_1x.yaml
@@ -64,7 +65,7 @@ def load(args: argparse.Namespace) -> tuple[CfgNode, Any]:
         return load_config(args), None
     if not os.path.isfile(args.config_file):
         raise FileNotFoundError(f"the config file {args.config_file} does not exist: name one that exists")
-    lazy = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    lazy = override_lazy(LazyConfig.load(args.config_file), args.opts)
     return as_yaml(lazy), lazy
 
 
@@ -104,6 +105,14 @@ def train(args: argparse.Namespace, opened: OpenedCheckpoint | None = None) -> A
     trainer = trainer_class(cfg, opened=opened)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
+
+
+def fit_options(cfg: CfgNode) -> list[str]:
+    """The options of meinst fit that make components as the config asks for them."""
+    meinst = cfg.MODEL.MEINST
+    options = ["--dim", meinst.DIM_MASK, "--mask-size", meinst.MASK_SIZE, "--clamp", *meinst.SIGMOID_CLAMP]
+    options += ["--class-specific"] * MASK_ENCODER_REGISTRY.get(meinst.ENCODER).class_specific
+    return [*map(str, options), *["--no-sigmoid"] * (not meinst.SIGMOID), *["--no-whiten"] * (not meinst.WHITEN)]
 
 
 def train_on_files(
@@ -150,11 +159,8 @@ def train_on_files(
     bare = not start or start.endswith(".pkl") or "ImageNetPretrained" in start
     if encodes and bare and not os.path.isfile(meinst.COMPONENTS):
         if not (resume and os.path.isfile(components)):
-            options = ["--dim", str(meinst.DIM_MASK), "--mask-size", str(meinst.MASK_SIZE), "--output", components]
-            options += ["--class-specific"] * encoder.class_specific + ["--no-sigmoid"] * (not meinst.SIGMOID)
-            options += ["--no-whiten"] * (not meinst.WHITEN)
             try:
-                fit_command.main(["--coco-json", str(train_json), *options])
+                fit_command.main(["--coco-json", str(train_json), "--output", components, *fit_options(cfg)])
             except SystemExit as error:
                 raise ValueError(str(error)) from error
         args.opts += ["MODEL.MEINST.COMPONENTS", components]

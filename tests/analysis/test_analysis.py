@@ -19,7 +19,7 @@ from meinst_d2.analysis.inputs import encoder_of_checkpoint, fitted_encoder
 from meinst_d2.analysis.report import conclusions, json_of, text_of
 from meinst_d2.commands import analyze as analyze_command
 from meinst_d2.data.instances import make_templates
-from meinst_d2.encoding import PCAEncoder, SigmoidClamp, fit_pca, save_components
+from meinst_d2.encoding import DCTEncoder, PCAEncoder, SigmoidClamp, fit_pca, save_components
 from meinst_d2.fitting.count import count_moments
 from meinst_d2.masks import encode_templates
 from meinst_d2.masks.paste import move_mask
@@ -269,6 +269,11 @@ def test_the_encoder_comes_with_a_checkpoint(tmp_path: Path, encoder: PCAEncoder
     masks = torch.rand(3, 16, 16) > 0.5
     assert (read.dim, read.mask_size, read.sigmoid) == (4, 16, True)
     torch.testing.assert_close(read.decode(read.encode(masks)), encoder.decode(encoder.encode(masks)))
+    dct = DCTEncoder(dim=4, mask_size=16).eval()  # of logits whose mean is 0
+    weights = {f"module.proposal_generator.mask_encoding.{name}": value for name, value in dct.state_dict().items()}
+    torch.save({"model": weights}, tmp_path / "dct.pth")
+    read = encoder_of_checkpoint(tmp_path / "dct.pth")
+    torch.testing.assert_close(read.decode(read.encode(masks)), dct.decode(dct.encode(masks)))
     torch.save({"model": {"backbone.weight": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="other.pth holds no components of an encoder: name their file"):
         encoder_of_checkpoint(tmp_path / "other.pth")

@@ -135,6 +135,7 @@ def test_without_scales_it_is_the_configs_own(folder: Path, capsys: pytest.Captu
     ("arguments", "message"),
     [
         ([], "MODEL.WEIGHTS is empty"),
+        (["DATASETS.TEST", "()"], "DATASETS.TEST is empty: name a dataset with --dataset"),
         (["MODEL.WEIGHTS", "gone.pth"], "MODEL.WEIGHTS gone.pth does not exist"),
         (
             ["--dataset", "shapes_test", "MODEL.WEIGHTS", "http://x/y.pth"],

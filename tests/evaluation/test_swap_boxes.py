@@ -203,6 +203,7 @@ def test_classes_are_contiguous_and_other_keys_are_passed_over(tmp_path: Path) -
         (["MODEL.META_ARCHITECTURE", "MEInstDetector"], "MEInstDetector does not take boxes that others found"),
         (["MODEL.META_ARCHITECTURE", "Nothing"], "Nothing does not take boxes that others found"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "the dataset has 6 classes, MODEL.ROI_HEADS.NUM_CLASSES is 80"),
+        (["DATASETS.TEST", "()"], "DATASETS.TEST is empty: name a dataset with --dataset"),
         (["MODEL.WEIGHTS", "gone.pth"], "MODEL.WEIGHTS 'gone.pth' is not a file"),
         (["--dataset", "shapes_test"], "the dataset 'shapes_test' is not registered"),
         (["--boxes", "a=gone.json"], "the result file gone.json does not exist"),
@@ -226,8 +227,11 @@ def test_boxes_off_the_limit_are_an_error(folder: Path, truth: Path) -> None:
     last = max(a["image_id"] for a in content)
     file = folder / "last.json"
     file.write_text(json.dumps([a for a in content if a["image_id"] == last]))
-    arguments = ["--config-file", str(folder / "mask_rcnn.yaml"), "--boxes", f"last={file}", "--limit", "1"]
-    with pytest.raises(SystemExit, match="has no boxes on the images that would be evaluated"):
+    arguments = ["--config-file", str(folder / "mask_rcnn.yaml"), "--boxes", f"last={file}"]
+    with pytest.raises(SystemExit, match="has no boxes on the images that would be evaluated: raise --limit"):
+        swap_boxes_command.main([*arguments, "--limit", "1", "MODEL.WEIGHTS", str(folder / "model.pth")])
+    file.write_text("[]")
+    with pytest.raises(SystemExit, match="would be evaluated: give a file with boxes of this dataset"):
         swap_boxes_command.main([*arguments, "MODEL.WEIGHTS", str(folder / "model.pth")])
 
 

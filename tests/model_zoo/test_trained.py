@@ -13,6 +13,7 @@ from PIL import Image
 
 from meinst_d2 import model_zoo
 from meinst_d2.data.shapes import CATEGORIES
+from meinst_d2.export import make_source
 from meinst_d2.model_zoo import UnusableImage, load_trained, zoo
 from meinst_d2.model_zoo.publish import publish_run
 from meinst_d2.model_zoo.zoo import URLS
@@ -175,6 +176,7 @@ def test_a_lazy_config(tmp_path: Path) -> None:
     torch.save({"model": model.state_dict(), "meinst": about}, tmp_path / "m.pth")
     trained = load_trained(str(tmp_path / "small.py"), str(tmp_path / "m.pth"), device="cpu")
     assert trained.class_names == ["a", "b", "c"] and trained.image_format == "BGR"
+    assert make_source(trained).metadata["min_size_test"] == "800"
 
 
 @pytest.fixture
