@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "dev"))  # mkdocs loads hooks by path
 from config_reference import SOURCE, as_markdown, read_groups  # noqa: E402
 
 COPIES = {"README.md": "index.md", "MODEL_ZOO.md": "model-zoo.md"}
-ROOMS = ("fcos", "masks", "encoding", "modeling", "data", "fitting", "checkpoint", "evaluation", "engine", "model_zoo")
+ROOMS = sorted({path.parent.name for path in (ROOT / "meinst_d2").glob("*/__init__.py")} - {"commands"})
 """Whose modules have a page of reference."""
 LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 

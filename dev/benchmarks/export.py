@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import Goal, Row, alternate
-from benchmarks.models import CONFIG, components, normalise
+from benchmarks.models import normalise, our_config
 from benchmarks.source import find_source
 
 VARIANTS = {"plain": ("MODEL.MEINST.DEFORM_CONV", "none"), "deformable": ("MODEL.MEINST.DEFORM_CONV", "last")}
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--short-edge", type=int, default=800, help="of the network's input in pixels (default 800)")
     parser.add_argument("--images", type=int, default=2, help="the check compares this many (default 2)")
     parser.add_argument("--head", choices=sorted(VARIANTS), help="one of them (default both)")
-    parser.set_defaults(rounds=3)
+    parser.set_defaults(rounds=3, precision="float32")
 
 
 def run(args: argparse.Namespace) -> list[Row]:
@@ -42,7 +42,7 @@ def _row(variant: str, images: list[str], args: argparse.Namespace) -> Row:
     from meinst_d2 import export
     from meinst_d2.export.write import expected_detections, pad_batch
 
-    source, batches = _exportable(VARIANTS[variant], images, args.short_edge)
+    source, batches = _exportable(variant, images, args)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         start = time.perf_counter()
@@ -68,29 +68,20 @@ def _row(variant: str, images: list[str], args: argparse.Namespace) -> Row:
     return dataclasses.replace(row, goal=Goal("same detections", True), notes=notes)
 
 
-def _exportable(overrides: tuple[Any, ...], images: list[str], short_edge: int) -> tuple[Any, Any]:
+def _exportable(variant: str, images: list[str], args: argparse.Namespace) -> tuple[Any, Any]:
     """The model with what an export needs to know about it, and the batches that it is checked on."""
     import torch
-    from detectron2.config import get_cfg
     from detectron2.data.transforms import ResizeShortestEdge
     from detectron2.modeling import build_model
 
-    import meinst_d2.modeling  # noqa: F401  registers the model
-    from benchmarks.common import ROOT
-    from meinst_d2 import add_meinst_config, export
-    from meinst_d2.config_file import merge_config_file
+    from meinst_d2 import export
     from meinst_d2.model_zoo.trained import TrainedModel
 
-    cfg = get_cfg()
-    add_meinst_config(cfg)
-    merge_config_file(cfg, str(ROOT / "configs" / CONFIG))
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *overrides])
-    meinst = cfg.MODEL.MEINST
-    meinst.COMPONENTS = str(components(meinst.MASK_SIZE, meinst.DIM_MASK))
+    cfg = our_config(args, *VARIANTS[variant])
     torch.manual_seed(0)
     model = build_model(cfg).eval()
-    resize = ResizeShortestEdge(short_edge, 1333 * short_edge // 800)
-    names = [str(number) for number in range(meinst.NUM_CLASSES)]
+    resize = ResizeShortestEdge(args.short_edge, 1333 * args.short_edge // 800)
+    names = [str(number) for number in range(cfg.MODEL.MEINST.NUM_CLASSES)]
     source = export.make_source(TrainedModel(model, resize, cfg.INPUT.FORMAT, names, ""))
     batches = export.check_batches(images, source.metadata)
     normalise(model, [{"image": batches[0][0]}])

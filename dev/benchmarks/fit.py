@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.annotations import read_polygons, sample_masks, write_json_of
+from benchmarks.annotations import CHUNK, read_polygons, sample_masks, write_json_of
 from benchmarks.common import Goal, Row, Side, alternate
 from benchmarks.fit_memory import memory
 
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from meinst_d2.data.annotations import AnnotationTable
-    from meinst_d2.encoding import PCABasis
-
-CHUNK = 4096
+    from meinst_d2.encoding import PCABasis, PixelMoments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,14 +118,21 @@ def cropping_rles(polygons: AnnotationTable, args: argparse.Namespace) -> list[R
     return rows
 
 
-def fit_masks(masks: np.ndarray) -> PCABasis:
-    """Count and decompose, of the pixels themselves, as IncrementalPCA does."""
-    from meinst_d2.encoding import PixelMoments, fit_pca
+def moments_of(masks: np.ndarray) -> PixelMoments:
+    """Counts of (M, S, S) masks."""
+    from meinst_d2.encoding import PixelMoments
 
     moments = PixelMoments(masks.shape[1])
     for i in range(0, len(masks), CHUNK):
         moments.update(masks[i : i + CHUNK])
-    return fit_pca(moments, None)
+    return moments
+
+
+def fit_masks(masks: np.ndarray) -> PCABasis:
+    """Count and decompose, of the pixels themselves, as IncrementalPCA does."""
+    from meinst_d2.encoding import fit_pca
+
+    return fit_pca(moments_of(masks), None)
 
 
 def against_incremental_pca(polygons: AnnotationTable, args: argparse.Namespace) -> Row:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.annotations import read_polygons, sample_masks, write_json_of
 from benchmarks.common import ROOT, Row, Side
-from benchmarks.fit import fit_masks, quietly
+from benchmarks.fit import fit_masks, moments_of, quietly
 from benchmarks.plots import LIMIT, draw_growth
 
 if TYPE_CHECKING:
@@ -87,24 +87,18 @@ def number_of_masks(args: argparse.Namespace, rounds: int) -> list[Row]:
 
 
 def side_of_template(polygons: AnnotationTable, args: argparse.Namespace, rounds: int) -> list[Row]:
-    from meinst_d2.encoding import PixelMoments, fit_pca
+    from meinst_d2.encoding import fit_pca
     from meinst_d2.fitting.count import count_moments
 
     rows = []
     for size in args.mask_sizes:
         masks = sample_masks(polygons, args.masks, size)
-
-        def count_only(masks: Any = masks, size: int = size) -> PixelMoments:
-            moments = PixelMoments(size)
-            for i in range(0, len(masks), 4096):
-                moments.update(masks[i : i + 4096])
-            return moments
-
-        moments = count_only()
+        moments = moments_of(masks)
         both = seconds(lambda s=size: quietly(count_moments, polygons, s), rounds)
+        alone = seconds(lambda m=masks: moments_of(m), rounds)
         rows += [
             row("rasterise and count, per 100,000 masks", size, both, len(polygons) / 1e5),
-            row("count alone, per 100,000 masks", size, seconds(count_only, rounds), args.masks / 1e5),
+            row("count alone, per 100,000 masks", size, alone, args.masks / 1e5),
             row("eigendecomposition", size, seconds(lambda m=moments: fit_pca(m), rounds)),
         ]
     return rows

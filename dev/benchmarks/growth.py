@@ -179,7 +179,7 @@ def polygon_objects(args: argparse.Namespace) -> Callable[[int], tuple[list[Any]
     """A function that draws polygons and their (n, 4) boxes, in an image of 800 x 1333."""
     import numpy as np
 
-    from benchmarks.fit import read_polygons
+    from benchmarks.annotations import read_polygons
 
     found = list(read_polygons(args.data))
 

@@ -148,14 +148,19 @@ def rasterised_per_location(batch: Batch, positives: Positives, encoder: MaskEnc
     return encoder.encode(masks)
 
 
+def with_positives(batches: Sequence[Batch], rule: AssignmentRule) -> list[tuple[Batch, Positives]]:
+    """Batches and their positive locations."""
+    from meinst_d2.fcos.assign import assign_batch
+
+    return [(batch, assign_batch(batch.boxes_per_image, batch.level_shapes, rule)) for batch in batches]
+
+
 def mask_targets(
     batches: Sequence[Batch], encoder: MaskEncoder, rule: AssignmentRule, what: str, args: argparse.Namespace
 ) -> Row:
     import torch
 
-    from meinst_d2.fcos.assign import assign_batch
-
-    given = [(batch, assign_batch(batch.boxes_per_image, batch.level_shapes, rule)) for batch in batches]
+    given = with_positives(batches, rule)
     sides = {
         "once per instance": lambda: [rasterised_once(*pair, encoder) for pair in given],
         "detectron2 crop_and_resize per location": lambda: [rasterised_per_location(*pair, encoder) for pair in given],
@@ -175,12 +180,9 @@ def more_positives(
     batches: Sequence[Batch], encoder: MaskEncoder, rule: AssignmentRule, what: str, args: argparse.Namespace
 ) -> Row:
     """Our cost with the whole box positive on every level, against that with centre sampling."""
-    from meinst_d2.fcos.assign import AssignmentRule, assign_batch
+    from meinst_d2.fcos.assign import AssignmentRule
 
-    def positives_of(rule: AssignmentRule) -> list[tuple[Batch, Positives]]:
-        return [(batch, assign_batch(batch.boxes_per_image, batch.level_shapes, rule)) for batch in batches]
-
-    few, many = positives_of(rule), positives_of(AssignmentRule(STRIDES, SIZE_BOUNDS, None))
+    few, many = with_positives(batches, rule), with_positives(batches, AssignmentRule(STRIDES, SIZE_BOUNDS, None))
     sides = alternate(
         {
             "whole boxes": lambda: [rasterised_once(*pair, encoder) for pair in many],

@@ -25,12 +25,10 @@ class Kill:
 
     Attributes:
         moment: what was going on.
-        aimed: it was meant to hit that.
         lost: iterations that had to be done again.
     """
 
     moment: str
-    aimed: bool
     lost: int
 
 
@@ -58,7 +56,7 @@ def soak_resume(folder: Path, processes: int, num_kills: int, seed: int) -> tupl
     if killed.finish(resume=True):
         raise RuntimeError(f"training failed: {killed.output[-2000:]}")
     lost = iterations_lost(killed.events())
-    kills = [Kill(m, i < len(AIMED), n) for i, (m, n) in enumerate(zip(moments, lost, strict=True))]
+    kills = [Kill(*pair) for pair in zip(moments, lost, strict=True)]
     return kills, compare(whole, killed), len(losses_by_iteration(whole.events()))
 
 

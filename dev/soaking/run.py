@@ -56,7 +56,7 @@ class TrainingRun:
 
     @property
     def command(self) -> list[str]:
-        """Arguments of train_net.py."""
+        """Arguments of meinst train."""
         keys: dict[str, Any] = {
             "OUTPUT_DIR": self.folder,
             "DATASETS.TRAIN": "('soak_train',)",

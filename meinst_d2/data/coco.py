@@ -43,6 +43,12 @@ def kind_of(value: Any) -> str:
     return KINDS.get(type(value), "a number")
 
 
+def listed(names: Sequence[Any], most: int = 5) -> str:
+    """The first names for a sentence, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
+
+
 def read_sections(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The values of the outermost object of a COCO file, in order, as texts that are not parsed yet.
 

@@ -22,7 +22,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 from tqdm import tqdm
 
-from meinst_d2.data.coco import read_coco
+from meinst_d2.data.coco import listed, read_coco
 from meinst_d2.data.datasets import class_names as class_names_of
 from meinst_d2.evaluation.average_precision import MAX_DETECTIONS, GroundTruth
 from meinst_d2.files import atomic_path
@@ -63,15 +63,13 @@ class MEInstCOCOEvaluator(COCOEvaluator):
         Raises:
             ValueError: a task is unknown, or the annotation file cannot be read.
         """
-        unknown = set(tasks) - set(TASKS)
-        if unknown:
+        if unknown := set(tasks) - set(TASKS):
             raise ValueError(f"tasks has {', '.join(sorted(unknown))}: this evaluator knows {', '.join(TASKS)}")
         limit = {"max_dets_per_image": max_dets_per_image, "use_fast_impl": False}
         super().__init__(dataset_name, tuple(tasks), distributed, output_dir, **limit)
         del self._coco_api  # the file is read again, with other ids
-        self._truth = None
-        if self._do_evaluation:
-            self._truth = GroundTruth(read_coco(PathManager.get_local_path(self._metadata.json_file)))
+        path = PathManager.get_local_path(self._metadata.json_file)
+        self._truth = GroundTruth(read_coco(path)) if self._do_evaluation else None
         self._categories = self._categories_of(class_names)
 
     def process(self, inputs: Iterable[Mapping[str, Any]], outputs: Iterable[Mapping[str, Any]]) -> None:
@@ -128,12 +126,6 @@ class MEInstCOCOEvaluator(COCOEvaluator):
             has = f"{self._metadata.name} has {len(self._categories)} classes: set MODEL.MEINST.NUM_CLASSES to that"
             raise ValueError(f"a prediction has class {error}, {has}") from error
         return [result for result in found if result["category_id"] is not None]
-
-
-def listed(names: Sequence[Any]) -> str:
-    """The first five names for a sentence, and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(map(str, names[:5])) + more
 
 
 def to_coco_results(instances: Instances, image_id: Any) -> list[dict[str, Any]]:

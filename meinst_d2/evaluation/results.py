@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from detectron2.structures import Instances
 
-from meinst_d2.data.coco import is_id
-from meinst_d2.evaluation.coco import listed, to_coco_results
+from meinst_d2.data.coco import is_id, listed
+from meinst_d2.evaluation.coco import to_coco_results
 from meinst_d2.files import atomic_path
 
 KEYS = ("image_id", "category_id", "bbox", "score")
@@ -78,12 +78,9 @@ def read_results(
         if problem := _problem_of(entry):
             raise ValueError(f"{path} is not a COCO result file: {problem} in entry {i}")
     for what, key, known in (("images", "image_id", image_ids), ("categories", "category_id", category_ids)):
-        unknown = sorted({entry[key] for entry in content} - set(known), key=str)
-        if unknown:
-            fix = "give a result file of the same dataset, or name its dataset"
-            raise ValueError(
-                f"{path} has boxes of {what} that the dataset does not have (ids {listed(unknown)}): {fix}"
-            )
+        if unknown := sorted({entry[key] for entry in content} - set(known), key=str):
+            has = f"boxes of {what} that the dataset does not have (ids {listed(unknown)})"
+            raise ValueError(f"{path} has {has}: give a result file of the same dataset, or name its dataset")
     return content
 
 

@@ -5,6 +5,7 @@ Everything but the boxes stays equal, so that a difference in mask AP is the box
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 import os
@@ -57,8 +58,7 @@ class SwapResult:
 def require_mask_head(cfg: CfgNode, num_classes: int) -> None:
     """Raise a ValueError unless the model of ``cfg`` draws masks of ``num_classes`` classes into given boxes."""
     name = cfg.MODEL.META_ARCHITECTURE
-    architecture = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
-    inference = getattr(architecture, "inference", None)
+    inference = getattr(dict(META_ARCH_REGISTRY).get(name), "inference", None)
     if inference is None or "detected_instances" not in inspect.signature(inference).parameters:
         fix = f"give a config of GeneralizedRCNN, such as {EXAMPLE_CONFIG}"
         raise ValueError(f"MODEL.META_ARCHITECTURE {name} does not take boxes that others found: {fix}")
@@ -126,10 +126,11 @@ def swap_boxes(
     Returns:
         In the order of the sources.
     """
+    evaluator = MEInstCOCOEvaluator(dataset_name, distributed=False, output_dir=output_dir and os.fspath(output_dir))
     evaluators, scores = {}, {name: [np.zeros(0, np.float32)] for name in sources}
     for name in sources:
-        folder = None if output_dir is None else os.path.join(output_dir, name)
-        evaluators[name] = MEInstCOCOEvaluator(dataset_name, distributed=False, output_dir=folder)
+        evaluators[name] = copy.copy(evaluator)  # shares the ground truth, which is read once
+        evaluators[name]._output_dir = output_dir and os.path.join(output_dir, name)
         evaluators[name].reset()
     image_ids = []
     for (inputs,) in tqdm(itertools.islice(loader, limit), desc="images", unit="image", total=limit or len(loader)):

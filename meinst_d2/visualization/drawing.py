@@ -25,6 +25,7 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
+from meinst_d2.data.coco import listed
 from meinst_d2.data.image_files import read_image
 from meinst_d2.files import atomic_path
 
@@ -59,10 +60,9 @@ def warn_of_missing_glyphs(names: tuple[str, ...], families: tuple[str, ...]) ->
     missing = [name for name in names if any(c.isprintable() and ord(c) not in known for c in name)]
     if missing:
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .*missing")  # matplotlib's, one for every character
-        some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         logging.getLogger(__name__).warning(
-            f"the font {fonts[0].family_name} lacks characters of {some}, which are drawn as squares: choose a font "
-            "that has them (meinst predict --font FILE, or font.family in a matplotlibrc)"
+            f"the font {fonts[0].family_name} lacks characters of {listed(missing, 3)}, which are drawn as squares: "
+            "choose a font that has them (meinst predict --font FILE, or font.family in a matplotlibrc)"
         )
 
 
