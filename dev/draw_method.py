@@ -112,18 +112,11 @@ def draw_components(basis: PCABasis) -> Any:
     import numpy as np
     from matplotlib import pyplot as plt
 
+    from meinst_d2.fitting.report import show_components
+
     figure = plt.figure(figsize=(10, 2.9), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(2.1, 1))
-    axes = left.subplots(2, 6).ravel()
-    axes[0].imshow(basis.mean.reshape(SIZE, SIZE), cmap="gray")
-    axes[0].set_title("mean", fontsize=9)
-    for i, axis in enumerate(axes[1:]):
-        component = basis.components[i].reshape(SIZE, SIZE)
-        peak = np.abs(component).max()
-        axis.imshow(component, cmap="RdBu_r", vmin=-peak, vmax=peak)
-        axis.set_title(f"component {i + 1}", fontsize=9)
-    for axis in axes:
-        axis.set_axis_off()
+    show_components(left.subplots(2, 6).ravel(), basis)
     axis = right.subplots()
     axis.plot(np.arange(1, 101), basis.explained_variance_ratio[:100].cumsum())
     axis.set(xlabel="components", ylabel="share of the variance", ylim=(0, 1))

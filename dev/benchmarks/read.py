@@ -51,12 +51,12 @@ def run(args: argparse.Namespace) -> list[Row]:
 def read_with_json(path: Path) -> AnnotationTable:
     """The table as a program without the reader would make it."""
     from meinst_d2.data.annotations import AnnotationTable
-    from meinst_d2.data.coco import category_numbers, from_coco
+    from meinst_d2.data.coco import category_numbers, four_numbers, from_coco
 
     content = json.loads(path.read_bytes())
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     numbers = category_numbers(category["id"] for category in content.get("categories", ()))
     return AnnotationTable(
-        from_coco(annotation, sizes.get(annotation["image_id"], (0, 0)), numbers.get(annotation["category_id"], -1))
-        for annotation in content["annotations"]
+        from_coco(a, four_numbers(a["bbox"]), sizes.get(a["image_id"], (0, 0)), numbers.get(a["category_id"], -1))
+        for a in content["annotations"]
     )

@@ -87,7 +87,7 @@ class Report:
 
     @property
     def severity(self) -> Severity:
-        """Of the worst finding; the exit status of the command."""
+        """Severity of the worst finding; the exit status of the command."""
         return max((finding.severity for finding in self.findings), default=FINE)
 
 

@@ -19,7 +19,7 @@ from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.coco import NUMBERS, is_id, kind_of
 from meinst_d2.data.instances import make_templates
 from meinst_d2.masks.rle import FEW_POINTS as TOO_FEW
-from meinst_d2.masks.rle import UnusableInstance, rle_of, runs_of, usable_polygons
+from meinst_d2.masks.rle import UnusableInstance, rle_of, runs_of, set_runs, usable_polygons
 from meinst_d2.masks.rle import areas as mask_areas
 
 if TYPE_CHECKING:
@@ -157,15 +157,13 @@ def mask_bounds(annotation: InstanceAnnotation) -> Box | None:
     if not isinstance(segmentation, Mapping):
         points = np.concatenate(usable_polygons(segmentation or ())).reshape(-1, 2)
         return (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
-    edges = runs_of(segmentation, height, width).cumsum()
-    starts, ends = edges[0::2][: len(edges) // 2], edges[1::2]
-    starts, ends = starts[ends > starts], ends[ends > starts] - 1
+    starts, ends = set_runs(runs_of(segmentation, height, width))
     if not len(starts):
         return None
-    top, bottom = (starts % height).min(), (ends % height).max() + 1
-    if (starts // height != ends // height).any():  # a run that goes on in the next column touches both edges
+    top, bottom = (starts % height).min(), ((ends - 1) % height).max() + 1
+    if (starts // height != (ends - 1) // height).any():  # a run that continues in the next column touches both edges
         top, bottom = 0, height
-    return float(starts[0] // height), float(top), float(ends[-1] // height + 1), float(bottom)
+    return float(starts[0] // height), float(top), float((ends[-1] - 1) // height + 1), float(bottom)
 
 
 def hole(annotation: InstanceAnnotation) -> Rule | None:

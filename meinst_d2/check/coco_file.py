@@ -18,7 +18,7 @@ from meinst_d2.check import Flags, Rule, bits
 from meinst_d2.check import annotation_rules as ar
 from meinst_d2.check.image_rules import DROPPED_IMAGES, IMAGE_RULES, bad_entry, flag_repeats
 from meinst_d2.data.annotations import AnnotationTable
-from meinst_d2.data.coco import LISTS, elements, from_coco, is_id, is_side, lookup, read_sections
+from meinst_d2.data.coco import LISTS, elements, four_numbers, from_coco, is_id, is_side, lookup, read_sections
 from meinst_d2.files import atomic_path
 
 
@@ -102,7 +102,8 @@ def scan(path: str | os.PathLike[str]) -> CocoFile:
         for rule, key in ((ar.UNKNOWN_IMAGE, "image_id"), (ar.UNKNOWN_CATEGORY, "category_id")):
             if found & rule.bit and len(unknown := unknown_ids.setdefault(rule.key, [])) < ar.LOOKED_AT:
                 unknown.append(annotation[key])
-        annotations.append(from_coco(annotation, sizes[row] if row >= 0 else (0, 0), category))
+        box, size = four_numbers(annotation.get("bbox")), sizes[row] if row >= 0 else (0, 0)
+        annotations.append(from_coco(annotation, box, size, category))
         ids.append(id_)
         image_rows.append(row)
         flags.append(found)

@@ -12,7 +12,7 @@ from meinst_d2.check.annotation_rules import EMPTY
 from meinst_d2.check.coco_file import CocoFile
 from meinst_d2.data.annotations import Selection
 from meinst_d2.encoding import Components
-from meinst_d2.reconstruction.encodings import Encoding, FittedDictionaries, make_encodings
+from meinst_d2.reconstruction.encodings import FittedDictionaries, encodings_of, make_encodings
 from meinst_d2.reconstruction.measure import measure_encodings
 from meinst_d2.reconstruction.report import Row, class_table, rows_of
 
@@ -36,7 +36,8 @@ class Encodings:
 
     def table(self) -> str:
         """Mean IoU of every class at the objects' own resolution, and of all masks; there must be ``rows``."""
-        width = max(len(name) for name, q in zip(self.classes, self.rows[0].by_class, strict=True) if q.count)
+        counted = (name for name, q in zip(self.classes, self.rows[0].by_class, strict=True) if q.count)
+        width = max(map(len, counted), default=0)
         values = " ".join(f"{row.total.iou:>{max(6, len(row.title))}.4f}" for row in self.rows)
         return f"{class_table(self.rows, self.classes)}\n{'all':{width}} {self.measured:>6,} {values}"
 
@@ -85,7 +86,8 @@ def measure_classes(
         return Encodings([], file.classes, 0, 0, ["there is no usable mask"])
     encodings, left_out = [], list[str]()
     if components is not None:
-        fit_rows, encodings = fit_rows[:0], _of_components(components, pairs, len(file.classes))
+        dims = [dim for size, dim in pairs if size == components.basis.mask_size]
+        fit_rows, encodings = fit_rows[:0], list(encodings_of(components, dims, len(file.classes)))
     else:
         fitted_to, dims = Selection(file.annotations, fit_rows), [dim for _, dim in pairs]
         dictionaries = FittedDictionaries(fitted_to, len(file.classes), dims, per_class=False, workers=workers)
@@ -101,12 +103,3 @@ def measure_classes(
     tally = measure_encodings(Selection(file.annotations, rows), encodings, len(file.classes), workers)
     found = rows_of(tally, encodings, len(file.classes))
     return Encodings(found, file.classes, len(fit_rows), found[0].total.count, left_out)
-
-
-def _of_components(components: Components, pairs: Sequence[tuple[int, int]], num_classes: int) -> list[Encoding]:
-    bases = components.bases
-    if len(bases) not in (1, num_classes):
-        raise ValueError(f"the components are for {len(bases)} classes, the annotations have {num_classes}")
-    family, size, longest = "pca" if len(bases) == 1 else "class-pca", bases[0].mask_size, bases[0].dim
-    dims = sorted({dim for s, dim in pairs if s == size and dim < longest} | {longest})
-    return list(make_encodings(family, [size], dims, [components.sigmoid], bases=bases))

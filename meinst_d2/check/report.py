@@ -80,7 +80,7 @@ def find(report: Report, num_examples: int = 5) -> list[Finding]:
 
 
 def bad_rules(report: Report) -> list[Rule]:
-    """Those about annotations that found something which is not fine here."""
+    """Rules about annotations that found something which is not fine here."""
     return [f.rule for f in report.findings if f.severity > FINE and f.rule in ANNOTATION_RULES]
 
 

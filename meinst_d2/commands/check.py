@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from meinst_d2.commands import make_parser, reporting
+from meinst_d2.commands import make_parser, reporting, require_positive
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -38,12 +38,6 @@ def encoding(text: str) -> tuple[int, int]:
     return int(size), int(dim)
 
 
-def positive(text: str) -> int:
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser("check", __doc__, EPILOG)
     add = parser.add_argument
@@ -57,13 +51,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--no-encodings", action="store_true", help="do not measure encodings")
     add("--components", metavar="FILE", help="components of meinst fit to measure instead of fitting")
     add("--contact-sheet", metavar="PNG", help="draw sampled annotations, marking the bad ones")
-    add("--samples", type=positive, default=48, metavar="N", help="of the contact sheet (default 48)")
+    add("--samples", type=int, default=48, metavar="N", help="of the contact sheet (default 48)")
     add("--json", metavar="REPORT.json", help="also write the report as JSON")
     drop = "write a copy without unusable annotations and images; OUT.dropped.csv lists them"
     add("--drop-bad", metavar="OUT.json", help=drop)
-    add("--examples", type=positive, default=5, metavar="N", help="of every problem (default 5)")
-    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: one per core)")
+    add("--examples", type=int, default=5, metavar="N", help="of every problem (default 5)")
+    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: one per core)")
     args = parser.parse_args(argv)
+    require_positive(parser, args, "samples", "examples", "workers")
     if args.no_encodings and (args.encodings or args.components):
         parser.error("--no-encodings leaves nothing for --encodings and --components to do")
     if args.decode and (args.no_images or args.images is None):

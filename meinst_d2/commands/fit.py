@@ -20,7 +20,7 @@ from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.coco import read_category_names, read_coco_json
 from meinst_d2.encoding import SigmoidClamp, save_components
 from meinst_d2.files import require_writable
-from meinst_d2.fitting.count import count_moments, fit_all, fit_classes
+from meinst_d2.fitting.count import MASKS_PER_COMPONENT, count_moments, fit_all, fit_classes
 from meinst_d2.fitting.distributed import LostRankError, Ranks, join_ranks
 from meinst_d2.fitting.report import draw, table
 from meinst_d2.reconstruction.encodings import make_encodings
@@ -38,29 +38,26 @@ EXAMPLES = """examples:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser("fit", __doc__, EXAMPLES)
+    add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", nargs="+", metavar="NAME", help="datasets registered with Detectron2")
     source.add_argument("--coco-json", nargs="+", metavar="FILE", help="COCO instances files; needs no Detectron2")
-    parser.add_argument("--dim", type=int, default=60, help="number of components, D (default 60)")
-    parser.add_argument("--mask-size", type=int, default=28, help="side of the mask template, S (default 28)")
-    parser.add_argument("--no-sigmoid", action="store_true", help="fit the pixels themselves instead of their logits")
-    whiten = "record that coefficients are not divided by their std"
-    parser.add_argument("--no-whiten", action="store_true", help=whiten)
-    parser.add_argument("--class-specific", action="store_true", help="fit one dictionary per class (ClassPCAEncoder)")
-    few = "classes with fewer masks share the dictionary of all (default 10 per component)"
-    parser.add_argument("--min-masks", type=int, metavar="N", help=few)
+    add("--dim", type=int, default=60, help="number of components, D (default 60)")
+    add("--mask-size", type=int, default=28, help="side of the mask template, S (default 28)")
+    add("--no-sigmoid", action="store_true", help="fit the pixels themselves instead of their logits")
+    add("--no-whiten", action="store_true", help="record that coefficients are not divided by their std")
+    add("--class-specific", action="store_true", help="fit one dictionary per class (ClassPCAEncoder)")
+    few = f"classes with fewer masks share the dictionary of all (default {MASKS_PER_COMPONENT} per component)"
+    add("--min-masks", type=int, metavar="N", help=few)
     clamp = "bounds of the random clamp of a pixel before its logit (default 0.01 0.05; equal: not random)"
-    parser.add_argument("--clamp", nargs=2, type=float, default=(0.01, 0.05), metavar=("LOW", "HIGH"), help=clamp)
-    output = "the .npz (default output/components/DATASET_S_D.npz)"
-    parser.add_argument("--output", type=Path, metavar="FILE", help=output)
-    parser.add_argument("--eval-json", metavar="FILE", help="measure on this COCO file instead of the fitted masks")
+    add("--clamp", nargs=2, type=float, default=(0.01, 0.05), metavar=("LOW", "HIGH"), help=clamp)
+    add("--output", type=Path, metavar="FILE", help="the .npz (default output/components/DATASET_S_D.npz)")
+    add("--eval-json", metavar="FILE", help="measure on this COCO file instead of the fitted masks")
     cores = max(1, (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))  # of each rank
-    parser.add_argument("--workers", type=int, default=cores, help="processes (default: one per core)")
-    parser.add_argument("--limit", type=int, metavar="N", help="use the first N annotations only")
-    backend = "how ranks of torchrun add up (default gloo)"
-    parser.add_argument("--backend", choices=("gloo", "nccl"), default="gloo", help=backend)
-    patience = "longest wait for another rank of torchrun (default 300)"
-    parser.add_argument("--rank-timeout", type=float, default=300.0, metavar="SECONDS", help=patience)
+    add("--workers", type=int, default=cores, help="processes (default: one per core)")
+    add("--limit", type=int, metavar="N", help="use the first N annotations only")
+    add("--backend", choices=("gloo", "nccl"), default="gloo", help="how ranks of torchrun add up (default gloo)")
+    add("--rank-timeout", type=float, default=300, metavar="SECONDS", help="longest wait for a rank (default 300)")
     args = parser.parse_args(argv)
     require_positive(parser, args, "dim", "mask_size", "workers", "limit", "min_masks", "rank_timeout")
     try:
@@ -135,22 +132,20 @@ def fit(args: argparse.Namespace, ranks: Ranks) -> None:
     measured = ranks.share(read_coco_json(args.eval_json)) if args.eval_json else annotations
 
     start = time.perf_counter()
-    options = {"clamp": clamp, "workers": args.workers, "sum_over_ranks": ranks.sum}
     if names is None:
         moments, skipped = count_moments(annotations, args.mask_size, args.workers, sum_over_ranks=ranks.sum)
     else:
-        min_masks = args.min_masks or 10 * args.dim
-        found = fit_classes(annotations, len(names), args.mask_size, args.dim, min_masks=min_masks, **options)
+        least = max(args.min_masks or MASKS_PER_COMPONENT * args.dim, args.dim + 1)
+        options = {"min_masks": least, "clamp": clamp, "workers": args.workers, "sum_over_ranks": ranks.sum}
+        found = fit_classes(annotations, len(names), args.mask_size, args.dim, **options)
         moments, skipped = found.moments, found.skipped
         if found.shared:
             few = ", ".join(f"{names[i]} ({found.counts[i]})" for i in found.shared)
-            print(
-                f"{len(found.shared)} of {len(names)} classes have fewer than {min_masks} usable masks and share the "
-                f"dictionary of all: {few}"
-            )
+            why = f"have fewer than {least} usable masks, or masks too much alike"
+            print(f"{len(found.shared)} of {len(names)} classes {why}, and share the dictionary of all: {few}")
     for reason, count in skipped.most_common():
         print(f"skipped {count:,}: {reason}")
-    every = fit_all(moments, skipped, args.dim, clamp)
+    every = fit_all(moments, skipped, args.dim, clamp) if names is None else found.every
     written = [every.truncated(args.dim)] if names is None else found.bases
     print(f"fitted {args.dim} components to {moments.count:,} masks in {time.perf_counter() - start:.1f} s")
     if ranks.rank == 0:
@@ -163,8 +158,7 @@ def fit(args: argparse.Namespace, ranks: Ranks) -> None:
     encodings = list(make_encodings("class-pca" if names else "pca", *settings))
     tally = measure_encodings(measured, encodings, len(bases) if names else None, args.workers, templates_only=True)
     tally.sums = ranks.sum(tally.sums)
-    qualities = [tally.quality(i) for i in range(len(dims))]
-    rows = [(dim, q.template_iou, q.pooled_miou) for dim, q in zip(dims, qualities, strict=True)]
+    rows = [(dim, (q := tally.quality(i)).template_iou, q.pooled_miou) for i, dim in enumerate(dims)]
     if ranks.rank == 0:
         print(f"\nreconstruction of {args.eval_json or 'the fitted masks'}\n{table(every, rows)}")
         picture = args.output.with_suffix(".png")

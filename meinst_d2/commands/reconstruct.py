@@ -86,7 +86,7 @@ def build_encodings(
     args: argparse.Namespace, fitted: FittedDictionaries | None, components: Components | None, num_classes: int
 ) -> list[Encoding]:
     """Every encoding that the command line asks for, or that the other options allow."""
-    from meinst_d2.reconstruction.encodings import make_encodings
+    from meinst_d2.reconstruction.encodings import encodings_of, make_encodings
 
     bases = components.bases if components is not None else ()
     possible = FITTED if fitted is not None else ("class-pca",) if len(bases) > 1 else ("pca",) if bases else ()
@@ -97,10 +97,7 @@ def build_encodings(
     encodings: list[Encoding] = []
     for family in families:
         if family in FITTED and components is not None:
-            if len(bases) not in (1, num_classes):
-                raise ValueError(f"{args.components} is for {len(bases)} classes, the annotations have {num_classes}")
-            dims = [*(dim for dim in args.dims if dim < bases[0].dim), bases[0].dim]
-            encodings += make_encodings(family, [bases[0].mask_size], dims, [components.sigmoid], args.whiten, bases)
+            encodings += encodings_of(components, args.dims, num_classes, args.whiten)
         else:
             its = fitted.bases if fitted is not None else ()
             encodings += make_encodings(family, args.sizes, args.dims, args.sigmoid, args.whiten, its)
@@ -123,7 +120,9 @@ def print_tables(rows: Sequence[Row], classes: Sequence[str]) -> None:
 
 def print_own_classes(args: argparse.Namespace, tally: Tally, rows: Sequence[Row], fitted: FittedDictionaries) -> None:
     """Class-specific against class-agnostic, on the masks of classes that have a dictionary of their own."""
-    print("\npca / class-pca on the masks of classes with a dictionary of their own (10 masks per component)")
+    from meinst_d2.fitting.count import MASKS_PER_COMPONENT
+
+    print(f"\npca / class-pca for classes with a dictionary of their own ({MASKS_PER_COMPONENT} masks per component)")
     print(f"{'S':>3} {'D':>4} {'classes':>8} {'masks':>7} |   IoU at S x S  | IoU at own resolution")
     place: dict[tuple[str, int | None, int], int] = {}
     for i, row in enumerate(rows):

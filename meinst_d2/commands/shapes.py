@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from meinst_d2.commands import make_parser
+from meinst_d2.commands import make_parser, reporting, require_positive
 
 EXAMPLES = """example:
   meinst shapes --output datasets/shapes --train 3000 --val 100
@@ -14,6 +14,7 @@ EXAMPLES = """example:
 """
 
 
+@reporting("shapes")
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("shapes", __doc__, EXAMPLES)
     parser.add_argument("--output", type=Path, default=Path("datasets/shapes"), help="folder (default datasets/shapes)")
@@ -26,16 +27,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same images (default 0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     args = parser.parse_args(argv)
+    require_positive(parser, args, "size", "max_objects", "min_side", "max_side", "workers")
+    if args.seed < 0:
+        parser.error(f"--seed must not be negative, got {args.seed}")
+    if args.min_side > args.max_side:
+        parser.error(f"--min-side {args.min_side:g} is above --max-side {args.max_side:g}")
 
     # Imported here so that --help answers at once.
     from meinst_d2.data.shapes import ShapesConfig, generate
 
-    config = ShapesConfig(
-        height=args.size[0],
-        width=args.size[1],
-        max_objects=args.max_objects,
-        min_side=args.min_side,
-        max_side=args.max_side,
-    )
+    fewest = min(ShapesConfig.min_objects, args.max_objects)
+    config = ShapesConfig(*args.size, fewest, args.max_objects, args.min_side, args.max_side)
     generate(args.output, {"train": args.train, "val": args.val}, config, args.seed, args.workers)
     print(f"wrote {args.output}")

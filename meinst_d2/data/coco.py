@@ -202,8 +202,9 @@ def _read(path: str | os.PathLike[str], table: AnnotationTable, *, named: bool) 
             raise ValueError(f"{path}: annotation number {number} is {kind_of(annotation)} instead of an object")
         image_rows.append(lookup(rows, annotation.get("image_id")))
         category = lookup(numbers, annotation.get("category_id"))
-        table.append(from_coco(annotation, sizes[image_rows[-1] + 1], category))
-        boxes.extend(four_numbers(annotation.get("bbox")))
+        box = four_numbers(annotation.get("bbox"))
+        table.append(from_coco(annotation, box, sizes[image_rows[-1] + 1], category))
+        boxes.extend(box)
         ids.append(annotation.get("id"))
     boxes_xywh, of_image = np.array(boxes, np.float64).reshape(-1, 4), np.array(image_rows, np.int64)
     return CocoDataset(os.fspath(path), images, category_ids, names, table, boxes_xywh, ids, of_image)
@@ -268,7 +269,7 @@ def image_fault(image: Any) -> str:
 
 
 def category_fault(category: Any, *, named: bool = True) -> str:
-    """The same of an element of ``categories``; with ``named`` it must have a name."""
+    """Why an element of ``categories`` cannot be used, likewise; with ``named`` it must have a name."""
     if not isinstance(category, dict):
         return f"is {kind_of(category)} instead of an object"
     if not is_id(category.get("id")):
@@ -278,12 +279,14 @@ def category_fault(category: Any, *, named: bool = True) -> str:
     return ""
 
 
-def from_coco(annotation: Mapping[str, Any], image_size: tuple[int, int], category: int) -> InstanceAnnotation:
-    """An annotation of the file, of an image of this size and with this class number."""
+def from_coco(
+    annotation: Mapping[str, Any], box: array[float], image_size: tuple[int, int], category: int
+) -> InstanceAnnotation:
+    """An annotation of the file, with the four numbers of its box, of an image of this size and this class number."""
     area = annotation.get("area")
     return InstanceAnnotation(
         annotation.get("segmentation"),
-        corners_of(annotation.get("bbox")),
+        corners_of(box),
         image_size,
         category,
         bool(annotation.get("iscrowd", 0)),
@@ -299,11 +302,10 @@ def four_numbers(xywh: Any) -> array[float]:
     return NOT_NUMBERS
 
 
-def corners_of(xywh: Any) -> tuple[float, float, float, float]:
-    """``xyxy`` of a box in COCO's format, rounded as Detectron2 rounds it; zeros where it is not four numbers."""
-    numbers = four_numbers(xywh)
-    if numbers is NOT_NUMBERS:
+def corners_of(xywh: array[float]) -> tuple[float, float, float, float]:
+    """``xyxy`` of the four numbers of a box, rounded as Detectron2 rounds it; zeros of ``NOT_NUMBERS``."""
+    if xywh is NOT_NUMBERS:
         return NO_BOX
-    x, y, width, height = array("f", numbers)
+    x, y, width, height = array("f", xywh)
     x, y, right, bottom = array("f", (x, y, x + width, y + height))
     return x, y, right, bottom

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 
 import detectron2.data.detection_utils as utils
@@ -76,10 +77,8 @@ def read_header(path: str) -> Header:
     with Image.open(path) as image:
         orientation = None
         if image.format != "PNG" or "exif" in image.info:  # asking a PNG without would decode the whole image
-            try:
+            with suppress(Exception):  # Detectron2 continues without it
                 orientation = image.getexif().get(ExifTags.Base.Orientation)
-            except Exception:  # Detectron2 goes on without
-                orientation = None
         size = image.size if orientation in (5, 6, 7, 8) else image.size[::-1]  # those swap the sides
         return Header(size, image.mode in DEEP_MODES, _pages(image), orientation in range(2, 9))
 

@@ -90,7 +90,7 @@ class TrainingBatches:
             batch_size: over all processes.
             seed: not negative.
             rank, world_size: of this process.
-            repeat_factors: (num_images,) how often an epoch visits each image on average (fractions are drawn anew
+            repeat_factors: (num_images,) how often an epoch visits each image on average (fractions are drawn again
                 every epoch); None for once.
 
         Raises:

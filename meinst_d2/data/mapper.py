@@ -17,7 +17,7 @@ from detectron2.utils.logger import log_first_n
 from meinst_d2.data.image_files import read_image
 from meinst_d2.data.instances import from_dict, why_unusable
 from meinst_d2.masks.rasterize import crop_bitmask, rasterize_polygons
-from meinst_d2.masks.rle import UnusableInstance, bitmask_of, usable_polygons
+from meinst_d2.masks.rle import UnusableInstance, bitmask_of, tight_window, usable_polygons
 
 SMALLEST_BOX = 1e-5
 """Boxes with a side of at most this many pixels after augmentation are dropped, as Detectron2 drops them."""
@@ -150,10 +150,8 @@ def _bounds(segmentation: Any) -> np.ndarray:
             return np.zeros(4)
         points = np.concatenate(segmentation).reshape(-1, 2)
         return np.concatenate((points.min(axis=0), points.max(axis=0)))
-    rows, columns = segmentation.any(axis=1).nonzero()[0], segmentation.any(axis=0).nonzero()[0]
-    if not len(rows):
-        return np.zeros(4)
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64)
+    rows, columns = tight_window(segmentation)
+    return np.array([columns.start, rows.start, columns.stop, rows.stop], np.float64)
 
 
 def _make_templates(segmentations: Sequence[Any], boxes: np.ndarray, mask_size: int) -> np.ndarray:

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pycocotools.mask as mask_util
 from PIL import Image
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from meinst_d2.files import atomic_path
-from meinst_d2.masks.rasterize import to_rles
+from meinst_d2.masks.rasterize import BoolArray
+from meinst_d2.masks.rle import decode_rle, rle_of, runs_of, tight_window
 
 SPLITS = ("train", "val")
 LEAST_VISIBLE = 0.7
@@ -35,7 +35,6 @@ TRIES = 4
 MOST_OVERLAP = 0.4
 """Of two boxes, over the smaller: objects one inside the other would have to share their locations."""
 
-Mask = npt.NDArray[np.bool_]
 Outline = npt.NDArray[np.float64]
 """(n, 2) points (x, y)."""
 Random = np.random.Generator
@@ -110,7 +109,7 @@ def draw_image(config: ShapesConfig, seed: tuple[int, ...]) -> tuple[npt.NDArray
         for _ in range(rng.integers(config.min_objects, config.max_objects + 1)):
             any(_try_to_add(objects, _random_object(rng, config)) for _ in range(TRIES))
     for item in objects:
-        rows, columns = _bounds(item.full)
+        rows, columns = tight_window(item.full)
         part, region = item.full[rows, columns], canvas[rows, columns]
         region[part] = (_contrasting(rng, background) + _texture(rng, part.shape, 25))[part]
         if item.occluder is not None:
@@ -122,9 +121,9 @@ def draw_image(config: ShapesConfig, seed: tuple[int, ...]) -> tuple[npt.NDArray
 @dataclass
 class _Object:
     category: int
-    full: Mask  # what it covers
-    visible: Mask  # what later objects left of it
-    occluder: Mask | None = None  # a strip drawn over it that is not an object itself
+    full: BoolArray  # what it covers
+    visible: BoolArray  # what later objects left of it
+    occluder: BoolArray | None = None  # a strip drawn over it that is not an object itself
     polygons: list[Outline] | None = None  # None where only a bit mask can say it
     crowd: bool = False
 
@@ -134,15 +133,11 @@ class _Object:
             low, high = points.min(0), points.max(0)
             segmentation: Any = [polygon.round(2).ravel().tolist() for polygon in self.polygons]
         else:
-            rows, columns = _bounds(self.visible)
+            rows, columns = tight_window(self.visible)
             low, high = np.array([columns.start, rows.start]), np.array([columns.stop, rows.stop])
-            if self.crowd:
-                pixels = np.concatenate(([False], self.visible.ravel(order="F")))
-                edges = [0, *(pixels[1:] != pixels[:-1]).nonzero()[0], self.visible.size]
-                counts = np.diff(edges).tolist()  # of pixels without and with the mask, in turn
-            else:
-                counts = mask_util.encode(np.asfortranarray(self.visible, np.uint8))["counts"].decode("ascii")
-            segmentation = {"size": list(self.visible.shape), "counts": counts}
+            rle = rle_of(self.visible, self.visible.shape)
+            counts = runs_of(rle, *rle["size"]).tolist() if self.crowd else rle["counts"].decode("ascii")
+            segmentation = {"size": rle["size"], "counts": counts}
         return {
             "category_id": self.category + 1,
             "segmentation": segmentation,
@@ -152,21 +147,15 @@ class _Object:
         }
 
 
-def _bounds(mask: Mask) -> tuple[slice, slice]:
-    """The rows and columns of the smallest box around a mask that is not empty."""
-    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-
-
 def _try_to_add(objects: list[_Object], new: _Object | None) -> bool:
     """Put an object on top if that leaves all of them recognisable; says whether it did."""
     if new is None:
         return False
     covering = new.full if new.occluder is None else new.full | new.occluder
-    box = _bounds(new.full)
+    box = tight_window(new.full)
     for item in objects:
         visible = (item.visible & ~covering).sum()
-        if visible < LEAST_VISIBLE * item.full.sum() or _overlap(_bounds(item.full), box) > MOST_OVERLAP:
+        if visible < LEAST_VISIBLE * item.full.sum() or _overlap(tight_window(item.full), box) > MOST_OVERLAP:
             return False
     for item in objects:
         item.visible &= ~covering
@@ -217,7 +206,8 @@ def _random_object(rng: Random, config: ShapesConfig) -> _Object | None:
 def _crowd(rng: Random, config: ShapesConfig) -> _Object:
     """Many small blobs side by side, as one region."""
     size = (config.height, config.width)
-    center = rng.uniform(30, np.array([config.width, config.height]) - 30)
+    margin = np.minimum(30, np.array([config.width, config.height]) / 2)
+    center = rng.uniform(margin, np.array([config.width, config.height]) - margin)
     region = np.zeros(size, bool)
     for _ in range(rng.integers(8, 15)):
         (outline,) = _blob_outlines(rng, 0)
@@ -225,8 +215,8 @@ def _crowd(rng: Random, config: ShapesConfig) -> _Object:
     return _Object(CATEGORIES.index("blob"), region, region.copy(), crowd=True)
 
 
-def _fill(outlines: list[Outline], size: tuple[int, int]) -> Mask:
-    return mask_util.decode(mask_util.merge(to_rles([o.ravel() for o in outlines], *size))).astype(bool)
+def _fill(outlines: list[Outline], size: tuple[int, int]) -> BoolArray:
+    return decode_rle(rle_of([outline.ravel() for outline in outlines], size), *size).astype(np.bool_)
 
 
 def _texture(rng: Random, size: tuple[int, ...], amplitude: float) -> npt.NDArray[np.float32]:

@@ -61,7 +61,7 @@ class MaskEncoder(nn.Module, ABC):
         """(M, S, S) float32, probabilities in (0, 1) of (M, D) coefficients of any float dtype."""
 
     @abstractmethod
-    def deviations(self, classes: Tensor | None = None) -> Tensor:
+    def stds(self, classes: Tensor | None = None) -> Tensor:
         """(D,), or (M, D) where class-specific: how far a unit of each coefficient moves the S*S decoded logits."""
 
 
@@ -90,5 +90,5 @@ class PixelEncoder(MaskEncoder):
     def decode(self, coeffs: Tensor, classes: Tensor | None = None) -> Tensor:
         return self.decode_logits(coeffs).sigmoid()
 
-    def deviations(self, classes: Tensor | None = None) -> Tensor:
+    def stds(self, classes: Tensor | None = None) -> Tensor:
         return self._ones

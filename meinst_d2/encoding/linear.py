@@ -16,7 +16,7 @@ class Dictionary(NamedTuple):
     """What coefficients mean, for all masks alike or with a leading axis of M masks."""
 
     components: Tensor  # (..., D, S*S), orthonormal rows
-    deviations: Tensor  # (..., D), std of the coefficients along each row
+    stds: Tensor  # (..., D), std of the coefficients along each row
     means: Tensor  # (..., S*S)
 
 
@@ -70,11 +70,11 @@ class LinearEncoder(MaskEncoder):
 
     def encode(self, masks: Tensor, classes: Tensor | None = None) -> Tensor:
         with without_autocast(masks.device):
-            components, deviations, means = self.dictionary(classes)
+            components, stds, means = self.dictionary(classes)
             pixels = self._pixel_targets(masks.flatten(1).to(means.dtype)) - means  # (M, S*S)
             # (M, D, S*S) @ (M, S*S, 1), a dictionary per mask, or (M, S*S) @ (S*S, D)
             coeffs = (components @ pixels[..., None])[..., 0] if components.ndim == 3 else pixels @ components.T
-            return coeffs / deviations if self.whiten else coeffs
+            return coeffs / stds if self.whiten else coeffs
 
     def _pixel_targets(self, masks: Tensor) -> Tensor:
         """The pixels (M, S*S) of zeros and ones, or their logits."""
@@ -89,10 +89,10 @@ class LinearEncoder(MaskEncoder):
 
     def decode_logits(self, coeffs: Tensor, classes: Tensor | None = None) -> Tensor:
         with without_autocast(coeffs.device):
-            components, deviations, means = self.dictionary(classes)
+            components, stds, means = self.dictionary(classes)
             coeffs = coeffs.to(means.dtype)
             if self.whiten:
-                coeffs = coeffs * deviations
+                coeffs = coeffs * stds
             if components.ndim == 3:  # (M, 1, D) @ (M, D, S*S)
                 pixels = (coeffs[:, None] @ components)[:, 0] + means
             else:
@@ -103,7 +103,7 @@ class LinearEncoder(MaskEncoder):
         pixels = self.decode_logits(coeffs, classes)
         return pixels.sigmoid() if self.sigmoid else pixels.clamp(0.01, 0.99)
 
-    def deviations(self, classes: Tensor | None = None) -> Tensor:
+    def stds(self, classes: Tensor | None = None) -> Tensor:
         # Rows have length 1: one unit moves the pixels by the std that it was divided by.
-        deviations = self.dictionary(classes).deviations
-        return deviations if self.whiten else torch.ones_like(deviations)
+        stds = self.dictionary(classes).stds
+        return stds if self.whiten else torch.ones_like(stds)

@@ -24,16 +24,19 @@ class PixelMoments:
     Attributes:
         mask_size: S.
         count: n, number of masks seen.
-        total: (S*S,) int64, how many masks have each pixel set.
-        cooccurrence: (S*S, S*S) int64, how many masks have both pixels set; its diagonal is ``total``.
+        cooccurrence: (S*S, S*S) int64, how many masks have both pixels set.
     """
 
     def __init__(self, mask_size: int) -> None:
         pixels = mask_size * mask_size
         self.mask_size = mask_size
         self.count = 0
-        self.total: npt.NDArray[np.int64] = np.zeros(pixels, np.int64)
         self.cooccurrence: npt.NDArray[np.int64] = np.zeros((pixels, pixels), np.int64)
+
+    @property
+    def total(self) -> npt.NDArray[np.int64]:
+        """(S*S,) how many masks have each pixel set."""
+        return self.cooccurrence.diagonal()  # x * x is x
 
     def update(self, masks: npt.NDArray[np.bool_] | npt.NDArray[np.uint8]) -> None:
         """Count a batch of masks.
@@ -54,14 +57,12 @@ class PixelMoments:
             block = masks[start : start + BLOCK].reshape(-1, size * size).astype(np.float32)  # (BLOCK, S*S)
             self.cooccurrence += (block.T @ block).astype(np.int64)
             self.count += len(block)
-        self.total = self.cooccurrence.diagonal().copy()  # x * x is x
 
     def merge(self, other: PixelMoments) -> None:
         """Add what another accumulator of the same mask size has counted."""
         if other.mask_size != self.mask_size:
             raise ValueError(f"cannot merge moments of mask size {other.mask_size} into {self.mask_size}")
         self.count += other.count
-        self.total = self.total + other.total
         self.cooccurrence += other.cooccurrence
 
     def counts(self) -> npt.NDArray[np.int64]:
@@ -74,7 +75,6 @@ class PixelMoments:
         moments = cls(mask_size)
         moments.count = int(counts[0])
         moments.cooccurrence = counts[1:].reshape(moments.cooccurrence.shape).copy()
-        moments.total = moments.cooccurrence.diagonal().copy()
         return moments
 
     def mean(self) -> npt.NDArray[np.float64]:

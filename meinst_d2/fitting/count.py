@@ -8,18 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from meinst_d2.data.annotations import InstanceAnnotation, Selection
 from meinst_d2.data.instances import make_templates
 from meinst_d2.data.parallel import run_shards
 from meinst_d2.encoding import PCABasis, PixelMoments, SigmoidClamp, fit_pca
+from meinst_d2.masks.rasterize import IntArray
 from meinst_d2.masks.rle import REASONS
 
 CHUNK = 4096
 """Annotations rasterised at a time: large enough for the matrix products, small enough for the caches."""
+MASKS_PER_COMPONENT = 10
+"""Of a class, for a dictionary of its own."""
 
-IntArray = npt.NDArray[np.int64]
 SumOverRanks = Callable[[IntArray], IntArray] | None
 """Adds an array up over the processes of a job that shares the annotations; None for a process alone."""
 
@@ -69,6 +70,7 @@ class ClassFit:
     """Dictionaries by class (paper, section 4.1).
 
     Attributes:
+        every: every component of all masks.
         bases: (K,) one per class, of D components; classes with too few masks have that of all masks.
         counts: (K,) usable masks of each class.
         shared: the classes with too few masks.
@@ -76,6 +78,7 @@ class ClassFit:
         skipped: annotations that were not used, by reason.
     """
 
+    every: PCABasis
     bases: list[PCABasis]
     counts: list[int]
     shared: list[int]
@@ -128,9 +131,9 @@ def fit_classes(
         counts.append(moments.count)
         basis = fit_pca(moments, clamp) if moments.count >= max(min_masks, dim + 1) else None
         bases.append(basis.truncated(dim) if basis and basis.dim >= dim else None)
-    of_all = fit_all(total, skipped, dim, clamp).truncated(dim)
+    every = fit_all(total, skipped, dim, clamp)
     shared = [category for category, basis in enumerate(bases) if basis is None]
-    return ClassFit([basis or of_all for basis in bases], counts, shared, total, skipped)
+    return ClassFit(every, [basis or every.truncated(dim) for basis in bases], counts, shared, total, skipped)
 
 
 def fit_all(moments: PixelMoments, skipped: Counter[str], dim: int, clamp: SigmoidClamp | None) -> PCABasis:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from meinst_d2.data.annotations import InstanceAnnotation, Selection
-from meinst_d2.fitting.count import IntArray
+from meinst_d2.masks.rasterize import IntArray
 
 
 class LostRankError(ConnectionError):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from meinst_d2.encoding import PCABasis
 from meinst_d2.files import atomic_path
@@ -23,26 +25,30 @@ def table(basis: PCABasis, rows: Sequence[Reconstruction]) -> str:
     return "\n".join(lines)
 
 
-def draw(path: str | os.PathLike[str], basis: PCABasis, rows: Sequence[Reconstruction]) -> None:
-    """A picture of the mean mask, the first 16 components and the IoU against D."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def show_components(axes: npt.NDArray[Any], basis: PCABasis) -> None:
+    """The mean mask and the first components with their share of the variance, on one matplotlib axis each."""
     size = basis.mask_size
-    figure = plt.figure(figsize=(15, 5.2), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(3, 1.6))
-    axes = left.subplots(3, 6, gridspec_kw={"wspace": 0.05, "hspace": 0.2}).ravel()
     axes[0].imshow(basis.mean.reshape(size, size), cmap="gray")
     axes[0].set_title("mean", fontsize=9)
-    for i, axis in enumerate(axes[1 : 1 + min(16, basis.dim)]):
+    for i, axis in enumerate(axes[1 : 1 + basis.dim]):
         component = basis.components[i].reshape(size, size)
         peak = np.abs(component).max()
         axis.imshow(component, cmap="RdBu_r", vmin=-peak, vmax=peak)
         axis.set_title(f"{i + 1}: {basis.explained_variance_ratio[i]:.1%}", fontsize=9)
     for axis in axes:
         axis.set_axis_off()
+
+
+def draw(path: str | os.PathLike[str], basis: PCABasis, rows: Sequence[Reconstruction]) -> None:
+    """A picture of the mean mask, the first components and the IoU against D."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure = plt.figure(figsize=(15, 5.2), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(3, 1.6))
+    show_components(left.subplots(3, 6, gridspec_kw={"wspace": 0.05, "hspace": 0.2}).ravel(), basis)
     axis = right.subplots()
     dims, ious, pooled = zip(*rows, strict=True)
     axis.plot(dims, ious, "o-", label="mean IoU per instance")

@@ -131,6 +131,13 @@ def ious(first: Sequence[RLE], second: Sequence[RLE], *, crowd: bool = False) ->
     return np.reshape(mask_util.iou(list(first), list(second), [crowd] * shape[1]), shape).astype(np.float64)
 
 
+def tight_window(mask: npt.NDArray[Any]) -> tuple[slice, slice]:
+    """The rows and the columns of the smallest box around an (H, W) bit mask; both empty where no pixel is set."""
+    lines = (mask.any(axis=axis).nonzero()[0] for axis in (1, 0))
+    rows, columns = (slice(at[0], at[-1] + 1) if len(at) else slice(0, 0) for at in lines)
+    return rows, columns
+
+
 def runs_of(rle: Mapping[str, Any], height: int, width: int) -> IntArray:
     """The checked lengths of the runs of an RLE, compressed or not.
 
@@ -163,7 +170,7 @@ def _decompressed(counts: Any) -> IntArray:
     if not isinstance(counts, bytes):
         raise ValueError(f"an RLE with counts of type {type(counts).__name__}")
     codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    lasts = (codes & 32 == 0).nonzero()[0]  # bit 5 says that the run goes on
+    lasts = (codes & 32 == 0).nonzero()[0]  # bit 5 says that the run continues
     if len(codes) and (not len(lasts) or lasts[-1] != len(codes) - 1):
         raise ValueError("an RLE with counts that end within a run")
     lengths = np.diff(lasts, prepend=-1)
@@ -179,6 +186,13 @@ def _decompressed(counts: Any) -> IntArray:
     runs[1::2] = runs[1::2].cumsum()
     runs[2::2] = runs[2::2].cumsum()
     return runs
+
+
+def set_runs(runs: IntArray) -> tuple[IntArray, IntArray]:
+    """First pixel, and the one after the last, of the runs of ones among checked runs; those of no pixels left out."""
+    edges = runs.cumsum()
+    starts, ends = edges[0::2][: len(runs) // 2], edges[1::2]
+    return starts[ends > starts], ends[ends > starts]
 
 
 def decode_rle(rle: Mapping[str, Any], height: int, width: int) -> npt.NDArray[np.uint8]:
@@ -209,9 +223,7 @@ def crop_rle(
     rows, row_slice = sampling_weights(y0, y1, height, mask_size)
     columns, column_slice = sampling_weights(x0, x1, width, mask_size)
     # Runs of ones, in these columns and cut where a column ends: the nth piece of a run lies in its nth column.
-    edges = runs.cumsum()
-    starts, ends = edges[0::2][: len(runs) // 2], edges[1::2]
-    starts, ends = starts[ends > starts], ends[ends > starts]
+    starts, ends = set_runs(runs)
     first = np.maximum(starts // height, column_slice.start)
     last = np.minimum((ends - 1) // height, column_slice.stop - 1)
     counts = np.maximum(last - first + 1, 0)

@@ -89,8 +89,8 @@ class MaskLoss(nn.Module):
         with torch.no_grad():
             gt_coeffs = encoder.encode(targets.masks, targets.classes)[targets.gt_idx]  # (P, D)
         if self.weights == "deviation":
-            deviations = encoder.deviations(targets.classes)  # (D,) or (M, D)
-            factors = deviations / deviations.square().mean(-1, keepdim=True).sqrt()  # their root mean square is 1
+            stds = encoder.stds(targets.classes)  # (D,) or (M, D)
+            factors = stds / stds.square().mean(-1, keepdim=True).sqrt()  # their root mean square is 1
             if factors.ndim == 2:
                 factors = factors[targets.gt_idx]
             pred_coeffs, gt_coeffs = pred_coeffs * factors, gt_coeffs * factors

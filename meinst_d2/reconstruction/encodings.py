@@ -14,6 +14,7 @@ import torch
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.encoding import (
     ClassPCAEncoder,
+    Components,
     DCTEncoder,
     FittedEncoder,
     MaskEncoder,
@@ -23,7 +24,7 @@ from meinst_d2.encoding import (
     SigmoidClamp,
     fit_pca,
 )
-from meinst_d2.fitting.count import ClassFit, count_moments, fit_classes
+from meinst_d2.fitting.count import MASKS_PER_COMPONENT, ClassFit, count_moments, fit_classes
 from meinst_d2.masks.paste import stretch
 from meinst_d2.masks.rasterize import BoolArray, crop_bitmask
 from meinst_d2.reconstruction.baselines import BinaryGrid, ChebyshevRadius, MaskCodec, PolarRays
@@ -39,8 +40,6 @@ FAMILIES = {
 }
 """Their names, colors and markers in pictures. Both grids are S x S bits: "grid" is the template that a network would
 be taught, rasterised from the polygons at S x S; in "area-grid" a cell is set where the mask covers half of it."""
-MASKS_PER_COMPONENT = 10
-"""Of a class, for a dictionary of its own."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +113,17 @@ def make_encodings(
             yield Encoding(family, encoder.eval(), sigmoid, whiten)
 
 
+def encodings_of(
+    components: Components, dims: Sequence[int], num_classes: int, whitens: Sequence[bool] = (True,)
+) -> Iterator[Encoding]:
+    """Encodings with a file's components, of the ``dims`` below theirs and of theirs; ValueError for other classes."""
+    bases, all_dims = components.bases, components.basis.dim
+    if len(bases) not in (1, num_classes):
+        raise ValueError(f"the components are for {len(bases)} classes, the annotations have {num_classes}")
+    family, chosen = "pca" if len(bases) == 1 else "class-pca", {dim for dim in dims if dim < all_dims} | {all_dims}
+    return make_encodings(family, [components.basis.mask_size], sorted(chosen), [components.sigmoid], whitens, bases)
+
+
 @dataclass
 class FittedDictionaries:
     """The dictionaries of a dataset at every S and D, of all masks and per class, fitted when first asked for.
@@ -157,8 +167,10 @@ class FittedDictionaries:
                 least = MASKS_PER_COMPONENT * min(self.dims)
                 options = {"min_masks": least, "clamp": clamp, "workers": self.workers}
                 by_class = fit_classes(self.annotations, self.num_classes, mask_size, max(self.dims), **options)
-            moments = by_class.moments if by_class else count_moments(self.annotations, mask_size, self.workers)[0]
-            self._fits[mask_size, sigmoid] = (fit_pca(moments, clamp), by_class)
+                every = by_class.every
+            else:
+                every = fit_pca(count_moments(self.annotations, mask_size, self.workers)[0], clamp)
+            self._fits[mask_size, sigmoid] = (every, by_class)
         return self._fits[mask_size, sigmoid]
 
 

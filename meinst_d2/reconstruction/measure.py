@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from meinst_d2.data.annotations import InstanceAnnotation
@@ -22,11 +21,9 @@ from meinst_d2.data.parallel import run_shards
 from meinst_d2.encoding import MaskEncoder
 from meinst_d2.masks.metrics import boundary_region, mask_iou
 from meinst_d2.masks.paste import stretch
-from meinst_d2.masks.rasterize import BoolArray, crop_bitmask
-from meinst_d2.masks.rle import EMPTY, bitmask_of, decode_rle, rle_of, usable_polygons
+from meinst_d2.masks.rasterize import BoolArray, IntArray, crop_bitmask
+from meinst_d2.masks.rle import EMPTY, UnusableInstance, bitmask_of, decode_rle, rle_of, usable_polygons
 from meinst_d2.reconstruction.encodings import Encoding, reconstruct_templates
-
-IntArray = npt.NDArray[np.int64]
 
 CHUNK, TEMPLATES_ONLY_CHUNK = 64, 4096
 """Annotations at a time: masks at their own resolution are large, templates are small."""
@@ -77,7 +74,7 @@ class Tally:
     def quality(
         self, encoding: int, size: int | slice = slice(None), classes: int | slice | Sequence[int] = slice(None)
     ) -> Quality:
-        """Of the masks of one size (or all) and of some classes (or all); NaN where there are none."""
+        """Quality of the masks of one size (or all) and of some classes (or all); NaN where there are none."""
         sums = self.sums[encoding, size, classes].reshape(-1, NUM_SUMS).sum(axis=0)
         with np.errstate(invalid="ignore"):
             both, either, pixels = sums[[FOREGROUND_BOTH, FOREGROUND_EITHER, PIXELS]]
@@ -178,7 +175,10 @@ def own_resolution_mask(annotation: InstanceAnnotation) -> BoolArray:
         return crop_bitmask(mask, annotation.box, height, width)
     ratio = np.array([width / (x1 - x0), height / (y1 - y0)])
     parts = [((part.reshape(-1, 2) - (x0, y0)) * ratio).ravel() for part in usable_polygons(annotation.segmentation)]
-    return decode_rle(rle_of(parts, (height, width)), height, width).astype(np.bool_)
+    try:
+        return decode_rle(rle_of(parts, (height, width)), height, width).astype(np.bool_)
+    except UnusableInstance:  # too long to draw at this size: empty, as rasterize_polygons leaves it
+        return np.zeros((height, width), np.bool_)
 
 
 def size_of(annotation: InstanceAnnotation, mask: BoolArray) -> int:
@@ -186,6 +186,6 @@ def size_of(annotation: InstanceAnnotation, mask: BoolArray) -> int:
     share of the box.
     """
     area, (x0, y0, x1, y1) = annotation.area, annotation.box
-    if not isinstance(area, (int, float)) or not math.isfinite(area):
+    if area is None:
         area = float(mask.mean() * (x1 - x0) * (y1 - y0))
     return sum(area >= limit for limit in SIZE_LIMITS)

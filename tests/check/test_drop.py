@@ -150,6 +150,18 @@ def test_masks_and_boxes_are_drawn_over_the_image(tmp_path: Path) -> None:
     np.testing.assert_allclose(green, 0.6 * 128 + 0.4 * np.array(MASK_COLOR), atol=2)
 
 
+def test_a_mask_too_large_to_show_is_a_tile_without_it(tmp_path: Path) -> None:
+    def huge_box(content: Content) -> None:
+        content["annotations"][0] |= {
+            "bbox": [0.0, 0.0, 9e5, 9e5],
+            "segmentation": {"size": [48, 64], "counts": [0, 3072]},
+        }
+
+    report = check(spoiled(tmp_path, huge_box))
+    draw_contact_sheet(tmp_path / "sheet.png", report.file, None, [], 48)
+    assert all(tuple(tile[0, 0]) == GOOD for tile in tiles(tmp_path / "sheet.png", len(report.file.flags)))
+
+
 def test_classes_take_turns_and_samples_may_be_few(tmp_path: Path) -> None:
     def rare(content: Content) -> None:
         for annotation in content["annotations"]:

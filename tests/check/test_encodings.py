@@ -69,6 +69,19 @@ def test_given_components_redraw_as_fitted_ones(shapes: CocoFile, tmp_path: Path
     assert fitted.measured == given.measured and fitted.fitted_to == len(rows)
 
 
+def test_a_table_of_masks_none_of_which_could_be_measured(shapes: CocoFile, tmp_path: Path) -> None:
+    def spoil(content: Content) -> None:
+        for annotation in content["annotations"]:  # an outline that is too long at the object's own resolution
+            annotation |= {"segmentation": [[0.0, 0.0, 2e6, 0.0, 0.0, 100.0]], "bbox": [0.0, 0.0, 100.0, 100.0]}
+
+    file = scan(spoiled(tmp_path, spoil))
+    check_masks(file)
+    moments, _ = count_moments(read_coco_json(shapes.path), 28)
+    save_components(tmp_path / "c.npz", [fit_pca(moments, SigmoidClamp()).truncated(5)], {})
+    measured = measure_classes(file, [], load_components(tmp_path / "c.npz"))
+    assert measured.measured == 0 and measured.table().splitlines()[-1].split()[:2] == ["all", "0"]
+
+
 def test_poor_classes_are_named_and_other_classes_refused(shapes: CocoFile, tmp_path: Path) -> None:
     poor = measure_classes(shapes, [(4, 2)]).poor_classes()
     assert len(poor) == 6 and poor[0].startswith("ring (0.") and poor[0].endswith("pca 4x4, 2)")

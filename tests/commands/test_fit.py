@@ -80,8 +80,16 @@ def test_one_dictionary_per_class_or_shared(shapes: Path, tmp_path: Path, capsys
     for annotation in content["annotations"]:
         counts[annotation["category_id"] - 1] += not annotation["iscrowd"]
     few = [c["name"] for c, count in zip(content["categories"], counts, strict=True) if count < 25]
-    assert 0 < len(few) < 6 and f"{len(few)} of 6 classes have fewer than 25 usable masks and share" in printed
+    assert 0 < len(few) < 6 and f"{len(few)} of 6 classes have fewer than 25 usable masks" in printed
     assert all(f"{name} (" in printed for name in few)
+
+
+def test_the_fewest_masks_are_those_that_the_components_need(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--class-specific", "--dim", "12", "--min-masks", "1", "--output", str(tmp_path / "c.npz")]
+    fit_command.main(["--coco-json", str(shapes / "instances_train.json"), "--limit", "60", *options])
+    assert "classes have fewer than 13 usable masks" in capsys.readouterr().out
 
 
 def test_dictionaries_are_in_detectron2s_order_of_classes(shapes: Path, tmp_path: Path) -> None:

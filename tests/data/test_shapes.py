@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from meinst_d2.commands import shapes as shapes_command
 from meinst_d2.data.coco import read_coco_json
 from meinst_d2.data.instances import make_templates
 from meinst_d2.data.shapes import CATEGORIES, ShapesConfig, draw_image, generate
@@ -68,3 +69,27 @@ def test_any_size_and_number_of_objects() -> None:
     assert image.shape == (96, 240, 3) and image.dtype == np.uint8
     assert 1 <= len(annotations) <= 2
     assert draw_image(ShapesConfig(empty=1), (0,))[1] == []
+
+
+def test_one_object_per_image_from_the_command_line(tmp_path: Path) -> None:
+    size = ["--size", "48", "64", "--max-side", "30"]
+    shapes_command.main(["--output", str(tmp_path), "--train", "60", "--val", "0", "--max-objects", "1", *size])
+    content = json.loads((tmp_path / "annotations/instances_train.json").read_text())
+    of_image = Counter(a["image_id"] for a in content["annotations"] if not a["iscrowd"])
+    assert len(content["images"]) == 60 and set(of_image.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", "-1"], "--seed must not be negative, got -1"),
+        (["--size", "0", "160"], "--size must be at least 1, got 0"),
+        (["--min-side", "40", "--max-side", "30"], "--min-side 40 is above --max-side 30"),
+    ],
+)
+def test_impossible_options_are_a_sentence(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        shapes_command.main(["--output", str(tmp_path / "out"), *arguments])
+    assert stop.value.code == 2 and message in capsys.readouterr().err and not (tmp_path / "out").exists()

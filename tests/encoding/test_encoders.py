@@ -69,16 +69,16 @@ def test_a_decoded_code_is_close_to_its_mask(name: str, sigmoid: bool, whiten: b
 
 @pytest.mark.parametrize("whiten", [True, False])
 @pytest.mark.parametrize("name", NAMES)
-def test_deviations_say_how_far_a_coefficient_moves_the_logits(name: str, whiten: bool) -> None:
+def test_stds_say_how_far_a_coefficient_moves_the_logits(name: str, whiten: bool) -> None:
     encoder = make(name, whiten=whiten)
     classes = torch.tensor([1])
     origin = encoder.decode_logits(torch.zeros(1, encoder.dim), classes)
-    deviations = encoder.deviations(classes).reshape(-1)
+    stds = encoder.stds(classes).reshape(-1)
     for d in (0, 7):
         unit = torch.zeros(1, encoder.dim)
         unit[0, d] = 1
         moved = encoder.decode_logits(unit, classes) - origin
-        assert moved.norm().item() == pytest.approx(deviations[d].item(), rel=1e-4)
+        assert moved.norm().item() == pytest.approx(stds[d].item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -196,8 +196,8 @@ def test_any_coefficients_decode_to_probabilities(coeffs: np.ndarray, name: str,
     assert decoded.isfinite().all() and (decoded >= 0).all() and (decoded <= 1).all()
     expected = coeffs.astype(np.float64)
     if not isinstance(encoder, PixelEncoder):
-        components, deviations, means = (x.double().numpy() for x in encoder.dictionary(None))
-        expected = expected * (deviations if whiten else 1) @ components + means
+        components, stds, means = (x.double().numpy() for x in encoder.dictionary(None))
+        expected = expected * (stds if whiten else 1) @ components + means
     scale = max(1.0, float(np.abs(expected).max()), float(np.abs(coeffs).max()))
     np.testing.assert_allclose(logits.detach().flatten(1), expected, atol=2e-5 * scale)
     decoded.sum().backward()

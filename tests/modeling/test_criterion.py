@@ -30,7 +30,7 @@ class Given(MaskEncoder):
 
     decode = decode_logits
 
-    def deviations(self, classes: torch.Tensor | None = None) -> torch.Tensor:
+    def stds(self, classes: torch.Tensor | None = None) -> torch.Tensor:
         raise NotImplementedError
 
 
