@@ -30,10 +30,8 @@ def has_detectron2() -> bool:
 def require_detectron2() -> None:
     """Raise an ImportError that holds the install command when Detectron2 is missing."""
     if not has_detectron2():
-        raise ImportError(
-            "this part of meinst_d2 needs Detectron2, which is not installed: with torch, torchvision "
-            f"and 'setuptools<81' in the environment, run {DETECTRON2_INSTALL}"
-        )
+        fix = f"with torch, torchvision and 'setuptools<81' in the environment, run {DETECTRON2_INSTALL}"
+        raise ImportError(f"this part of meinst_d2 needs Detectron2, which is not installed: {fix}")
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
+from detectron2.config import CfgNode, downgrade_config, upgrade_config
 from detectron2.config.compat import guess_version
 from fvcore.common.config import BASE_KEY
 from yaml import YAMLError
@@ -46,7 +46,8 @@ def merge_content(cfg: CfgNode, content: Any, source: object) -> None:
     old = cfg
     try:
         given = CfgNode(content)
-        version = given.VERSION if "VERSION" in given else _guess_version(given, source)
+        guess = "VERSION" not in given and all(isinstance(given.get(group, {}), dict) for group in ("MODEL", "TEST"))
+        version = guess_version(given, str(source)) if guess else given.get("VERSION", cfg.VERSION)
         if isinstance(content.get("model"), dict) and "_target_" in content["model"]:
             raise ConfigError("it was written by a run of a LazyConfig: give that .py file")
         if type(version) is not int or not 0 < version <= cfg.VERSION:
@@ -58,13 +59,6 @@ def merge_content(cfg: CfgNode, content: Any, source: object) -> None:
         raise ConfigError(f"{source} does not fit this version of meinst_d2: {_sentence(error, old)}") from error
     cfg.clear()
     cfg.update(new)
-
-
-def _guess_version(content: CfgNode, source: object) -> int:
-    try:
-        return guess_version(content, str(source))
-    except TypeError:  # a group of keys is none; merging says which
-        return get_cfg().VERSION
 
 
 def merge_overrides(cfg: CfgNode, overrides: Sequence[Any]) -> None:

@@ -215,7 +215,8 @@ def analyze(
     """
     names = truth.ground_truth.dataset.class_names
     if encoder.class_specific and len(encoder.means) != len(names):
-        raise ValueError(f"the encoder has {len(encoder.means)} classes, the ground truth {len(names)}: name its own")
+        count = len(encoder.means)
+        raise ValueError(f"the encoder's number of classes is {count}, the ground truth's {len(names)}: name its own")
     encoder = encoder.cpu().eval()
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in ("predicted", *ORACLES, IN_OWN_BOX)}
     pairs, images = [], []  # area, class and IoUs of every matched detection

@@ -179,10 +179,8 @@ def encoder_of_checkpoint(path: str | os.PathLike[str]) -> FittedEncoder:
     found = {key.rpartition("mask_encoder.")[2]: value for key, value in checkpoint["model"].items()}
     names = ("components", "means", "explained_variances")
     if not found.keys() >= set(names):
-        raise ValueError(
-            f"{path} holds no components of an encoder: name their file with --components, or leave both out to fit an "
-            "encoding on the ground truth"
-        )
+        fix = "name their file with --components, or leave both out to fit an encoding on the ground truth"
+        raise ValueError(f"{path} holds no components of an encoder: {fix}")
     components, means, variances = (torch.as_tensor(found[name]).float().numpy() for name in names)
     if not (variances > 0).all():
         raise ValueError(f"{path} holds an encoder that was never fitted: name a file with --components")

@@ -88,8 +88,8 @@ def as_text(report: Report) -> str:
     """The report for a reader."""
     file = report.file
     images = "files not looked at" if report.folder is None else "decoded" if report.decoded else "headers read"
-    held = f"{len(file.image_flags):,} images ({images}), {len(file.flags):,} annotations"
-    learned = f"{int(file.learned.sum()):,} objects to learn, {len(file.classes):,} classes"
+    held = f"images: {len(file.image_flags):,} ({images}), annotations: {len(file.flags):,}"
+    learned = f"objects to learn: {int(file.learned.sum()):,}, classes: {len(file.classes):,}"
     blocks = [f"{os.path.basename(file.path)}: {held}, {learned}"]
     for severity, heading in HEADINGS.items():
         found = [_finding(finding) for finding in report.findings if finding.severity == severity]

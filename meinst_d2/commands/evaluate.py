@@ -85,11 +85,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg.freeze()
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS is empty: give a trained model")
-    check_before_start(cfg, eval_only=True, resume=False)
+    opened = check_before_start(cfg, eval_only=True, resume=False)
     if args.limit and MetadataCatalog.get(dataset).get("evaluator_type") == "lvis":
         raise ValueError(f"--limit does not work with {dataset}, LVIS's evaluator knows no subsets: leave it out")
     model = build_model(cfg).eval()
-    names = info_of(MEInstCheckpointer(model).load(cfg.MODEL.WEIGHTS)).get("class_names")
+    names = info_of(MEInstCheckpointer(model, opened=opened).load(cfg.MODEL.WEIGHTS)).get("class_names")
     scales = args.scales or (cfg.INPUT.MIN_SIZE_TEST,)
     results = [evaluate_at_scale(cfg, model, dataset, scale, class_names=names, limit=args.limit) for scale in scales]
     print_table(results)

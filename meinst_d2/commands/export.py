@@ -21,20 +21,13 @@ scores within 1e-4, masks within 1e-3. docs/deployment.md describes inputs and o
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser("export", __doc__, EXAMPLES)
-    parser.add_argument(
-        "--config-file", help="a config, or its name; not needed for weights that carry theirs, or lie beside it"
-    )
+    parser.add_argument("--config-file", help="a config, or its name; not needed where the weights have theirs")
     parser.add_argument("--weights", help="a checkpoint or URL (default: those that belong to the config)")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="what to write")
     parser.add_argument("--format", choices=("onnx", "exported_program"), default="onnx", help="default onnx")
     parser.add_argument("--opset", type=int, default=20, help="of ONNX, 19 or more (default 20)")
-    parser.add_argument(
-        "--image",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="an image to check on, with objects that the model knows; may be repeated (default: drawings of shapes)",
-    )
+    what = "an image to check on, with objects that the model knows; repeat for more (default: drawings of shapes)"
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help=what)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
     return parser.parse_args(argv)
 

@@ -48,26 +48,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     inputs = parser.add_mutually_exclusive_group(required=True)
     inputs.add_argument("--input", nargs="+", metavar="PATH", help="images, videos, folders, globs in quotation marks")
     inputs.add_argument("--video-input", metavar="FILE", help="a video, whatever its name")
-    inputs.add_argument(
-        "--webcam", action="store_true", help="the first camera, until Ctrl-C; drawn to webcam.mp4 in --output"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="PATH",
-        help="a folder, or for one input a file (default output/found; with --save-json, by default nothing is drawn)",
-    )
+    what = "the first camera, until Ctrl-C; drawn to webcam.mp4 in --output"
+    inputs.add_argument("--webcam", action="store_true", help=what)
+    what = "a folder, or for one input a file (default output/found; with --save-json, by default nothing is drawn)"
+    parser.add_argument("--output", type=Path, metavar="PATH", help=what)
     parser.add_argument("--save-json", type=Path, metavar="FILE", help="write the detections as COCO results")
-    parser.add_argument(
-        "--confidence-threshold", type=float, default=0.5, metavar="SCORE", help="least score (default 0.5)"
-    )
-    parser.add_argument(
-        "--font", type=Path, metavar="FILE", help="a .ttf or .otf file that has the class names' script"
-    )
+    what = "least score (default 0.5)"
+    parser.add_argument("--confidence-threshold", type=float, default=0.5, metavar="SCORE", help=what)
+    what = "a .ttf or .otf file that has the class names' script"
+    parser.add_argument("--font", type=Path, metavar="FILE", help=what)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: MODEL.DEVICE, or cpu where there is no GPU)")
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides, at the end"
-    )
+    what = "config overrides, at the end"
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help=what)
     args = parser.parse_args(argv)
     if not 0 <= args.confidence_threshold <= 1:
         parser.error(f"--confidence-threshold {args.confidence_threshold:g} is not a score: choose 0 to 1")

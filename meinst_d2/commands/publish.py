@@ -20,9 +20,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="OUTPUT_DIR of a finished run")
     parser.add_argument("--name", help="what to call the model (default: the folder's name)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default RUN_DIR)")
-    parser.add_argument(
-        "--weights", metavar="FILE_NAME", help="of the run (default model_best.pth, or model_final.pth without one)"
-    )
+    what = "of the run (default model_best.pth, or model_final.pth without one)"
+    parser.add_argument("--weights", metavar="FILE_NAME", help=what)
     return parser.parse_args(argv)
 
 

@@ -52,10 +52,8 @@ class PCABasis:
             ValueError: there are fewer.
         """
         if not 1 <= dim <= self.dim:
-            raise ValueError(
-                f"the masks determine {self.dim} components, not {dim}: choose --dim {self.dim} or less, "
-                "or give more masks"
-            )
+            fix = f"choose --dim {self.dim} or less, or give more masks"
+            raise ValueError(f"the masks determine {self.dim} components, not {dim}: {fix}")
         return PCABasis(
             self.components[:dim], self.mean, self.explained_variance[:dim], self.explained_variance_ratio[:dim]
         )
@@ -140,7 +138,7 @@ class FittedEncoder(LinearEncoder):
         wanted = len(self.means) if self.class_specific else 1
         if len(bases) != wanted:
             raise ValueError(
-                f"there are components for {len(bases)} classes, {type(self).__name__} needs {wanted}: fit them "
+                f"the number of dictionaries is {len(bases)}, {type(self).__name__} needs {wanted}: fit them "
                 + ("with meinst fit --class-specific" if self.class_specific else "without --class-specific")
             )
         for basis in bases:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -39,6 +40,7 @@ class LostWorkerError(RuntimeError):
 
 SENTENCES = (DatasetError, LostWorkerError)
 """Errors of a run that say in a sentence what its user can do."""
+SENTENCE = re.compile(rf"\b(?:{'|'.join(error.__name__ for error in SENTENCES)}): (.+)\Z", re.DOTALL)
 
 
 @contextmanager
@@ -106,22 +108,16 @@ def launch(
     except SENTENCES as error:
         sys.exit(f"meinst train: {error}")
     except ProcessRaisedException as error:
-        sys.exit(f"meinst train: {_sentence_of(error)}")
+        said = SENTENCE.search(error.msg)  # at the end of the other process's traceback
+        if said is None:
+            raise
+        sys.exit(f"meinst train: {said[1].strip()}")
     except ProcessExitedException as error:
         if error.exit_code == EXIT_CODE:
             sys.exit(EXIT_CODE)
         ended = f"{error.error_index} of {num_gpus} ended ({error.signal_name or f'exit code {error.exit_code}'})"
         fix = "the last checkpoint is whole: resume with --resume"
         sys.exit(f"meinst train: process {ended} and the others with it; {fix}")
-
-
-def _sentence_of(error: ProcessRaisedException) -> str:
-    """What one of SENTENCES says at the end of another process's traceback; raises the error where it is none."""
-    for kind in SENTENCES:
-        _, name, sentence = error.msg.rpartition(f"{kind.__module__}.{kind.__qualname__}: ")
-        if name:
-            return sentence.strip()
-    raise error
 
 
 def _forking(main: Callable[..., Any], args: tuple[Any, ...]) -> None:

@@ -77,15 +77,11 @@ def as_yaml(lazy: DictConfig) -> CfgNode:
     with counting_classes(cfg):
         for key, value in found.items():
             if value is not None:
-                _set(cfg, key, value)
+                try:
+                    merge_overrides(cfg, [key, value])
+                except ConfigError as error:
+                    raise ConfigError(in_lazy_words(str(error))) from error
     return cfg
-
-
-def _set(cfg: CfgNode, key: str, value: Any) -> None:
-    try:
-        merge_overrides(cfg, [key, value])
-    except ConfigError as error:
-        raise ConfigError(in_lazy_words(str(error))) from error
 
 
 def _registered_name(part: DictConfig, registry: Any) -> str | None:

@@ -209,7 +209,7 @@ def _wrong_classes(
             continue
         if known is None:
             key = "MODEL.MEINST.NUM_CLASSES"
-            yield f"the dataset {name!r} has {len(found)} classes, {key} is {num_classes}: set {key} {len(found)}"
+            yield f"the dataset {name!r} needs {key} = {len(found)}, not {num_classes}: set {key} {len(found)}"
             continue
         unknown = [x for x in found if x not in known]
         lacking = [x for x in known if x not in found and trained is None and name in cfg.DATASETS.TRAIN]
@@ -247,7 +247,7 @@ def _check_weights(cfg: CfgNode, opened: OpenedCheckpoint | None, trains: bool, 
     key, count = "MODEL.MEINST.NUM_CLASSES", num_classes_of(state)
     if not trains and ours and count not in (0, meinst.NUM_CLASSES):
         fix = f"set {key} {count}, or first train on the new classes (the class layer is then re-initialized)"
-        raise ValueError(f"{path} has {count} classes, the config asks for {key} = {meinst.NUM_CLASSES}: {fix}")
+        raise ValueError(f"{path} was trained with {key} = {count}, the config asks for {meinst.NUM_CLASSES}: {fix}")
     if not cfg.MODEL.MASK_ON:
         return
     conflict = meinst.COMPONENTS_CONFLICT if trains else "weights"

@@ -123,7 +123,8 @@ class MEInstCOCOEvaluator(COCOEvaluator):
         try:
             found = [{**result, "category_id": self._categories[result["category_id"]]} for result in results]
         except KeyError as error:
-            has = f"{self._metadata.name} has {len(self._categories)} classes: set MODEL.MEINST.NUM_CLASSES to that"
+            count = len(self._categories)
+            has = f"{self._metadata.name} has classes 0 to {count - 1}: set MODEL.MEINST.NUM_CLASSES {count}"
             raise ValueError(f"a prediction has class {error}, {has}") from error
         return [result for result in found if result["category_id"] is not None]
 

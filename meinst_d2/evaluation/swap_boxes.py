@@ -67,7 +67,7 @@ def require_mask_head(cfg: CfgNode, num_classes: int) -> None:
     known = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if num_classes != known:
         fix = "name the dataset that the model was trained for"
-        raise ValueError(f"the dataset has {num_classes} classes, MODEL.ROI_HEADS.NUM_CLASSES is {known}: {fix}")
+        raise ValueError(f"MODEL.ROI_HEADS.NUM_CLASSES is {known}, the dataset needs {num_classes}: {fix}")
 
 
 def in_network_pixels(found: DetectedBoxes, image_size: tuple[int, int], network_size: tuple[int, int]) -> Instances:

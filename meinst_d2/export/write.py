@@ -68,10 +68,8 @@ def make_source(trained: TrainedModel) -> ExportSource:
     """
     model, resize = trained.model, trained.resize
     if not isinstance(model, MEInstDetector):
-        raise ValueError(
-            f"{type(model).__name__} cannot be exported: only MODEL.META_ARCHITECTURE MEInstDetector can; run others "
-            "with Detectron2's DefaultPredictor"
-        )
+        fix = "only MODEL.META_ARCHITECTURE MEInstDetector can; run others with Detectron2's DefaultPredictor"
+        raise ValueError(f"{type(model).__name__} cannot be exported: {fix}")
     if not isinstance(resize, T.ResizeShortestEdge):
         raise ValueError("only models that are tested with the single augmentation ResizeShortestEdge can be exported")
     notes = list(trained.notes)
@@ -104,10 +102,8 @@ def require_exporter(file_format: str) -> None:
     needed = ("onnx", "onnxscript", "onnxruntime") if file_format == "onnx" else ()
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(
-            f"the export to ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}, or pip install "
-            "'meinst_d2[export]'"
-        )
+        fix = f"pip install {' '.join(missing)}, or pip install 'meinst_d2[export]'"
+        raise ImportError(f"the export to ONNX needs {', '.join(missing)}: {fix}")
 
 
 def export_model(

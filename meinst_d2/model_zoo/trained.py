@@ -232,10 +232,8 @@ def config_of(path: str, about: Mapping[str, Any]) -> CfgNode:
         return cfg
     if beside.is_file():
         return zoo.read_config(str(beside))
-    raise ValueError(
-        f"{path} carries no config, and there is no {RUN_CONFIG} beside it: give --config-file, or publish it with "
-        "meinst publish"
-    )
+    fix = "give --config-file, or publish it with meinst publish"
+    raise ValueError(f"{path} carries no config, and there is no {RUN_CONFIG} beside it: {fix}")
 
 
 def build(cfg: CfgNode | DictConfig, device: str | None = None, notes: list[str] | None = None) -> nn.Module:
@@ -281,11 +279,8 @@ def require_same_tensors(model: nn.Module, state: Mapping[str, Tensor], path: ob
     found = {name: tuple(value.shape) for name, value in state.items()}
     problems = [f"missing {name}" for name in expected if name not in found]
     problems += [f"unexpected {name}" for name in found if name not in expected]
-    problems += [
-        f"{name} has shape {found[name]} instead of {shape}"
-        for name, shape in expected.items()
-        if found.get(name, shape) != shape
-    ]
+    changed = [name for name, shape in expected.items() if found.get(name, shape) != shape]
+    problems += [f"{name} has shape {found[name]} instead of {expected[name]}" for name in changed]
     if problems:
         raise ValueError(f"the weights in {path} do not belong to the config:\n  " + "\n  ".join(problems))
 
@@ -331,18 +326,14 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
     require_same_tensors(model, complete, path)
     model.load_state_dict(complete)
     if encoder is not None and not encoder.is_fitted:
-        raise ValueError(
-            f"{path} carries no mask components: add the override MODEL.MEINST.COMPONENTS FILE.npz, with the "
-            "components that the model was trained with"
-        )
+        fix = "add the override MODEL.MEINST.COMPONENTS FILE.npz, with the components that the model was trained with"
+        raise ValueError(f"{path} carries no mask components: {fix}")
 
 
 def _class_names(num_classes: int, about: Mapping[str, Any], datasets: Sequence[str], notes: list[str]) -> list[str]:
     """Those that the checkpoint says, those of a dataset that is registered, or numbers."""
-    known = [about.get("class_names")]
-    known += [MetadataCatalog.get(name).get("thing_classes") for name in datasets[:1]]
-    for names in known:
+    for names in (about.get("class_names"), *(MetadataCatalog.get(x).get("thing_classes") for x in datasets[:1])):
         if names is not None and len(names) == num_classes:
             return [str(name) for name in names]
-    notes.append(f"the weights do not say what their {num_classes} classes are called: they are numbered")
+    notes.append("the weights do not say what their classes are called: they are numbered")
     return [f"class {i}" for i in range(num_classes)]

@@ -138,10 +138,8 @@ def mask_templates(gt_instances: Sequence[Instances], mask_size: int) -> Tensor:
         elif instances.has("gt_masks"):
             templates.append(instances.gt_masks.crop_and_resize(instances.gt_boxes.tensor, mask_size))
         else:
-            raise ValueError(
-                "an image has instances without masks: train on a dataset with segmentations, or set "
-                "MODEL.MASK_ON False"
-            )
+            fix = "train on a dataset with segmentations, or set MODEL.MASK_ON False"
+            raise ValueError(f"an image has instances without masks: {fix}")
     if not templates:
         return torch.zeros(0, mask_size, mask_size, dtype=torch.bool)
     return torch.cat(templates)

@@ -6,6 +6,8 @@ from tests.bad_input.annotations import written
 from tests.bad_input.case import TINY, Call, Case, check_dataset_with, coco_content, train_with
 from tests.conftest import ROOT
 
+LAZY = ROOT / "configs/lazy/meinst_r50.py"
+
 
 def config(wrong: str, text: str | bytes, **others: str) -> Case:
     """The config c.yaml, and other files by name."""
@@ -60,11 +62,7 @@ CASES = [
     config("a version that is a string", "VERSION: two"),
     config("a later version", "VERSION: 9"),
     Case("meinst train", "a key without its value on the command line", odd),
-    Case(
-        "meinst train",
-        "overrides of a YAML config for a LazyConfig",
-        lambda folder: train_with(folder, config=ROOT / "configs/lazy/meinst_r50.py"),
-    ),
+    Case("meinst train", "overrides of YAML for a LazyConfig", lambda folder: train_with(folder, config=LAZY)),
     override("an unknown key on the command line", "SOLVER.max_iter", 10),
     override("a value of another type on the command line", "SOLVER.BASE_LR", "fast"),
     override("a name where several belong", "DATASETS.TRAIN", "shapes_train"),

@@ -84,9 +84,7 @@ def test_one_dictionary_per_class_or_shared(shapes: Path, tmp_path: Path, capsys
     assert all(f"{name} (" in printed for name in few)
 
 
-def test_the_fewest_masks_are_those_that_the_components_need(
-    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_too_few_masks_of_a_class(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--class-specific", "--dim", "12", "--min-masks", "1", "--output", str(tmp_path / "c.npz")]
     fit_command.main(["--coco-json", str(shapes / "instances_train.json"), "--limit", "60", *options])
     assert "classes have fewer than 13 usable masks" in capsys.readouterr().out

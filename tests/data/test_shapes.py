@@ -79,17 +79,12 @@ def test_one_object_per_image_from_the_command_line(tmp_path: Path) -> None:
     assert len(content["images"]) == 60 and set(of_image.values()) == {1}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--seed", "-1"], "--seed must not be negative, got -1"),
-        (["--size", "0", "160"], "--size must be at least 1, got 0"),
-        (["--min-side", "40", "--max-side", "30"], "--min-side 40 is above --max-side 30"),
-    ],
-)
-def test_impossible_options_are_a_sentence(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        shapes_command.main(["--output", str(tmp_path / "out"), *arguments])
-    assert stop.value.code == 2 and message in capsys.readouterr().err and not (tmp_path / "out").exists()
+def test_impossible_options_are_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, message in (
+        ("--seed -1", "--seed must not be negative, got -1"),
+        ("--size 0 160", "--size must be at least 1, got 0"),
+        ("--min-side 40 --max-side 30", "--min-side 40 is above --max-side 30"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            shapes_command.main(["--output", str(tmp_path / "out"), *options.split()])
+        assert stop.value.code == 2 and message in capsys.readouterr().err and not (tmp_path / "out").exists()

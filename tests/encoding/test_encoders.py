@@ -128,9 +128,9 @@ def test_each_class_has_its_own_dictionary() -> None:
 
 
 def test_what_does_not_fit_is_said() -> None:
-    with pytest.raises(ValueError, match="components for 1 classes, ClassPCAEncoder needs 2: .*--class-specific"):
+    with pytest.raises(ValueError, match="of dictionaries is 1, ClassPCAEncoder needs 2: .*with meinst fit --class-"):
         ClassPCAEncoder(num_classes=2, dim=40, mask_size=12).load_bases([basis(MASKS, 40)])
-    with pytest.raises(ValueError, match="components for 2 classes, PCAEncoder needs 1: .*without --class-specific"):
+    with pytest.raises(ValueError, match="of dictionaries is 2, PCAEncoder needs 1: .*without --class-specific"):
         PCAEncoder(dim=40, mask_size=12).load_bases([basis(MASKS, 40)] * 2)
     with pytest.raises(ValueError, match="pass classes"):
         make("ClassPCAEncoder").encode(torch.from_numpy(MASKS[:2]))

@@ -101,15 +101,15 @@ def test_weights_and_file_with_different_components(files: Path) -> None:
 
 def test_weights_of_other_classes(files: Path) -> None:
     other = (*weights(files, "ours.pth"), "MODEL.MEINST.NUM_CLASSES", 3, "DATASETS.TEST", ())
-    with refused("^.*ours.pth has 6 classes, .*NUM_CLASSES = 3: set .*6, or first train"):
+    with refused("^.*ours.pth was trained with .*NUM_CLASSES = 6, the config asks for 3: set .*6, or first train"):
         check(files, *other, eval_only=True)
     anchors = build_model(tiny_cfg(*RETINANET, "MODEL.MASK_ON", False))
     torch.save({"model": anchors.state_dict()}, files / "anchors.pth")
-    with refused("^.*anchors.pth has 6 classes, .*NUM_CLASSES = 3: set .*6, or first train"):
+    with refused("^.*anchors.pth was trained with .*NUM_CLASSES = 6, the config asks for 3: set .*6, or first train"):
         check(files, *RETINANET, *weights(files, "anchors.pth"), *other[2:], "MODEL.MASK_ON", False, eval_only=True)
     with pytest.raises(PreflightError) as error:
         check(files, *other)
-    assert str(error.value).startswith("the dataset 'shapes_train' has 6 classes") and "\n" not in str(error.value)
+    assert "'shapes_train' needs MODEL.MEINST.NUM_CLASSES = 6" in str(error.value) and "\n" not in str(error.value)
     about = CheckpointInfo({"class_names": ["star", "ring", "crescent", "bar", "cut", "blob"]})
     MEInstCheckpointer(tiny_model(), str(files), meinst=about).save("order")
     with refused("has the classes ring, star in the place of star, ring of .*order.pth: give its "):

@@ -149,7 +149,7 @@ def test_no_detection_at_all_and_one_of_more_classes_than_the_dataset_has(datase
     assert all(np.isnan(result["AP"]) for result in evaluator.evaluate().values())
     found.pred_classes[0] = 6
     evaluator.process([record], [{"instances": postprocess(found, record["height"], record["width"])}])
-    with pytest.raises(ValueError, match="a prediction has class 6, evaluated_shapes has 6 classes"):
+    with pytest.raises(ValueError, match="has class 6, evaluated_shapes has classes 0 to 5: set .*NUM_CLASSES 6"):
         evaluator.evaluate()
 
 

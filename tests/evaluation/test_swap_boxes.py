@@ -202,7 +202,7 @@ def test_classes_are_contiguous_and_other_keys_are_passed_over(tmp_path: Path) -
         (["MODEL.META_ARCHITECTURE", "PanopticFPN"], "PanopticFPN does not take boxes that others found"),
         (["MODEL.META_ARCHITECTURE", "MEInstDetector"], "MEInstDetector does not take boxes that others found"),
         (["MODEL.META_ARCHITECTURE", "Nothing"], "Nothing does not take boxes that others found"),
-        (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "the dataset has 6 classes, MODEL.ROI_HEADS.NUM_CLASSES is 80"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "MODEL.ROI_HEADS.NUM_CLASSES is 80, the dataset needs 6"),
         (["DATASETS.TEST", "()"], "DATASETS.TEST is empty: name a dataset with --dataset"),
         (["MODEL.WEIGHTS", "gone.pth"], "MODEL.WEIGHTS 'gone.pth' is not a file"),
         (["--dataset", "shapes_test"], "the dataset 'shapes_test' is not registered"),

@@ -61,10 +61,8 @@ def import_checkpoint(
     model = build(cfg, "meta")
     strides = tuple(model.proposal_generator.assignment_rule.strides)
     if translated.strides != strides:
-        raise ValueError(
-            f"MODEL.MEInst.FPN_STRIDES {list(translated.strides)} has no counterpart here: the backbone gives "
-            f"{list(strides)} for MODEL.MEInst.IN_FEATURES"
-        )
+        fix = f"the backbone gives {list(strides)} for MODEL.MEInst.IN_FEATURES"
+        raise ValueError(f"MODEL.MEInst.FPN_STRIDES {list(translated.strides)} has no counterpart here: {fix}")
     require_same_tensors(model, state, weights)
     state = {name: state[name].to(value.dtype).contiguous() for name, value in model.state_dict().items()}
     about = {key: value for key, value in CheckpointInfo.from_config(cfg).content.items() if value is not None}
@@ -105,10 +103,8 @@ def _fill_components(state: MutableMapping[str, Tensor], cfg: CfgNode, weights: 
     fitted = bool(carried) and all(bool(value.any()) for value in carried.values())
     if components is None:
         if not fitted:
-            raise ValueError(
-                f"{weights} carries no mask components (absent or all zero): add --components FILE.npz with the "
-                "components that the model was trained with"
-            )
+            fix = "add --components FILE.npz with the components that the model was trained with"
+            raise ValueError(f"{weights} carries no mask components (absent or all zero): {fix}")
         return
     found, meinst = load_components(components), cfg.MODEL.MEINST
     for name, value, wanted in (
