@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from meinst_d2.check import HURTS
+from meinst_d2.check import HURTS, contact_sheet
 from meinst_d2.check import annotation_rules as p
-from meinst_d2.check import contact_sheet
 from meinst_d2.check.coco_file import Line, require_other_file, write_without_bad
 from meinst_d2.check.report import bad_rules
 from tests.check.datasets import IMAGES, PER_IMAGE, Content, check, good_content, spoiled, train, write
