@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
+from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.engine import default_setup
 from detectron2.structures import Boxes, Instances
 from matplotlib import pyplot as plt
@@ -21,6 +21,7 @@ from meinst_d2.commands import fit as fit_command
 from meinst_d2.commands import train as train_command
 from meinst_d2.data.datasets import dataset_dicts
 from meinst_d2.data.instances import from_dataset_dicts, make_templates
+from meinst_d2.data.loader import TrainLoader, build_train_loader
 from meinst_d2.engine import Trainer, check_before_start
 from meinst_d2.evaluation import MEInstCOCOEvaluator
 from meinst_d2.files import atomic_path
@@ -36,13 +37,22 @@ def fit(cfg: CfgNode, dataset: str, path: Path) -> None:
     fit_command.main(["--dataset", dataset, "--output", str(path), *train_command.fit_options(cfg)])
 
 
+class Detectron2Trainer(Trainer):
+    """Of Detectron2's own models, which learn from whole masks: everything else is as for ours."""
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        return build_train_loader(cfg, DatasetMapper(cfg, is_train=True))
+
+
 def train(cfg: CfgNode) -> Trainer:
     """Train from the start; the trainer has the last evaluation's results."""
     check_before_start(cfg, eval_only=False, resume=False)
     cfg.freeze()
     (Path(cfg.OUTPUT_DIR) / "metrics.json").unlink(missing_ok=True)  # Detectron2 appends to it
     default_setup(cfg, argparse.Namespace(eval_only=False))
-    trainer = Trainer(cfg)
+    ours = cfg.MODEL.META_ARCHITECTURE.startswith("MEInst")
+    trainer = (Trainer if ours else Detectron2Trainer)(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
     return trainer

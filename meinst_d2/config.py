@@ -51,6 +51,7 @@ def add_meinst_config(cfg: CN) -> None:
     _add_head(cfg.MODEL.MEINST)
     _add_detection(cfg.MODEL.MEINST)
     _add_masks(cfg.MODEL.MEINST)
+    _add_refinement(cfg.MODEL.MEINST)
     # "SGD" (Detectron2's) or "AdamW" (momentum keys do not apply; BASE_LR, WEIGHT_DECAY and clipping do).
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Average the weights over iterations with this decay, such as 0.9998, and evaluate and publish the average; 0 for
@@ -183,3 +184,23 @@ def _add_masks(meinst: CN) -> None:
     # encodings of those, in a fraction of the time and memory) or "template" (pred_mask_templates, S x S probabilities,
     # and pred_mask_boxes, where they go).
     meinst.MASK_OUTPUT = "bitmask"
+
+
+def _add_refinement(meinst: CN) -> None:
+    refine = meinst.REFINE = CN()
+    # Correct the mask of every detection from the features in its enlarged box (docs/better-masks.md).
+    refine.ENABLED = False
+    # How much longer than the box the sides are of what is looked at, and of what the mask covers.
+    refine.CONTEXT = 1.2
+    # Side of what is sampled from the feature maps in a box, in cells; the mask has twice as many pixels.
+    refine.POOLER_RESOLUTION = 14
+    # 3 x 3 convolutions, and their channels (a multiple of 32).
+    refine.NUM_CONVS = 3
+    refine.CONV_DIM = 64
+    # Give the decoded template to the convolutions, and let them correct it; without, they draw the mask alone.
+    refine.CODE_AS_PRIOR = True
+    # Positive locations to learn from, per image of a batch.
+    refine.SAMPLES_PER_IMAGE = 32
+    # Side of the objects' masks that it learns from, in pixels.
+    refine.TARGET_SIZE = 112
+    refine.LOSS_WEIGHT = 1.0

@@ -38,6 +38,7 @@ class MEInstDatasetMapper:
         augmentations: Sequence[T.Augmentation | T.Transform],
         image_format: str,
         mask_size: int | None,
+        fine_size: int | None = None,
         recompute_boxes: bool = False,
     ) -> None:
         """
@@ -45,20 +46,24 @@ class MEInstDatasetMapper:
             augmentations: applied in order.
             image_format: as in ``INPUT.FORMAT``.
             mask_size: S, or None to make no masks.
+            fine_size: T, of a second template, or None to make none.
             recompute_boxes: fit boxes to the masks after augmentation, for crops that cut objects.
         """
         self.augmentations = T.AugmentationList(list(augmentations))
         self.image_format, self.mask_size, self.recompute_boxes = image_format, mask_size, recompute_boxes
+        self.fine_size = fine_size
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         augmentations = utils.build_augmentation(cfg, is_train=True)
         if cfg.INPUT.CROP.ENABLED:
             augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+        refine = cfg.MODEL.MEINST.REFINE
         return {
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
             "mask_size": cfg.MODEL.MEINST.MASK_SIZE if cfg.MODEL.MASK_ON else None,
+            "fine_size": refine.TARGET_SIZE if cfg.MODEL.MASK_ON and refine.ENABLED else None,
             "recompute_boxes": cfg.INPUT.CROP.ENABLED and cfg.MODEL.MASK_ON,
         }
 
@@ -111,8 +116,10 @@ class MEInstDatasetMapper:
         classes = [int(annotations[i]["category_id"]) for i in keep]
         instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
         if self.mask_size is not None:
-            masks = _make_templates([segmentations[i] for i in keep], gt_boxes[keep], self.mask_size)
-            instances.gt_mask_templates = torch.from_numpy(masks)
+            kept, boxes = [segmentations[i] for i in keep], gt_boxes[keep]
+            instances.gt_mask_templates = torch.from_numpy(_make_templates(kept, boxes, self.mask_size))
+            if self.fine_size is not None:
+                instances.gt_fine_templates = torch.from_numpy(_make_templates(kept, boxes, self.fine_size))
         return instances
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from meinst_d2.masks import paste_masks
-from meinst_d2.modeling.build import mask_templates
+from meinst_d2.modeling.targets import mask_templates
 from meinst_d2.visualization.drawing import MaskVisualizer, masks_of
 
 

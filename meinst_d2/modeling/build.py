@@ -9,7 +9,6 @@ from typing import get_args
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from meinst_d2.modeling.head import TowerConfig
 from meinst_d2.modeling.inference import MaskOutput, PasteBox
 from meinst_d2.modeling.layers import DeformType, NormType
 from meinst_d2.modeling.mask_loss import MaskLoss, MaskLossWeights, MaskRepresentation
+from meinst_d2.modeling.refinement import RefinementHead
 
 CHOICES.update(
     {
@@ -67,6 +67,25 @@ def build_mask_loss(cfg: CfgNode) -> MaskLoss:
     )
 
 
+def build_refinement(cfg: CfgNode, in_channels: int, strides: Sequence[int]) -> RefinementHead | None:
+    """What corrects the masks of detections; None where that is not asked for."""
+    refine = cfg.MODEL.MEINST.REFINE
+    if not (cfg.MODEL.MASK_ON and refine.ENABLED):
+        return None
+    return RefinementHead(
+        in_channels=in_channels,
+        strides=strides,
+        context=refine.CONTEXT,
+        pooler_resolution=refine.POOLER_RESOLUTION,
+        conv_dim=refine.CONV_DIM,
+        num_convs=refine.NUM_CONVS,
+        code_as_prior=refine.CODE_AS_PRIOR,
+        samples_per_image=refine.SAMPLES_PER_IMAGE,
+        target_size=refine.TARGET_SIZE,
+        loss_weight=refine.LOSS_WEIGHT,
+    )
+
+
 def build_mask_encoder(cfg: CfgNode) -> MaskEncoder | None:
     """The encoder, with the components of ``MODEL.MEINST.COMPONENTS`` where that file exists; None without masks."""
     meinst = cfg.MODEL.MEINST
@@ -105,41 +124,3 @@ def reduce_mean(value: Tensor) -> Tensor:
     value = value.detach().clone()
     torch.distributed.all_reduce(value)
     return value / world_size
-
-
-def mask_templates(gt_instances: Sequence[Instances], mask_size: int) -> Tensor:
-    """Every instance's mask, cropped to its box and resized, once.
-
-    Takes ``gt_mask_templates`` as MEInstDatasetMapper makes them, or ``gt_masks`` (PolygonMasks or BitMasks) as
-    Detectron2's own mapper does.
-
-    Args:
-        gt_instances: of N images; images without instances need no masks.
-        mask_size: S.
-
-    Returns:
-        (M, S, S) bool on the device of the instances, one image after another.
-
-    Raises:
-        ValueError: an image has instances without masks, or templates of another size.
-    """
-    templates = []
-    for instances in gt_instances:
-        if len(instances) == 0:
-            continue
-        if instances.has("gt_mask_templates"):
-            template = instances.gt_mask_templates
-            if template.shape[-2:] != (mask_size, mask_size):
-                raise ValueError(
-                    f"the loader made mask templates of {tuple(template.shape[-2:])}, the model has "
-                    f"MODEL.MEINST.MASK_SIZE = {mask_size}: build the mapper from the same config"
-                )
-            templates.append(template.bool())
-        elif instances.has("gt_masks"):
-            templates.append(instances.gt_masks.crop_and_resize(instances.gt_boxes.tensor, mask_size))
-        else:
-            fix = "train on a dataset with segmentations, or set MODEL.MASK_ON False"
-            raise ValueError(f"an image has instances without masks: {fix}")
-    if not templates:
-        return torch.zeros(0, mask_size, mask_size, dtype=torch.bool)
-    return torch.cat(templates)

@@ -75,6 +75,13 @@ class MEInstCriterion(nn.Module):
         finally:
             self._counts = None
 
+    def mean_counts(self, centerness: Tensor) -> Tensor:
+        """(2,), how many positives a process has on average, and the sum of their centerness, of (P,) of this one."""
+        if self._counts is not None:
+            return self._counts
+        total = centerness.sum()
+        return self.reduce_mean(torch.stack((torch.full_like(total, len(centerness)), total)))
+
     def forward(
         self,
         output: HeadOutput,
@@ -95,10 +102,7 @@ class MEInstCriterion(nn.Module):
             Scalars by name. Without positives those of boxes, centerness and masks are 0, still attached to the graph.
         """
         centerness = positives.centerness  # (P,)
-        centerness_sum = centerness.sum()
-        counts = self._counts
-        if counts is None:
-            counts = self.reduce_mean(torch.stack((torch.full_like(centerness_sum, len(positives)), centerness_sum)))
+        counts = self.mean_counts(centerness)
         num_positives, total_centerness = counts[0].clamp(min=1), counts[1].clamp(min=1e-6)
         at = (positives.image_idx, positives.location_idx)
 
@@ -110,8 +114,8 @@ class MEInstCriterion(nn.Module):
             alpha=self.focal_alpha,
             gamma=self.focal_gamma,
         )
-        box_loss = iou_loss(_gather(output.box_ltrb, *at), positives.ltrb, self.box_loss_type)
-        center_loss = centerness_loss(_gather(output.centerness, *at)[:, 0], centerness)
+        box_loss = iou_loss(gather(output.box_ltrb, *at), positives.ltrb, self.box_loss_type)
+        center_loss = centerness_loss(gather(output.centerness, *at)[:, 0], centerness)
         losses = {
             "loss_cls": self.weights["cls"] * cls_loss / num_positives,
             "loss_box": self.weights["box"] * (box_loss * centerness).sum() / total_centerness,
@@ -119,7 +123,7 @@ class MEInstCriterion(nn.Module):
         }
         if output.mask_coeffs is not None and gt_masks is not None and mask_encoder is not None:
             targets = MaskTargets(gt_masks, gt_classes, positives.gt_idx)
-            coeffs = _gather(output.mask_coeffs, *at)
+            coeffs = gather(output.mask_coeffs, *at)
             mask_loss = self.mask_loss(coeffs, targets, mask_encoder, centerness, total_centerness)
             losses["loss_mask"] = self.weights["mask"] * mask_loss
         return losses
@@ -130,6 +134,6 @@ def _flatten_levels(per_level: Sequence[Tensor]) -> Tensor:
     return torch.cat([x.flatten(2) for x in per_level], dim=2)
 
 
-def _gather(per_level: Sequence[Tensor], image_idx: Tensor, location_idx: Tensor) -> Tensor:
+def gather(per_level: Sequence[Tensor], image_idx: Tensor, location_idx: Tensor) -> Tensor:
     """The channels at P locations: (P, C)."""
     return _flatten_levels(per_level)[image_idx, :, location_idx]

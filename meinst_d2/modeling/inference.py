@@ -155,6 +155,10 @@ def postprocess(
         templates = output.pred_masks[:, 0]
         output.remove("pred_masks")
         boxes = output.pred_boxes if paste_box == "clipped" else predicted[keep]
+        if output.has("pred_mask_boxes"):
+            boxes = output.pred_mask_boxes
+            boxes.scale(width / input_width, height / input_height)
+            output.remove("pred_mask_boxes")
         if mask_output == "template":
             output.pred_mask_templates, output.pred_mask_boxes = templates, boxes
         elif mask_output == "rle":

@@ -14,19 +14,21 @@ from torch import Tensor, nn
 
 from meinst_d2.config import check_choices
 from meinst_d2.encoding import MaskEncoder
-from meinst_d2.fcos.assign import AssignmentRule, assign_batch
-from meinst_d2.fcos.boxes import level_locations
+from meinst_d2.fcos.assign import AssignmentRule, Positives, assign_batch
+from meinst_d2.fcos.boxes import level_locations, ltrb_to_xyxy
 from meinst_d2.modeling.build import (
     NOT_FITTED,
     build_mask_encoder,
     build_mask_loss,
+    build_refinement,
     build_towers,
-    mask_templates,
     reduce_mean,
 )
-from meinst_d2.modeling.criterion import MEInstCriterion
+from meinst_d2.modeling.criterion import MEInstCriterion, gather
 from meinst_d2.modeling.head import HeadOutput, MEInstHead
 from meinst_d2.modeling.inference import InferenceRule, detect
+from meinst_d2.modeling.refinement import RefinementHead
+from meinst_d2.modeling.targets import mask_templates
 from meinst_d2.precision import without_autocast
 
 GENERATOR_PREFIX = "proposal_generator."
@@ -75,6 +77,7 @@ class MEInstFCOS(nn.Module):
         assignment_rule: AssignmentRule,
         inference_rule: InferenceRule,
         mask_encoder: MaskEncoder | None,
+        refinement: RefinementHead | None = None,
     ) -> None:
         """
         Args:
@@ -84,6 +87,7 @@ class MEInstFCOS(nn.Module):
             assignment_rule: which location is assigned to which instance.
             inference_rule: how predictions become detections.
             mask_encoder: the dictionary, or None for plain FCOS.
+            refinement: corrects the masks of detections.
         """
         super().__init__()
         self.in_features = list(in_features)
@@ -92,6 +96,7 @@ class MEInstFCOS(nn.Module):
         self.assignment_rule = assignment_rule
         self.inference_rule = inference_rule
         self.mask_encoder = mask_encoder
+        self.refinement = refinement
         self._register_load_state_dict_pre_hook(rename_published_keys)
 
     @classmethod
@@ -143,6 +148,7 @@ class MEInstFCOS(nn.Module):
                 thresh_with_centerness=meinst.THRESH_WITH_CENTERNESS,
             ),
             "mask_encoder": mask_encoder,
+            "refinement": build_refinement(cfg, shapes[0].channels, [shape.stride for shape in shapes]),
         }
 
     def forward(
@@ -162,16 +168,22 @@ class MEInstFCOS(nn.Module):
         """
         if self.mask_encoder is not None and not self.mask_encoder.is_fitted:
             raise RuntimeError(NOT_FITTED)
-        output = self.head([features[name] for name in self.in_features])
+        levels = [features[name] for name in self.in_features]
+        output = self.head(levels)
         if self.training:
             if gt_instances is None:
                 raise ValueError("training needs the ground truth: every input must have 'instances'")
             with without_autocast(images.tensor.device):
-                return [], self.losses(output, gt_instances)
+                losses, positives = self.losses(output, gt_instances)
+            if self.refinement is not None:
+                losses["loss_refine"] = self.refinement_loss(levels, output, positives, gt_instances)
+            return [], losses
         strides = self.assignment_rule.strides
         locations = level_locations(output.level_shapes, strides, images.tensor.device)
         with without_autocast(images.tensor.device):
             detections = detect(output, locations, strides, images.image_sizes, self.inference_rule, self.mask_encoder)
+        if self.refinement is not None:
+            self.refinement.refine(levels, detections)
         return detections, {}
 
     def count_positives(self, image_sizes: Sequence[tuple[int, int]], gt_instances: Sequence[Instances]) -> Tensor:
@@ -190,8 +202,8 @@ class MEInstFCOS(nn.Module):
             counts += torch.stack((torch.tensor(float(len(positives))), positives.centerness.sum()))
         return counts
 
-    def losses(self, output: HeadOutput, gt_instances: Sequence[Instances]) -> dict[str, Tensor]:
-        """Losses of predictions for N images against their instances."""
+    def losses(self, output: HeadOutput, gt_instances: Sequence[Instances]) -> tuple[dict[str, Tensor], Positives]:
+        """Losses of predictions for N images against their instances, and the locations that learn those."""
         device = output.cls_logits[0].device
         boxes = [instances.gt_boxes.tensor.cpu() for instances in gt_instances]
         positives = assign_batch(boxes, output.level_shapes, self.assignment_rule)
@@ -199,4 +211,24 @@ class MEInstFCOS(nn.Module):
         masks = None
         if self.mask_encoder is not None:
             masks = mask_templates(gt_instances, self.mask_encoder.mask_size).to(device, non_blocking=True)
-        return self.criterion(output, positives.to(device), classes, masks, self.mask_encoder)
+        positives = positives.to(device)
+        return self.criterion(output, positives, classes, masks, self.mask_encoder), positives
+
+    def refinement_loss(
+        self, levels: list[Tensor], output: HeadOutput, positives: Positives, gt_instances: Sequence[Instances]
+    ) -> Tensor:
+        """The loss of what corrects masks, in the boxes that the positive locations predict."""
+        shapes, strides, at = output.level_shapes, self.assignment_rule.strides, positives.location_idx
+        locations = level_locations(shapes, strides, levels[0].device)
+        stride = torch.cat([x.new_full((len(x), 1), s) for x, s in zip(locations, strides, strict=True)])[at]
+        ltrb = gather(output.box_ltrb, positives.image_idx, at).detach() * stride
+        return self.refinement.loss(
+            levels,
+            ltrb_to_xyxy(torch.cat(locations)[at], ltrb),
+            gather(output.mask_coeffs, positives.image_idx, at).detach(),
+            positives.image_idx,
+            positives.gt_idx,
+            gt_instances,
+            self.mask_encoder,
+            self.criterion.mean_counts(positives.centerness)[0],
+        )

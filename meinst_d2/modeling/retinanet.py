@@ -23,13 +23,15 @@ from meinst_d2.modeling.build import (
     NOT_FITTED,
     build_mask_encoder,
     build_mask_loss,
+    build_refinement,
     build_towers,
-    mask_templates,
     reduce_mean,
 )
 from meinst_d2.modeling.head import TowerConfig, reset_predictor
 from meinst_d2.modeling.inference import MaskOutput, PasteBox, postprocess
 from meinst_d2.modeling.mask_loss import MaskLoss, MaskTargets
+from meinst_d2.modeling.refinement import RefinementHead
+from meinst_d2.modeling.targets import mask_templates
 from meinst_d2.precision import Precision, autocast
 
 
@@ -75,6 +77,7 @@ class MEInstRetinaNet(RetinaNet):
         mask_encoder: MaskEncoder | None,
         mask_loss: MaskLoss,
         mask_weight: float = 1.0,
+        refinement: RefinementHead | None = None,
         mask_paste_box: PasteBox = "predicted",
         mask_output: MaskOutput = "bitmask",
         precision: Precision = "float32",
@@ -86,6 +89,7 @@ class MEInstRetinaNet(RetinaNet):
             mask_encoder: the dictionary, or None for plain RetinaNet.
             mask_loss: of the coefficients.
             mask_weight: its factor.
+            refinement: corrects the masks of detections.
             mask_paste_box, mask_output: see :func:`~meinst_d2.modeling.inference.postprocess`.
             precision: "float32", "float16" or "bfloat16", what convolutions compute in.
             channels_last: keep images and feature maps with channels last in memory.
@@ -95,6 +99,7 @@ class MEInstRetinaNet(RetinaNet):
         self.mask_encoder = mask_encoder
         self.mask_loss = mask_loss
         self.mask_weight = mask_weight
+        self.refinement = refinement
         self.mask_paste_box: PasteBox = mask_paste_box
         self.mask_output: MaskOutput = mask_output
         self.precision: Precision = precision
@@ -112,14 +117,15 @@ class MEInstRetinaNet(RetinaNet):
             )
         parts = super().from_config(cfg)
         mask_encoder = build_mask_encoder(cfg)
+        shapes = [parts["backbone"].output_shape()[name] for name in cfg.MODEL.RETINANET.IN_FEATURES]
         if mask_encoder is not None:
-            shapes = [parts["backbone"].output_shape()[name] for name in cfg.MODEL.RETINANET.IN_FEATURES]
             parts["head"] = MEInstRetinaNetHead(cfg, shapes, mask_encoder.dim)
         return {
             **parts,
             "mask_encoder": mask_encoder,
             "mask_loss": build_mask_loss(cfg),
             "mask_weight": meinst.LOSS_WEIGHT_MASK,
+            "refinement": build_refinement(cfg, shapes[0].channels, [shape.stride for shape in shapes]),
             "mask_paste_box": meinst.MASK_PASTE_BOX,
             "mask_output": meinst.MASK_OUTPUT,
             "precision": precision_of(cfg),
@@ -170,8 +176,17 @@ class MEInstRetinaNet(RetinaNet):
                 gt_idx[gt_idx >= 0],
             )
             weight = torch.ones_like(coeffs[:, 0])
-            mask_loss = self.mask_loss(coeffs, targets, self.mask_encoder, weight, reduce_mean(weight.sum()))
+            num_positives = reduce_mean(weight.sum())
+            mask_loss = self.mask_loss(coeffs, targets, self.mask_encoder, weight, num_positives)
             losses["loss_mask"] = self.mask_weight * mask_loss
+            if self.refinement is not None:
+                image_idx, anchor_idx = (gt_idx >= 0).nonzero(as_tuple=True)
+                found = self.box2box_transform.apply_deltas(
+                    torch.cat(deltas, dim=1)[gt_idx >= 0], Boxes.cat(anchors).tensor[anchor_idx]
+                )
+                losses["loss_refine"] = self.refinement.loss(
+                    features, found, coeffs, image_idx, targets.gt_idx, gt_instances, self.mask_encoder, num_positives
+                )
         return losses
 
     @torch.no_grad()
@@ -216,6 +231,8 @@ class MEInstRetinaNet(RetinaNet):
                 detections.pred_masks = self.mask_encoder.decode(kept, detections.pred_classes)[:, None]
         for detections in results:
             detections.remove("anchor_idx")
+        if self.refinement is not None:
+            self.refinement.refine(features, results)
         return results
 
     def _decode_multi_level_predictions(

@@ -64,7 +64,7 @@ def test_losses_and_gradients(case: Case, model: torch.nn.Module) -> None:
 
 def test_positives_and_their_targets(case: Case, model: torch.nn.Module) -> None:
     from meinst_d2.fcos.assign import assign_batch
-    from meinst_d2.modeling.build import mask_templates
+    from meinst_d2.modeling.targets import mask_templates
 
     batch = case.batch()
     height, width = (max(x["image"].shape[i] for x in batch) for i in (1, 2))

@@ -1,0 +1,213 @@
+"""A second look at every detection, which corrects the mask that its code draws (docs/better-masks.md).
+
+A code is regressed from one location, and its mask inherits every error of its box. Here each box is enlarged, the
+feature map is sampled inside it, and a few convolutions see the features, together with the decoded template, at the
+resolution of the object.
+
+Symbols: N images, n boxes, S mask side, R side of what is sampled, O = 2R of what comes out, T of the targets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from meinst_d2.encoding import MaskEncoder
+from meinst_d2.fcos.boxes import box_area
+from meinst_d2.modeling.head import GROUPS
+from meinst_d2.modeling.targets import mask_templates
+
+LEAST_IOU = 0.5
+"""Of a predicted box with its object's, below which there is nothing to learn from it."""
+PRIOR_BOUND = 0.01
+"""What a template's probabilities are clamped to, and from 1, before they become logits."""
+
+
+class RefinementHead(nn.Module):
+    """Features in enlarged boxes, and the templates that the codes draw there, to logits of the masks."""
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        strides: Sequence[int],
+        context: float = 1.2,
+        pooler_resolution: int = 14,
+        conv_dim: int = 64,
+        num_convs: int = 3,
+        code_as_prior: bool = True,
+        samples_per_image: int = 32,
+        target_size: int = 112,
+        loss_weight: float = 1.0,
+    ) -> None:
+        """
+        Args:
+            in_channels: of every feature map.
+            strides: of every feature map, each twice the one before.
+            context: how much longer than a box the sides are of what is looked at.
+            pooler_resolution: R.
+            conv_dim, num_convs: channels and number of the 3 x 3 convolutions.
+            code_as_prior: whether the decoded template is one more channel, and its logits are what is corrected.
+            samples_per_image: positive locations to learn from, on average over the images of a batch.
+            target_size: T.
+            loss_weight: factor of the loss.
+        """
+        super().__init__()
+        self.strides, self.context, self.pooler_resolution = tuple(strides), context, pooler_resolution
+        self.code_as_prior, self.samples_per_image, self.loss_weight = code_as_prior, samples_per_image, loss_weight
+        self.target_size = target_size
+        layers: list[nn.Module] = []
+        channels = in_channels + code_as_prior
+        for _ in range(num_convs):
+            layers += [nn.Conv2d(channels, conv_dim, 3, padding=1, bias=False), nn.GroupNorm(GROUPS, conv_dim)]
+            layers += [nn.ReLU(inplace=True)]
+            channels = conv_dim
+        self.convs = nn.Sequential(*layers)
+        self.upsample = nn.ConvTranspose2d(channels, conv_dim, 2, stride=2)
+        self.predictor = nn.Conv2d(conv_dim, 1, 1)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.predictor.weight, std=0.001)  # at first the mask is the code's
+        for bias in (self.upsample.bias, self.predictor.bias):
+            nn.init.zeros_(bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Sequence[Tensor], boxes: Tensor, image_idx: Tensor, templates: Tensor) -> Tensor:
+        """
+        Args:
+            features: (N, C, H, W) of every level.
+            boxes: (n, 4) ``xyxy`` in input pixels.
+            image_idx: (n,) int64.
+            templates: (n, S, S), probabilities in the boxes.
+
+        Returns:
+            (n, O, O) float32, logits of the masks in the enlarged boxes.
+        """
+        region = enlarge(boxes, self.context)
+        x = sample_features(features, region, image_idx, self.strides, self.pooler_resolution)
+        if self.code_as_prior:
+            prior = resample(templates, boxes, region, self.pooler_resolution)
+            x = torch.cat((x, prior[:, None].to(x.dtype)), dim=1)
+        x = self.predictor(F.relu(self.upsample(self.convs(x))))[:, 0].float()
+        if self.code_as_prior:
+            prior = resample(templates, boxes, region, 2 * self.pooler_resolution)
+            x = x + prior.clamp(PRIOR_BOUND, 1 - PRIOR_BOUND).logit()
+        return x
+
+    @torch.no_grad()
+    def refine(self, features: Sequence[Tensor], detections: Sequence[Instances]) -> None:
+        """Give detections other ``pred_masks`` (n, 1, O, O), relative to the ``pred_mask_boxes`` that they get, too.
+
+        Args:
+            features: (N, C, H, W) of every level.
+            detections: of N images, from :func:`~meinst_d2.modeling.inference.detect`.
+        """
+        counts = [len(found) for found in detections]
+        boxes = torch.cat([found.pred_boxes.tensor for found in detections])
+        templates = torch.cat([found.pred_masks[:, 0] for found in detections])
+        image_idx = torch.repeat_interleave(torch.tensor(counts)).to(boxes.device)
+        masks = self.forward(features, boxes, image_idx, templates).sigmoid()[:, None]
+        regions = enlarge(boxes, self.context)
+        for found, mask, region in zip(detections, masks.split(counts), regions.split(counts), strict=True):
+            found.remove("pred_masks")  # of another size
+            found.pred_masks, found.pred_mask_boxes = mask, Boxes(region)
+
+    def loss(
+        self,
+        features: Sequence[Tensor],
+        boxes: Tensor,
+        coeffs: Tensor,
+        image_idx: Tensor,
+        gt_idx: Tensor,
+        gt_instances: Sequence[Instances],
+        encoder: MaskEncoder,
+        num_positives: Tensor,
+    ) -> Tensor:
+        """Binary cross-entropy and dice loss of the masks in the boxes that positive locations predict.
+
+        Args:
+            features: (N, C, H, W) of every level.
+            boxes, coeffs: (P, 4) ``xyxy`` in input pixels and (P, D), as predicted; no gradient flows into them.
+            image_idx, gt_idx: (P,) int64, the image and the instance of the batch that each location learns.
+            gt_instances: of N images.
+            encoder: of the coefficients.
+            num_positives: (), P on average over the processes.
+
+        Returns:
+            (), the mean over locations that are learned from or, where there are more, over a random choice. Boxes
+            that are far from their object count as 0. Attached to the graph in any case.
+        """
+        device, most = boxes.device, self.samples_per_image * len(gt_instances)
+        with torch.no_grad():
+            gt_boxes = torch.cat([instances.gt_boxes.tensor for instances in gt_instances]).to(device)
+            near = elementwise_iou(boxes, gt_boxes[gt_idx]) > LEAST_IOU
+            chosen = torch.randperm(len(boxes))[:most].to(device)
+            chosen = chosen[near[chosen]]
+            boxes, gt_idx, image_idx = boxes[chosen], gt_idx[chosen], image_idx[chosen]
+            classes = torch.cat([instances.gt_classes for instances in gt_instances]).to(device)[gt_idx]
+            masks = mask_templates(gt_instances, self.target_size, "gt_fine_templates").to(device)[gt_idx].float()
+            templates, region = encoder.decode(coeffs[chosen], classes), enlarge(boxes, self.context)
+            masks = resample(masks, gt_boxes[gt_idx], region, 2 * self.pooler_resolution).ge(0.5).float()
+        losses = mask_loss(self.forward(features, boxes, image_idx, templates), masks)
+        return self.loss_weight * losses.sum() / num_positives.clamp(1, most)
+
+
+def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """(n,), binary cross-entropy (mean over pixels) and dice loss of (n, O, O) logits against masks of 0 and 1."""
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean((1, 2))
+    found = logits.sigmoid()
+    common, total = (found * masks).sum((1, 2)), (found + masks).sum((1, 2))
+    return cross_entropy + 1 - (2 * common + 1) / (total + 1)
+
+
+def enlarge(boxes: Tensor, factor: float) -> Tensor:
+    """(n, 4) ``xyxy`` boxes with sides longer by a factor, about the same centres."""
+    grow = (boxes[:, 2:] - boxes[:, :2]) * ((factor - 1) / 2)
+    return torch.cat((boxes[:, :2] - grow, boxes[:, 2:] + grow), dim=1)
+
+
+def elementwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """(n,) of (n, 4) ``xyxy`` boxes with area."""
+    sides = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0)
+    common = sides.prod(dim=1)
+    return common / (box_area(a) + box_area(b) - common)
+
+
+def sample_features(
+    features: Sequence[Tensor], boxes: Tensor, image_idx: Tensor, strides: Sequence[int], size: int
+) -> Tensor:
+    """(n, C, size, size), each box from the level whose cells are nearest in size to a cell of what is sampled."""
+    level = ((box_area(boxes).clamp(min=1).sqrt() / size).log2() - math.log2(strides[0])).round()
+    level = level.clamp(0, len(strides) - 1)
+    regions = torch.cat((image_idx[:, None].to(boxes.dtype), boxes), dim=1)
+    at = [(level == i).nonzero()[:, 0] for i in range(len(strides))]
+    sampled = [
+        roi_align(feature, regions[index], size, 1 / stride, sampling_ratio=2, aligned=True)
+        for feature, index, stride in zip(features, at, strides, strict=True)
+    ]
+    return torch.cat(sampled)[torch.cat(at).argsort()]
+
+
+def resample(masks: Tensor, boxes: Tensor, regions: Tensor, size: int) -> Tensor:
+    """What masks, given in one box each, are in another: bilinear, zero outside their box.
+
+    Args:
+        masks: (n, S, S).
+        boxes, regions: (n, 4) ``xyxy``, where the masks are and where they are looked at.
+        size: of the result.
+
+    Returns:
+        (n, size, size).
+    """
+    cells = (torch.arange(size, device=masks.device, dtype=torch.float32) + 0.5) / size
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-6)
+    points = regions[:, None, :2] + cells[:, None] * (regions[:, 2:] - regions[:, :2])[:, None]  # (n, size, 2)
+    points = 2 * (points - boxes[:, None, :2]) / sides[:, None] - 1
+    x, y = points[:, None, :, 0].expand(-1, size, -1), points[:, :, None, 1].expand(-1, -1, size)
+    return F.grid_sample(masks[:, None], torch.stack((x, y), dim=-1), align_corners=False)[:, 0]
