@@ -188,7 +188,7 @@ def sample_features(
     regions = torch.cat((image_idx[:, None].to(boxes.dtype), boxes), dim=1)
     at = [(level == i).nonzero()[:, 0] for i in range(len(strides))]
     sampled = [
-        roi_align(feature, regions[index], size, 1 / stride, sampling_ratio=2, aligned=True)
+        roi_align(feature, regions[index], size, 1 / stride, sampling_ratio=1, aligned=True)
         for feature, index, stride in zip(features, at, strides, strict=True)
     ]
     return torch.cat(sampled)[torch.cat(at).argsort()]
