@@ -199,8 +199,12 @@ def _add_refinement(meinst: CN) -> None:
     refine.CONV_DIM = 64
     # Give the decoded template to the convolutions, and let them correct it; without, they draw the mask alone.
     refine.CODE_AS_PRIOR = True
+    # Replace the box of a detection by the mean of itself and of the refined mask's.
+    refine.MEAN_BOX = False
+    # Multiply the score of a detection by the mean probability inside its refined mask.
+    refine.MASKNESS = False
     # Positive locations to learn from, per image of a batch.
-    refine.SAMPLES_PER_IMAGE = 32
+    refine.SAMPLES_PER_IMAGE = 16
     # Side of the objects' masks that it learns from, in pixels.
     refine.TARGET_SIZE = 112
     refine.LOSS_WEIGHT = 1.0

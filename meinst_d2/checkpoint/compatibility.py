@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ MASK_LAYER = Layer(
     "to re-initialize the mask predictor with the components of MODEL.MEINST.COMPONENTS, train with "
     "MODEL.MEINST.COMPONENTS_CONFLICT file",
 )
+REFINEMENT = ("proposal_generator.refinement.", "refinement.")
 CHECKED_PREFIXES = ("proposal_generator.", "head.", "mask_encoder.")
 """Where shapes must fit: all but the backbone. The names without a generator are those of MEInst on RetinaNet."""
 
@@ -90,6 +91,11 @@ def num_classes_of(state: Mapping[str, torch.Tensor]) -> int:
     boxes = state.get("head.bbox_pred.bias")  # RetinaNet's, which has a value for every class and anchor
     anchors = 1 if boxes is None else max(boxes.numel() // 4, 1)
     return biases[0].numel() // anchors if biases else 0
+
+
+def has_refinement(state: Iterable[str]) -> bool:
+    """Whether there are weights of a refinement head among those of these names."""
+    return any(name.startswith(REFINEMENT) for name in state)
 
 
 def changed_layers(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[Layer, str]:

@@ -162,7 +162,11 @@ def validation_losses(model: nn.Module, loader: Iterable[Sequence[Mapping[str, A
     losses = Counter[str]()
     for mine, _ in gathered:
         for name, total in mine.items():
-            per_positive = name in ("loss_cls", "loss_centerness")  # the others are divided by the sum of centerness
+            per_positive = name in (
+                "loss_cls",
+                "loss_centerness",
+                "loss_refine",
+            )  # the others are divided by the sum of centerness
             losses[name] += total / (max(positives, 1) if per_positive else max(centerness, 1e-6))
     return {**losses, "total_loss": losses.total()}
 

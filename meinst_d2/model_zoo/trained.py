@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer, carried_components, fetch, info_of
-from meinst_d2.checkpoint.compatibility import CLASS_LAYER, num_classes_of
+from meinst_d2.checkpoint.compatibility import CLASS_LAYER, has_refinement, num_classes_of
 from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.config_file import merge_overrides
 from meinst_d2.data.image_files import read_image
@@ -308,6 +308,7 @@ def _fit_config(cfg: CfgNode, state: Mapping[str, Tensor], about: Mapping[str, A
     if num_classes == 0:
         raise ValueError(f"{path} does not say how many classes it knows: it lacks a bias of the class layer")
     meinst.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
+    meinst.REFINE.ENABLED = has_refinement(state)
     components = carried_components(state, path)
     if components is not None:
         meinst.DIM_MASK, meinst.MASK_SIZE = components.shape[-2], round(components.shape[-1] ** 0.5)
@@ -317,9 +318,13 @@ def _fit_config(cfg: CfgNode, state: Mapping[str, Tensor], about: Mapping[str, A
 
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
-    """Load weights that must be those of the model; components that it has already may be missing."""
+    """Load weights that must be those of the model; components that it has already may be missing.
+
+    A model that is asked for without its refinement head draws the masks of the codes alone.
+    """
     encoder = getattr(getattr(model, "proposal_generator", model), "mask_encoder", None)
-    complete = dict(state)
+    refines = has_refinement(model.state_dict())
+    complete = {name: value for name, value in state.items() if refines or not has_refinement([name])}
     if encoder is None or encoder.is_fitted:
         own = model.state_dict()
         complete = {name: own[name] for name in own if "mask_encoder." in name} | complete

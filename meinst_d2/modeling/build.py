@@ -80,6 +80,8 @@ def build_refinement(cfg: CfgNode, in_channels: int, strides: Sequence[int]) -> 
         conv_dim=refine.CONV_DIM,
         num_convs=refine.NUM_CONVS,
         code_as_prior=refine.CODE_AS_PRIOR,
+        mean_box=refine.MEAN_BOX,
+        maskness=refine.MASKNESS,
         samples_per_image=refine.SAMPLES_PER_IMAGE,
         target_size=refine.TARGET_SIZE,
         loss_weight=refine.LOSS_WEIGHT,

@@ -42,7 +42,9 @@ class RefinementHead(nn.Module):
         conv_dim: int = 64,
         num_convs: int = 3,
         code_as_prior: bool = True,
-        samples_per_image: int = 32,
+        mean_box: bool = False,
+        maskness: bool = False,
+        samples_per_image: int = 16,
         target_size: int = 112,
         loss_weight: float = 1.0,
     ) -> None:
@@ -54,12 +56,20 @@ class RefinementHead(nn.Module):
             pooler_resolution: R.
             conv_dim, num_convs: channels and number of the 3 x 3 convolutions.
             code_as_prior: whether the decoded template is one more channel, and its logits are what is corrected.
+            mean_box: whether boxes become the mean of themselves and of the box of the refined mask.
+            maskness: whether scores are multiplied by the mean probability inside the refined mask.
             samples_per_image: positive locations to learn from, on average over the images of a batch.
             target_size: T.
             loss_weight: factor of the loss.
         """
         super().__init__()
+        if conv_dim % GROUPS or pooler_resolution < 2 or context < 1:
+            raise ValueError(
+                f"MODEL.MEINST.REFINE: CONV_DIM = {conv_dim} must be a multiple of {GROUPS}, POOLER_RESOLUTION = "
+                f"{pooler_resolution} at least 2, CONTEXT = {context} at least 1"
+            )
         self.strides, self.context, self.pooler_resolution = tuple(strides), context, pooler_resolution
+        self.mean_box, self.maskness = mean_box, maskness
         self.code_as_prior, self.samples_per_image, self.loss_weight = code_as_prior, samples_per_image, loss_weight
         self.target_size = target_size
         layers: list[nn.Module] = []
@@ -112,11 +122,16 @@ class RefinementHead(nn.Module):
         boxes = torch.cat([found.pred_boxes.tensor for found in detections])
         templates = torch.cat([found.pred_masks[:, 0] for found in detections])
         image_idx = torch.repeat_interleave(torch.tensor(counts)).to(boxes.device)
-        masks = self.forward(features, boxes, image_idx, templates).sigmoid()[:, None]
-        regions = enlarge(boxes, self.context)
-        for found, mask, region in zip(detections, masks.split(counts), regions.split(counts), strict=True):
+        logits, regions = self.forward(features, boxes, image_idx, templates), enlarge(boxes, self.context)
+        masks = logits.sigmoid()
+        if self.mean_box:
+            boxes = (boxes + boxes_of_masks(logits, regions, boxes)) / 2
+        factors = mean_inside(masks) if self.maskness else torch.ones_like(boxes[:, 0])
+        parts = (x.split(counts) for x in (masks[:, None], regions, boxes, factors))
+        for found, mask, region, box, factor in zip(detections, *parts, strict=True):
             found.remove("pred_masks")  # of another size
-            found.pred_masks, found.pred_mask_boxes = mask, Boxes(region)
+            found.pred_masks, found.pred_mask_boxes, found.pred_boxes = mask, Boxes(region), Boxes(box)
+            found.scores = found.scores * factor
 
     def loss(
         self,
@@ -140,10 +155,11 @@ class RefinementHead(nn.Module):
             num_positives: (), P on average over the processes.
 
         Returns:
-            (), the mean over locations that are learned from or, where there are more, over a random choice. Boxes
-            that are far from their object count as 0. Attached to the graph in any case.
+            (), the mean over positive locations, in training over a random choice where there are many. Boxes that
+            are far from their object count as 0. Attached to the graph in any case.
         """
-        device, most = boxes.device, self.samples_per_image * len(gt_instances)
+        device = boxes.device
+        most = self.samples_per_image * len(gt_instances) if self.training else max(len(boxes), 1)
         with torch.no_grad():
             gt_boxes = torch.cat([instances.gt_boxes.tensor for instances in gt_instances]).to(device)
             near = elementwise_iou(boxes, gt_boxes[gt_idx]) > LEAST_IOU
@@ -164,6 +180,36 @@ def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
     found = logits.sigmoid()
     common, total = (found * masks).sum((1, 2)), (found + masks).sum((1, 2))
     return cross_entropy + 1 - (2 * common + 1) / (total + 1)
+
+
+def mean_inside(masks: Tensor) -> Tensor:
+    """(n,), the mean of the probabilities of (n, O, O) that are at least one half; 0 where none is."""
+    inside = masks >= 0.5
+    return (masks * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+
+
+def boxes_of_masks(logits: Tensor, regions: Tensor, boxes: Tensor) -> Tensor:
+    """(n, 4) ``xyxy``, where the logits rise above 0, between the centers of cells; ``boxes`` where they never do.
+
+    Args:
+        logits: (n, O, O).
+        regions: (n, 4) ``xyxy``, where the masks are.
+        boxes: (n, 4).
+    """
+    along = (logits.amax(1), logits.amax(2))  # of columns and of rows, (n, O)
+    low = torch.stack([_first_above(x) for x in along], dim=1)  # (n, 2)
+    high = 1 - torch.stack([_first_above(x.flip(1)) for x in along], dim=1)
+    corner, sides = regions[:, :2], regions[:, 2:] - regions[:, :2]
+    found = torch.cat((corner + low * sides, corner + high * sides), dim=1)
+    return torch.where((along[0] > 0).any(1)[:, None], found, boxes)
+
+
+def _first_above(x: Tensor) -> Tensor:
+    """(n,), the share of (n, O) samples of an interval that lies before they first rise above 0, linearly."""
+    first = (x > 0).float().argmax(1, keepdim=True)
+    before, after = x.gather(1, (first - 1).clamp(min=0)), x.gather(1, first)
+    back = torch.where(first > 0, after / (after - before).clamp(min=1e-6), 0.5)
+    return ((first + 0.5 - back) / x.shape[1])[:, 0]
 
 
 def enlarge(boxes: Tensor, factor: float) -> Tensor:

@@ -1,0 +1,125 @@
+"""The second look at a detection: its geometry by hand, its parts against others', and what it starts from."""
+
+import math
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
+from detectron2.utils.events import EventStorage
+
+from meinst_d2.masks import paste_masks
+from meinst_d2.modeling import refinement
+from meinst_d2.modeling.refinement import (
+    RefinementHead,
+    boxes_of_masks,
+    elementwise_iou,
+    enlarge,
+    mask_loss,
+    mean_inside,
+    resample,
+    sample_features,
+)
+from tests.modeling.test_retinanet import RETINANET
+from tests.models import fit_to_blobs, image_with, tiny_cfg
+
+STRIDES = (8, 16, 32)
+REFINED = ("MODEL.MEINST.REFINE.ENABLED", True)
+
+
+def features_of(num_images: int, channels: int = 4) -> list[torch.Tensor]:
+    return [torch.randn(num_images, channels, 128 // stride, 160 // stride) for stride in STRIDES]
+
+
+def test_a_box_grows_about_its_center() -> None:
+    assert enlarge(torch.tensor([[10.0, 10.0, 30.0, 20.0]]), 1.2).tolist() == [[8, 9, 32, 21]]
+
+
+def test_overlap_of_pairs() -> None:
+    first = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 1, 1]])
+    second = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [2, 2, 3, 3]])
+    torch.testing.assert_close(elementwise_iou(first, second), torch.tensor([1, 1 / 3, 0]))
+
+
+def test_a_mask_in_another_box() -> None:
+    mask = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])  # the upper left quarter of its box
+    box = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
+    torch.testing.assert_close(resample(mask, box, box, 2), mask)
+    part = torch.tensor([[0.0, 0.0, 4.0, 4.0]])  # its cells are centered at 1 and 3, those of the mask at 2 and 6
+    torch.testing.assert_close(resample(mask, box, part, 2), torch.full((1, 2, 2), 0.75 * 0.75))
+    assert not resample(mask, box, box + 20, 4).any()
+
+
+def test_features_are_those_of_detectron2s_pooler() -> None:
+    """Which floors where this rounds: its canonical size is a level's limit, half an octave up."""
+    torch.manual_seed(0)
+    features = features_of(2)
+    boxes = torch.rand(40, 4) * 60
+    boxes[:, 2:] += boxes[:, :2] + torch.logspace(0, 2.5, 40)[:, None]
+    image_idx = torch.arange(40) // 25
+    theirs = ROIPooler(7, [1 / stride for stride in STRIDES], 1, "ROIAlignV2", 8 * 7 / math.sqrt(2), 3)
+    expected = theirs(features, [Boxes(boxes[:25]), Boxes(boxes[25:])])
+    torch.testing.assert_close(sample_features(features, boxes, image_idx, STRIDES, 7), expected)
+
+
+def test_losses_by_hand() -> None:
+    logits, masks = torch.zeros(1, 2, 2), torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
+    dice = 1 - (2 * 1 + 1) / (2 + 2 + 1)  # half of every pixel is found
+    torch.testing.assert_close(mask_loss(logits, masks), torch.tensor([math.log(2) + dice]))
+    sure = mask_loss(200 * (masks - 0.5), masks)
+    assert sure.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_box_of_a_mask_lies_between_the_centers_of_cells() -> None:
+    x, y = torch.arange(8) + 0.5, (torch.arange(8) + 0.5)[:, None]
+    logits = torch.minimum(torch.minimum(x - 1.75, 6.25 - x), torch.minimum(y - 3.0, 7.0 - y))[None]
+    region = torch.tensor([[10.0, 20.0, 26.0, 36.0]])  # two pixels a cell
+    found = boxes_of_masks(logits, region, torch.zeros(1, 4))
+    torch.testing.assert_close(found, torch.tensor([[13.5, 26.0, 22.5, 34.0]]))
+    full = boxes_of_masks(torch.ones(1, 8, 8), region, torch.zeros(1, 4))
+    assert torch.equal(full, region)
+    empty = boxes_of_masks(-torch.ones(1, 8, 8), region, torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+    assert empty.tolist() == [[1, 2, 3, 4]]
+
+
+def test_the_mean_probability_inside_a_mask() -> None:
+    masks = torch.tensor([[[0.9, 0.7], [0.4, 0.0]], [[0.1, 0.2], [0.3, 0.4]]])
+    torch.testing.assert_close(mean_inside(masks), torch.tensor([0.8, 0.0]))
+
+
+def test_at_first_the_mask_is_that_of_the_code() -> None:
+    torch.manual_seed(0)
+    head = RefinementHead(in_channels=4, strides=STRIDES)
+    torch.nn.init.zeros_(head.predictor.weight)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 28), torch.linspace(-1, 1, 28), indexing="ij")
+    templates = torch.sigmoid(8 * (1 - 1.4 * x.square() - 1.4 * y.square()))[None]
+    boxes = torch.tensor([[20.0, 30.0, 90.0, 100.0]])
+    logits = head(features_of(1), boxes, torch.zeros(1, dtype=torch.int64), templates)
+    code = paste_masks(templates, boxes, 128, 160)
+    refined = paste_masks(logits.sigmoid().detach(), enlarge(boxes, head.context), 128, 160)
+    assert (code & refined).sum() / (code | refined).sum() > 0.97
+
+
+@pytest.mark.parametrize("form", [(), RETINANET], ids=["FCOS", "RetinaNet"])
+def test_a_model_learns_to_correct_its_masks(monkeypatch: pytest.MonkeyPatch, form: tuple[object, ...]) -> None:
+    monkeypatch.setattr(refinement, "LEAST_IOU", -1.0)  # an untrained model's boxes are far from the objects
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg(*form, *REFINED))
+    inner = getattr(model, "proposal_generator", model)
+    fit_to_blobs(inner.mask_encoder)
+    batch = [image_with([[10, 8, 40, 44], [50, 20, 90, 60]], classes=[3, 5]), image_with([])]
+    optimizer = torch.optim.Adam(inner.refinement.parameters(), 1e-2)
+    losses = []
+    for _ in range(12):
+        torch.manual_seed(1)
+        with EventStorage():
+            losses.append(model(batch)["loss_refine"])
+        optimizer.zero_grad()
+        losses[-1].backward()
+        assert all(p.grad is not None for p in inner.refinement.parameters())
+        optimizer.step()
+    assert 0 < losses[-1] < 0.8 * losses[0]
+    with EventStorage():
+        alone = model([image_with([])])["loss_refine"]
+    assert alone == 0 and alone.requires_grad  # so that every process has gradients of every parameter
