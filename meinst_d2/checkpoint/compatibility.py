@@ -34,7 +34,7 @@ MASK_LAYER = Layer(
     "MODEL.MEINST.COMPONENTS_CONFLICT file",
 )
 REFINEMENT = ("proposal_generator.refinement.", "refinement.")
-CHECKED_PREFIXES = ("proposal_generator.", "head.", "mask_encoder.")
+CHECKED_PREFIXES = ("proposal_generator.", "head.", "mask_encoder.", "refinement.")
 """Where shapes must fit: all but the backbone. The names without a generator are those of MEInst on RetinaNet."""
 
 

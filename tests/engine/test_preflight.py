@@ -116,6 +116,13 @@ def test_weights_of_other_classes(files: Path) -> None:
         check(files, *weights(files, "order.pth"), eval_only=True)
 
 
+def test_weights_that_cannot_refine(files: Path) -> None:
+    refines = ("MODEL.MEINST.REFINE.ENABLED", True)
+    check(files, *weights(files, "ours.pth"), *refines)
+    with refused("ours.pth cannot refine masks, .*: set MODEL.MEINST.REFINE.ENABLED False, or train from them first"):
+        check(files, *weights(files, "ours.pth"), *refines, eval_only=True)
+
+
 def test_settings_that_cannot_work(files: Path) -> None:
     for overrides, message in (
         (("SOLVER.EMA_DECAY", 1.0), "SOLVER.EMA_DECAY = 1.0 must be below 1"),

@@ -20,6 +20,7 @@ from meinst_d2.checkpoint.resume import open_last_whole
 from meinst_d2.data.datasets import DatasetError
 from meinst_d2.engine.launch import EXIT_CODE, LostWorkerError, Preempted, Termination, launch
 from meinst_d2.files import remove_unfinished
+from meinst_d2.modeling import refinement
 from tests.engine.test_engine import run_cfg, train
 from tests.modeling.test_retinanet import RETINANET
 
@@ -177,11 +178,16 @@ def test_sigterm_saves_and_ends(data: Path, tmp_path: Path, processes: int, send
     assert "SIGTERM: training ends after iteration" in (run.folder / "log.txt").read_text()
 
 
-def test_a_run_ended_by_sigterm_and_resumed_is_the_same_run(tmp_path: Path) -> None:
-    whole = train(run_cfg(tmp_path / "whole")).model.state_dict()
+@pytest.mark.parametrize("refines", [False, True])
+def test_a_run_ended_by_sigterm_and_resumed_is_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refines: bool
+) -> None:
+    monkeypatch.setattr(refinement, "LEAST_IOU", -1.0)  # an untrained model's boxes are far from the objects
+    some = ("MODEL.MEINST.REFINE.ENABLED", refines, "MODEL.MEINST.REFINE.SAMPLES_PER_IMAGE", 2)
+    whole = train(run_cfg(tmp_path / "whole", *some)).model.state_dict()
     with pytest.raises(Preempted):
-        train(run_cfg(tmp_path / "parts"), False, AfterStep(1, lambda _: os.kill(os.getpid(), signal.SIGTERM)))
-    resumed = train(run_cfg(tmp_path / "parts"), resume=True)
+        train(run_cfg(tmp_path / "parts", *some), False, AfterStep(1, lambda _: os.kill(os.getpid(), signal.SIGTERM)))
+    resumed = train(run_cfg(tmp_path / "parts", *some), resume=True)
     assert resumed.start_iter == 2
     assert all(torch.equal(value, whole[name]) for name, value in resumed.model.state_dict().items())
 

@@ -134,6 +134,15 @@ def test_published_weights_of_others_into_a_config_by_name(tmp_path: Path) -> No
         load_trained("quick/tiny", overrides=["MODEL.WEIGHTS"])
 
 
+def test_weights_say_whether_masks_are_refined(tmp_path: Path) -> None:
+    state = tiny_model("MODEL.MEINST.REFINE.ENABLED", True).state_dict()
+    torch.save({"model": state}, tmp_path / "m.pth")
+    trained = load_trained("quick/tiny", str(tmp_path / "m.pth"))
+    assert trained.model.proposal_generator.refinement is not None
+    code = load_trained("quick/tiny", str(tmp_path / "m.pth"), ["MODEL.MEINST.REFINE.ENABLED", "False"])
+    assert code.model.proposal_generator.refinement is None
+
+
 def test_retinanet(tmp_path: Path) -> None:
     overrides = ("MODEL.MEINST.NUM_CLASSES", 4, "MODEL.RETINANET.NUM_CLASSES", 4, "MODEL.MEINST.COMPONENTS", "")
     model = build_model(load_cfg("demo/shapes_retinanet.yaml", *overrides))
