@@ -169,7 +169,7 @@ class RefinementHead(nn.Module):
             classes = torch.cat([instances.gt_classes for instances in gt_instances]).to(device)[gt_idx]
             masks = mask_templates(gt_instances, self.target_size, "gt_fine_templates").to(device)[gt_idx].float()
             templates, region = encoder.decode(coeffs[chosen], classes), enlarge(boxes, self.context)
-            masks = resample(masks, gt_boxes[gt_idx], region, 2 * self.pooler_resolution)
+            masks = resample(masks, gt_boxes[gt_idx], region, 2 * self.pooler_resolution).ge(0.5).float()
         losses = mask_loss(self.forward(features, boxes, image_idx, templates), masks)
         return self.loss_weight * losses.sum() / num_positives.clamp(1, most)
 
