@@ -43,6 +43,8 @@ def distinct_models() -> dict[str, CfgNode]:
     found: dict[str, tuple[str, CfgNode]] = {}
     for path in sorted((ROOT / "configs").rglob("*.yaml"), key=lambda path: (len(path.parts), path)):
         cfg = small_cfg(path)
+        if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":  # Detectron2's Mask R-CNN, to compare with
+            continue
         name = path.relative_to(ROOT / "configs").with_suffix("")
         found.setdefault(cfg.MODEL.dump(), (str(name), cfg))
     return dict(found.values())
