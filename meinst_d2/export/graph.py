@@ -3,7 +3,8 @@
 It is made of the model's own parts; only what chooses among candidates is written again, without a loop over images,
 because the number of images is not known when the graph is made.
 
-Symbols: N images, K classes, R locations of a level, D coefficients, S mask side, C candidates, n detections.
+Symbols: N images, K classes, R locations of a level, D coefficients, S mask side, O that of a refined mask,
+C candidates, n detections.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from meinst_d2.fcos.boxes import level_locations, ltrb_to_xyxy
 from meinst_d2.modeling.head import HeadOutput
 from meinst_d2.modeling.inference import PasteBox
 from meinst_d2.modeling.meta_arch import MEInstDetector
+from meinst_d2.modeling.refinement import enlarge
 
 INPUTS = ("images", "image_sizes")
 OUTPUTS = ("boxes", "scores", "classes", "masks", "image_index", "mask_boxes")
@@ -51,6 +53,7 @@ class DetectionGraph(nn.Module):
         self.backbone = model.backbone
         self.head = generator.head
         self.mask_encoder = generator.mask_encoder
+        self.refinement = generator.refinement
         self.output_names = OUTPUTS_WITHOUT_MASKS if generator.mask_encoder is None else OUTPUTS
         self.in_features: list[str] = generator.in_features
         self.strides: tuple[int, ...] = generator.assignment_rule.strides
@@ -68,19 +71,21 @@ class DetectionGraph(nn.Module):
 
         Returns:
             :attr:`output_names`, by image, then falling score: ``boxes`` (n, 4) float32 ``xyxy`` in pixels, clipped to
-            their image; ``scores`` (n,) float32; ``classes`` (n,) int64; ``masks`` (n, S, S) float32 probabilities;
-            ``image_index`` (n,) int64; ``mask_boxes`` (n, 4), where the masks belong, which may leave the image.
+            their image; ``scores`` (n,) float32; ``classes`` (n,) int64; ``masks`` (n, S, S), or (n, O, O) where
+            they are refined, float32 probabilities; ``image_index`` (n,) int64; ``mask_boxes`` (n, 4), where the masks
+            belong, which may leave the image.
         """
         height, width = images.shape[-2:]
         rows = torch.arange(height, device=images.device) < image_sizes[:, :1]  # (N, H)
         columns = torch.arange(width, device=images.device) < image_sizes[:, 1:]  # (N, W)
         inside = (rows[:, :, None] & columns[:, None])[:, None]  # (N, 1, H, W)
-        features = self.backbone(torch.where(inside, (images - self.pixel_mean) / self.pixel_std, 0.0))
-        output = self.head([features[name] for name in self.in_features])
+        by_name = self.backbone(torch.where(inside, (images - self.pixel_mean) / self.pixel_std, 0.0))
+        features = [by_name[name] for name in self.in_features]
+        output = self.head(features)
         locations = level_locations(output.level_shapes, self.strides, images.device)
         levels = [self._candidates(output, level, x) for level, x in enumerate(locations)]
         found = Candidates(*(None if x[0] is None else torch.cat(x) for x in zip(*levels, strict=True)))
-        return self._outputs(found.at(self._survivors(found, images.shape[0])), image_sizes)
+        return self._outputs(found.at(self._survivors(found, images.shape[0])), image_sizes, features)
 
     def _candidates(self, output: HeadOutput, level: int, locations: Tensor) -> Candidates:
         """Like :func:`~meinst_d2.fcos.select.select_candidates`, of every image at once."""
@@ -116,7 +121,7 @@ class DetectionGraph(nn.Module):
             kept, images, rank = kept[capped], images[capped], rank[capped]
         return kept[(images * found.scores.shape[0] + rank).argsort()]
 
-    def _outputs(self, found: Candidates, image_sizes: Tensor) -> tuple[Tensor, ...]:
+    def _outputs(self, found: Candidates, image_sizes: Tensor, features: list[Tensor]) -> tuple[Tensor, ...]:
         limits = image_sizes.flip(1).to(found.boxes.dtype).repeat(1, 2)[found.images]  # (n, 4): w, h, w, h
         clipped = torch.minimum(found.boxes.clamp(min=0), limits)
         left = (clipped[:, 2:] > clipped[:, :2]).all(1).nonzero()[:, 0]
@@ -124,8 +129,17 @@ class DetectionGraph(nn.Module):
         if self.mask_encoder is None or found.coeffs is None:
             return clipped, found.scores, found.classes, found.images
         masks = self.mask_encoder.decode(found.coeffs, found.classes)
-        mask_boxes = found.boxes if self.paste_box == "predicted" else clipped.clone()
+        if self.refinement is not None:
+            masks, mask_boxes = self._refined(found, masks, features), enlarge(found.boxes, self.refinement.context)
+        else:
+            mask_boxes = found.boxes if self.paste_box == "predicted" else clipped.clone()
         return clipped, found.scores, found.classes, masks, found.images, mask_boxes
+
+    def _refined(self, found: Candidates, templates: Tensor, features: list[Tensor]) -> Tensor:
+        """(n, O, O) probabilities, like :meth:`~meinst_d2.modeling.refinement.RefinementHead.refine`."""
+        # With one detection more, of the first image: onnxruntime's group normalization does not take none.
+        inputs = (torch.cat((x, x.new_zeros(1, *x.shape[1:]))) for x in (found.boxes, found.images, templates))
+        return self.refinement(features, *inputs)[:-1].sigmoid()
 
 
 def suppress(boxes: Tensor, scores: Tensor, nms_thresh: float) -> Tensor:

@@ -76,18 +76,18 @@ def make_source(trained: TrainedModel) -> ExportSource:
     if model.precision != "float32":
         notes.append(f"the model computes in {model.precision}; the exported one computes in float32")
         model.precision = "float32"
-    encoder = model.proposal_generator.mask_encoder
+    encoder, refinement = model.proposal_generator.mask_encoder, model.proposal_generator.refinement
     if encoder is not None and not encoder.is_fitted:
         raise ValueError("the model has no mask components: give --weights that hold them, or MODEL.MEINST.COMPONENTS")
     metadata = {
         "class_names": json.dumps(trained.class_names),
-        "mask_size": str(encoder.mask_size if encoder is not None else 0),
+        "mask_size": str((refinement or encoder).mask_size if encoder is not None else 0),
         "input_format": trained.image_format,
         "size_divisibility": str(max(model.backbone.size_divisibility, 1)),
         "min_size_test": str(resize.short_edge_length[0]),
         "max_size_test": str(resize.max_size),
         "score_threshold": str(model.proposal_generator.inference_rule.score_thresh),
-        "paste_box": model.mask_paste_box,
+        "paste_box": model.mask_paste_box if refinement is None else "enlarged",
     }
     return ExportSource(model.float().cpu().eval(), metadata, tuple(notes))
 
@@ -294,9 +294,9 @@ def check(model: MEInstDetector, run: Runner, batches: Sequence[Sequence[Tensor]
 
 
 def compare(outputs: dict[str, np.ndarray], expected: Instances, image: str) -> dict[str, float]:
-    """Largest differences of one image, each detection with that of its class whose box is nearest.
+    """Largest differences of one image, each detection with that of its class whose box and score are nearest.
 
-    Equal scores may come in either order, so the order does not count.
+    Equal scores may come in either order, so the order does not count. Equal boxes are those that are clipped alike.
 
     Raises:
         CheckError: another number of detections.
@@ -311,10 +311,11 @@ def compare(outputs: dict[str, np.ndarray], expected: Instances, image: str) -> 
         return dict.fromkeys(TOLERANCES, 0.0)
     gaps = (found["boxes"][:, None] - expected.pred_boxes.tensor).abs().amax(2)  # (n, n)
     gaps[found["classes"][:, None] != expected.pred_classes] = float("inf")
-    gap, partner = gaps.min(1)
+    scores = (found["scores"][:, None] - expected.scores).abs()  # (n, n)
+    partner = (gaps + scores).argmin(1)
+    gap, scores = gaps.gather(1, partner[:, None]), scores.gather(1, partner[:, None])
     if len(partner.unique()) < len(partner):
         gap = torch.full_like(gap, float("inf"))  # two of them are the same detection
-    scores = (found["scores"] - expected.scores[partner]).abs()
     differences = {"boxes": float(gap.max()), "scores": float(scores.max()), "masks": 0.0}
     if "masks" in found:
         differences["masks"] = float((found["masks"] - expected.pred_mask_templates[partner]).abs().max())

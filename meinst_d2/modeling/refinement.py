@@ -71,7 +71,7 @@ class RefinementHead(nn.Module):
         self.strides, self.context, self.pooler_resolution = tuple(strides), context, pooler_resolution
         self.mean_box, self.maskness = mean_box, maskness
         self.code_as_prior, self.samples_per_image, self.loss_weight = code_as_prior, samples_per_image, loss_weight
-        self.target_size = target_size
+        self.mask_size, self.target_size = 2 * pooler_resolution, target_size
         layers: list[nn.Module] = []
         channels = in_channels + code_as_prior
         for _ in range(num_convs):
@@ -106,7 +106,7 @@ class RefinementHead(nn.Module):
             x = torch.cat((x, prior[:, None].to(x.dtype)), dim=1)
         x = self.predictor(F.relu(self.upsample(self.convs(x))))[:, 0].float()
         if self.code_as_prior:
-            prior = resample(templates, boxes, region, 2 * self.pooler_resolution)
+            prior = resample(templates, boxes, region, self.mask_size)
             x = x + prior.clamp(PRIOR_BOUND, 1 - PRIOR_BOUND).logit()
         return x
 
@@ -169,7 +169,7 @@ class RefinementHead(nn.Module):
             classes = torch.cat([instances.gt_classes for instances in gt_instances]).to(device)[gt_idx]
             masks = mask_templates(gt_instances, self.target_size, "gt_fine_templates").to(device)[gt_idx].float()
             templates, region = encoder.decode(coeffs[chosen], classes), enlarge(boxes, self.context)
-            masks = resample(masks, gt_boxes[gt_idx], region, 2 * self.pooler_resolution).ge(0.5).float()
+            masks = resample(masks, gt_boxes[gt_idx], region, self.mask_size).ge(0.5).float()
         losses = mask_loss(self.forward(features, boxes, image_idx, templates), masks)
         return self.loss_weight * losses.sum() / num_positives.clamp(1, most)
 
@@ -237,7 +237,10 @@ def sample_features(
         roi_align(feature, regions[index], size, 1 / stride, sampling_ratio=1, aligned=True)
         for feature, index, stride in zip(features, at, strides, strict=True)
     ]
-    return torch.cat(sampled)[torch.cat(at).argsort()]
+    order = torch.cat(at)
+    # The inverse permutation. It has the shape of image_idx, which torch.export cannot know of an argsort of order.
+    place = torch.zeros_like(image_idx).scatter(0, order, torch.arange(order.shape[0], device=order.device))
+    return torch.cat(sampled)[place]
 
 
 def resample(masks: Tensor, boxes: Tensor, regions: Tensor, size: int) -> Tensor:

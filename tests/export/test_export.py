@@ -19,7 +19,7 @@ from PIL import Image
 from torch.torch_version import TorchVersion
 
 from meinst_d2.export import CheckError, DetectionGraph, ExportSource, check_batches, export_model, make_source
-from meinst_d2.export.write import LEAST_TORCH, Runner, check, pad_batch
+from meinst_d2.export.write import FORMATS, LEAST_TORCH, OPSET, Runner, check, pad_batch
 from meinst_d2.masks import paste_masks
 from meinst_d2.model_zoo.trained import TrainedModel
 from tests.conftest import ROOT, blob_masks
@@ -42,6 +42,7 @@ HEADS = {
         *("MODEL.MEINST.SIZES_OF_INTEREST", [32, 64, 128, 256], "MODEL.MEINST.NORM", "none"),
     ),
     "class_pca": ("MODEL.MEINST.ENCODER", "ClassPCAEncoder", "MODEL.MEINST.PRE_NMS_TOPK_TEST", 50),
+    "refined": ("MODEL.MEINST.REFINE.ENABLED", True, "MODEL.MEINST.REFINE.POOLER_RESOLUTION", 3),
     "no_masks": ("MODEL.MASK_ON", False, "MODEL.MEINST.THRESH_WITH_CENTERNESS", True),
     "no_nms": ("MODEL.MEINST.NMS_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 30),
 }
@@ -50,7 +51,11 @@ HEADS = {
 def tiny_source(*overrides: Any) -> ExportSource:
     """A tiny model whose untrained head sees objects everywhere."""
     model = tiny_model(*overrides).eval()
-    model.proposal_generator.head.cls_logits.bias.data.fill_(-2.5)
+    generator = model.proposal_generator
+    generator.head.cls_logits.bias.data.fill_(-2.5)
+    if generator.refinement is not None:
+        generator.head.bbox_pred.weight.data.mul_(12)  # boxes for every level
+        torch.nn.init.normal_(generator.refinement.predictor.weight, std=0.3)  # that matter
     return make_source(as_trained(model, tiny_cfg(*overrides)))
 
 
@@ -112,6 +117,22 @@ def test_onnx_of_five_levels_with_deformable_convolutions_detects_the_same(tmp_p
     source = tiny_source(*HEADS["deform"], *HEADS["five_levels"])
     result = export_model(source, tmp_path / "model.onnx", BATCHES)
     assert result.images == 6 and result.detections > 40
+
+
+@needs_onnx
+@pytest.mark.parametrize(("file_format", "cap", "least"), [("onnx", 100, 200), ("exported_program", 1, 3)])
+def test_refined_masks_are_the_same_of_many_of_one_and_of_none(
+    tmp_path: Path, file_format: str, cap: int, least: int
+) -> None:
+    source = tiny_source(*HEADS["refined"], "TEST.DETECTIONS_PER_IMAGE", cap)
+    run = FORMATS[file_format](DetectionGraph(source.model), tmp_path / "model", source.metadata, OPSET)
+    assert check(source.model, run, BATCHES).detections >= least
+    batch, sizes = pad_batch(images((64, 64), (64, 64)), 32)
+    sizes[1] = 0  # no pixel of the image is left
+    masks, image_index = run(batch, sizes)[3:5]
+    assert len(masks) > 0 and image_index.max() == 0
+    assert run(batch, np.zeros_like(sizes))[3].shape == (0, 6, 6)
+    assert source.metadata["mask_size"] == "6"
 
 
 @needs_torch
