@@ -19,7 +19,6 @@ from meinst_d2.fcos.boxes import level_locations, ltrb_to_xyxy
 from meinst_d2.modeling.head import HeadOutput
 from meinst_d2.modeling.inference import PasteBox
 from meinst_d2.modeling.meta_arch import MEInstDetector
-from meinst_d2.modeling.refinement import enlarge
 
 INPUTS = ("images", "image_sizes")
 OUTPUTS = ("boxes", "scores", "classes", "masks", "image_index", "mask_boxes")
@@ -130,16 +129,22 @@ class DetectionGraph(nn.Module):
             return clipped, found.scores, found.classes, found.images
         masks = self.mask_encoder.decode(found.coeffs, found.classes)
         if self.refinement is not None:
-            masks, mask_boxes = self._refined(found, masks, features), enlarge(found.boxes, self.refinement.context)
-        else:
-            mask_boxes = found.boxes if self.paste_box == "predicted" else clipped.clone()
+            return self._refined(found, masks, features, limits[left])
+        mask_boxes = found.boxes if self.paste_box == "predicted" else clipped.clone()
         return clipped, found.scores, found.classes, masks, found.images, mask_boxes
 
-    def _refined(self, found: Candidates, templates: Tensor, features: list[Tensor]) -> Tensor:
-        """(n, O, O) probabilities, like :meth:`~meinst_d2.modeling.refinement.RefinementHead.refine`."""
+    def _refined(
+        self, found: Candidates, templates: Tensor, features: list[Tensor], limits: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Like :meth:`~meinst_d2.modeling.refinement.RefinementHead.refine`."""
         # With one detection more, of the first image: onnxruntime's group normalization does not take none.
-        inputs = (torch.cat((x, x.new_zeros(1, *x.shape[1:]))) for x in (found.boxes, found.images, templates))
-        return self.refinement(features, *inputs)[:-1].sigmoid()
+        given = (found.boxes, found.scores, found.images, templates)
+        inputs = (torch.cat((x, x.new_zeros(1, *x.shape[1:]))) for x in given)
+        masks, mask_boxes, boxes, scores = (x[:-1] for x in self.refinement.look(features, *inputs))
+        boxes = torch.minimum(boxes.clamp(min=0), limits)
+        order = (found.images - scores).argsort()  # by image, then falling score, which maskness may have changed
+        outputs = (boxes, scores, found.classes, masks, found.images, mask_boxes)
+        return tuple(x[order] for x in outputs)
 
 
 def suppress(boxes: Tensor, scores: Tensor, nms_thresh: float) -> Tensor:

@@ -183,7 +183,7 @@ class MEInstFCOS(nn.Module):
         with without_autocast(images.tensor.device):
             detections = detect(output, locations, strides, images.image_sizes, self.inference_rule, self.mask_encoder)
         if self.refinement is not None:
-            self.refinement.refine(levels, detections)
+            detections = self.refinement.refine(levels, detections)
         return detections, {}
 
     def count_positives(self, image_sizes: Sequence[tuple[int, int]], gt_instances: Sequence[Instances]) -> Tensor:

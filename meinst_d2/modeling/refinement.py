@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,15 @@ LEAST_IOU = 0.5
 """Of a predicted box with its object's, below which there is nothing to learn from it."""
 PRIOR_BOUND = 0.01
 """What a template's probabilities are clamped to, and from 1, before they become logits."""
+
+
+class Refined(NamedTuple):
+    """What n detections become."""
+
+    masks: Tensor  # (n, O, O) probabilities
+    mask_boxes: Tensor  # (n, 4) xyxy, where they belong
+    boxes: Tensor  # (n, 4) xyxy
+    scores: Tensor  # (n,)
 
 
 class RefinementHead(nn.Module):
@@ -110,28 +120,40 @@ class RefinementHead(nn.Module):
             x = x + prior.clamp(PRIOR_BOUND, 1 - PRIOR_BOUND).logit()
         return x
 
+    def look(
+        self, features: Sequence[Tensor], boxes: Tensor, scores: Tensor, image_idx: Tensor, templates: Tensor
+    ) -> Refined:
+        """What n detections become; the arguments are those of :meth:`forward` and (n,) scores."""
+        logits, regions = (
+            self.forward(features, boxes, image_idx, templates).nan_to_num(0.0),
+            enlarge(boxes, self.context),
+        )
+        masks = logits.sigmoid()
+        if self.mean_box:
+            boxes = (boxes + boxes_of_masks(logits, regions, boxes)) / 2
+        return Refined(masks, regions, boxes, scores * mean_inside(masks) if self.maskness else scores)
+
     @torch.no_grad()
-    def refine(self, features: Sequence[Tensor], detections: Sequence[Instances]) -> None:
-        """Give detections other ``pred_masks`` (n, 1, O, O), relative to the ``pred_mask_boxes`` that they get, too.
+    def refine(self, features: Sequence[Tensor], detections: Sequence[Instances]) -> list[Instances]:
+        """Detections with other ``pred_masks`` (n, 1, O, O), relative to their ``pred_mask_boxes``.
 
         Args:
             features: (N, C, H, W) of every level.
             detections: of N images, from :func:`~meinst_d2.modeling.inference.detect`.
         """
         counts = [len(found) for found in detections]
-        boxes = torch.cat([found.pred_boxes.tensor for found in detections])
-        templates = torch.cat([found.pred_masks[:, 0] for found in detections])
+        boxes, scores, templates = (
+            torch.cat(x)
+            for x in zip(*((d.pred_boxes.tensor, d.scores, d.pred_masks[:, 0]) for d in detections), strict=True)
+        )
         image_idx = torch.repeat_interleave(torch.tensor(counts)).to(boxes.device)
-        logits, regions = self.forward(features, boxes, image_idx, templates), enlarge(boxes, self.context)
-        masks = logits.sigmoid()
-        if self.mean_box:
-            boxes = (boxes + boxes_of_masks(logits, regions, boxes)) / 2
-        factors = mean_inside(masks) if self.maskness else torch.ones_like(boxes[:, 0])
-        parts = (x.split(counts) for x in (masks[:, None], regions, boxes, factors))
-        for found, mask, region, box, factor in zip(detections, *parts, strict=True):
-            found.remove("pred_masks")  # of another size
-            found.pred_masks, found.pred_mask_boxes, found.pred_boxes = mask, Boxes(region), Boxes(box)
-            found.scores = found.scores * factor
+        refined = self.look(features, boxes, scores, image_idx, templates)
+        results = []
+        for found, masks, regions, boxes, scores in zip(detections, *(x.split(counts) for x in refined), strict=True):
+            fields = {**found.get_fields(), "pred_masks": masks[:, None], "pred_mask_boxes": Boxes(regions)}
+            result = Instances(found.image_size, **{**fields, "pred_boxes": Boxes(boxes), "scores": scores})
+            results.append(result[scores.argsort(descending=True, stable=True)] if self.maskness else result)
+        return results
 
     def loss(
         self,

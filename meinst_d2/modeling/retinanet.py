@@ -232,7 +232,7 @@ class MEInstRetinaNet(RetinaNet):
         for detections in results:
             detections.remove("anchor_idx")
         if self.refinement is not None:
-            self.refinement.refine(features, results)
+            results = self.refinement.refine(features, results)
         return results
 
     def _decode_multi_level_predictions(
