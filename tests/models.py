@@ -109,7 +109,9 @@ def image_with(
     instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     instances.gt_classes = torch.tensor([0] * len(boxes) if classes is None else classes, dtype=torch.int64)
     instances.gt_mask_templates = torch.from_numpy(blob_masks(rng, len(boxes), mask_size))
-    instances.gt_fine_templates = instances.gt_mask_templates.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    times = 112 // mask_size
+    fine = instances.gt_mask_templates.repeat_interleave(times, 1).repeat_interleave(times, 2)
+    instances.gt_fine_templates = fine
     image = torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
     return {"image": image, "instances": instances, "image_id": len(boxes)}
 

@@ -12,12 +12,13 @@ from torch import Tensor
 def mask_templates(gt_instances: Sequence[Instances], mask_size: int, field: str = "gt_mask_templates") -> Tensor:
     """Every instance's mask, cropped to its box and resized, once.
 
-    Takes the field as MEInstDatasetMapper makes it, or ``gt_masks`` (PolygonMasks or BitMasks) as
-    Detectron2's own mapper does.
+    Takes the field as MEInstDatasetMapper makes it, or ``gt_masks`` (PolygonMasks or BitMasks) as Detectron2's own
+    mapper does.
 
     Args:
         gt_instances: of N images; images without instances need no masks.
         mask_size: S.
+        field: "gt_mask_templates" or, of the size that refinement learns from, "gt_fine_templates".
 
     Returns:
         (M, S, S) bool on the device of the instances, one image after another.
@@ -32,16 +33,18 @@ def mask_templates(gt_instances: Sequence[Instances], mask_size: int, field: str
         if instances.has(field):
             template = instances.get(field)
             if template.shape[-2:] != (mask_size, mask_size):
-                raise ValueError(
-                    f"the loader made mask templates of {tuple(template.shape[-2:])}, the model has "
-                    f"MODEL.MEINST.MASK_SIZE = {mask_size}: build the mapper from the same config"
-                )
+                key = "MASK_SIZE" if field == "gt_mask_templates" else "REFINE.TARGET_SIZE"
+                has = f"the loader made mask templates of {tuple(template.shape[-2:])}"
+                fix = "build the mapper from the same config"
+                raise ValueError(f"{has}, the model has MODEL.MEINST.{key} = {mask_size}: {fix}")
             templates.append(template.bool())
         elif instances.has("gt_masks"):
             templates.append(instances.gt_masks.crop_and_resize(instances.gt_boxes.tensor, mask_size))
         else:
             fix = "train on a dataset with segmentations, or set MODEL.MASK_ON False"
-            raise ValueError(f"an image has instances without masks: {fix}")
+            if instances.has("gt_mask_templates"):
+                fix = "build the mapper from the config of the model, whose MODEL.MEINST.REFINE.ENABLED is True"
+            raise ValueError(f"an image has instances without masks in {field} and gt_masks: {fix}")
     if not templates:
         return torch.zeros(0, mask_size, mask_size, dtype=torch.bool)
     return torch.cat(templates)
