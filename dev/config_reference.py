@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "meinst_d2/config.py"
-PREFIXES = {"meinst": "MODEL.MEINST", "cfg": ""}
+PREFIXES = {"meinst": "MODEL.MEINST", "refine": "MODEL.MEINST.REFINE", "cfg": ""}
 """What the variables that keys are assigned to stand for."""
 TITLES = {
     "_add_computing": "Computation",
     "_add_head": "Head",
     "_add_detection": "Detection",
     "_add_masks": "Masks",
+    "_add_refinement": "Refined masks",
     "add_meinst_config": "Training and evaluation",
 }
 HEADER = """# Config reference

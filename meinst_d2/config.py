@@ -207,4 +207,5 @@ def _add_refinement(meinst: CN) -> None:
     refine.SAMPLES_PER_IMAGE = 16
     # Side of the objects' masks that it learns from, in pixels.
     refine.TARGET_SIZE = 112
+    # Factor of the loss of refined masks.
     refine.LOSS_WEIGHT = 1.0
