@@ -122,29 +122,34 @@ class DetectionGraph(nn.Module):
 
     def _outputs(self, found: Candidates, image_sizes: Tensor, features: list[Tensor]) -> tuple[Tensor, ...]:
         limits = image_sizes.flip(1).to(found.boxes.dtype).repeat(1, 2)[found.images]  # (n, 4): w, h, w, h
+        if self.refinement is not None:
+            return self._refined(found, features, limits)
         clipped = torch.minimum(found.boxes.clamp(min=0), limits)
-        left = (clipped[:, 2:] > clipped[:, :2]).all(1).nonzero()[:, 0]
+        left = not_empty(clipped)
         clipped, found = clipped[left], found.at(left)
         if self.mask_encoder is None or found.coeffs is None:
             return clipped, found.scores, found.classes, found.images
         masks = self.mask_encoder.decode(found.coeffs, found.classes)
-        if self.refinement is not None:
-            return self._refined(found, masks, features, limits[left])
         mask_boxes = found.boxes if self.paste_box == "predicted" else clipped.clone()
         return clipped, found.scores, found.classes, masks, found.images, mask_boxes
 
-    def _refined(
-        self, found: Candidates, templates: Tensor, features: list[Tensor], limits: Tensor
-    ) -> tuple[Tensor, ...]:
+    def _refined(self, found: Candidates, features: list[Tensor], limits: Tensor) -> tuple[Tensor, ...]:
         """Like :meth:`~meinst_d2.modeling.refinement.RefinementHead.refine`."""
+        templates = self.mask_encoder.decode(found.coeffs, found.classes)
         # With one detection more, of the first image: onnxruntime's group normalization does not take none.
         given = (found.boxes, found.scores, found.images, templates)
         inputs = (torch.cat((x, x.new_zeros(1, *x.shape[1:]))) for x in given)
         masks, mask_boxes, boxes, scores = (x[:-1] for x in self.refinement.look(features, *inputs))
         boxes = torch.minimum(boxes.clamp(min=0), limits)
         order = (found.images - scores).argsort()  # by image, then falling score, which maskness may have changed
+        order = order[not_empty(boxes[order])]
         outputs = (boxes, scores, found.classes, masks, found.images, mask_boxes)
         return tuple(x[order] for x in outputs)
+
+
+def not_empty(boxes: Tensor) -> Tensor:
+    """The positions of (n, 4) boxes that have an area."""
+    return (boxes[:, 2:] > boxes[:, :2]).all(1).nonzero()[:, 0]
 
 
 def suppress(boxes: Tensor, scores: Tensor, nms_thresh: float) -> Tensor:
