@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import Goal, PeakMemory, Row, Side, alternate, set_threads
-from benchmarks.models import DETECTRON2, detectron2_model, our_config, our_model
+from benchmarks.models import DETECTRON2, REFINED, detectron2_model, our_config, our_model
 from benchmarks.source import find_source
 
 OURS, WITHOUT_MASKS, COMPILED = "MEInst", "MEInst, MASK_ON False", "MEInst, torch.compile"
 VARIANTS: dict[str, tuple[Any, ...]] = {
     WITHOUT_MASKS: ("MODEL.MASK_ON", False),
+    "MEInst, refined": REFINED,
     "MEInst, deformable": ("MODEL.MEINST.DEFORM_CONV", "last"),
     "MEInst, bfloat16": ("MODEL.MEINST.PRECISION", "bfloat16"),
 }
