@@ -164,7 +164,7 @@ def _unknown(key: str, cfg: CfgNode) -> str:
     close = difflib.get_close_matches(key.rpartition(".")[2].upper(), names.values(), 3)
     # Of keys with names like this, the one whose groups are most like these.
     near = difflib.get_close_matches(key.upper(), [known for known, name in names.items() if name in close], 1)
-    return f"there is no key {key}" + (f" (did you mean {near[0]}?)" if near else "")
+    return f"unknown key {key}" + (f" (did you mean {near[0]}?)" if near else "")
 
 
 def _sentence(error: BaseException, cfg: CfgNode) -> str:

@@ -137,9 +137,9 @@ def test_overrides_give_what_detectron2_makes_of_them() -> None:
     theirs.merge_from_list(overrides)
     assert ours == theirs and ours.SOLVER.BASE_LR == 0.5
     for key, meant in (("MODEL.MEINST.NUM_CLASS", "MODEL.MEINST.NUM_CLASSES"), ("SOLVER.MAX_ITERS", "SOLVER.MAX_ITER")):
-        with pytest.raises(ConfigError, match=rf"there is no key {key} \(did you mean {meant}"):
+        with pytest.raises(ConfigError, match=rf"unknown key {key} \(did you mean {meant}"):
             merge_overrides(defaults(), [key, 1])
-    with pytest.raises(ConfigError, match="there is no key XYZ$"):
+    with pytest.raises(ConfigError, match="unknown key XYZ$"):
         merge_overrides(defaults(), ["XYZ", 1])
 
 

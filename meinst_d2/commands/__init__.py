@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = parser.parse_args(arguments[:1]).command
     if name not in COMMANDS:
         near = [f"did you mean {match}?" for match in difflib.get_close_matches(name, COMMANDS, n=1)]
-        parser.exit(2, f"meinst: there is no command {name}: {(near or ['see meinst --help'])[0]}\n")
+        parser.exit(2, f"meinst: unknown command {name}: {(near or ['see meinst --help'])[0]}\n")
     try:
         importlib.import_module(f"meinst_d2.commands.{MODULES.get(name, name)}").main(arguments[1:])
     except ImportError:

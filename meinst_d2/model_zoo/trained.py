@@ -233,7 +233,7 @@ def config_of(path: str, about: Mapping[str, Any]) -> CfgNode:
     if beside.is_file():
         return zoo.read_config(str(beside))
     fix = "give --config-file, or publish it with meinst publish"
-    raise ValueError(f"{path} carries no config, and there is no {RUN_CONFIG} beside it: {fix}")
+    raise ValueError(f"{path} carries no config, and {RUN_CONFIG} is not beside it: {fix}")
 
 
 def build(cfg: CfgNode | DictConfig, device: str | None = None, notes: list[str] | None = None) -> nn.Module:

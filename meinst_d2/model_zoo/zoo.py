@@ -41,7 +41,7 @@ def get_config_file(name: str) -> str:
     known = {path.relative_to(folder).as_posix().removesuffix(".yaml"): path for path in files}
     if name not in known:
         near = difflib.get_close_matches(name, known, 3, 0.3)
-        raise ValueError(f"there is no config {name}" + (f": did you mean {' or '.join(near)}?" if near else ""))
+        raise ValueError(f"unknown config {name}" + (f": did you mean {' or '.join(near)}?" if near else ""))
     return str(known[name])
 
 
@@ -98,7 +98,7 @@ def get_checkpoint_url(name: str) -> str:
     get_config_file(name)
     name = name.removesuffix(".yaml")
     if name not in URLS:
-        raise ValueError(f"there is no trained model for {name}: train it with meinst train")
+        raise ValueError(f"no trained model is known for {name}: train it with meinst train")
     url = URLS[name]
     if url is None:
         raise ValueError(

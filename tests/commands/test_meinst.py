@@ -57,8 +57,8 @@ def test_help_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["predcit"], "meinst: there is no command predcit: did you mean predict?"),
-        (["zzz", "--help"], "meinst: there is no command zzz: see meinst --help"),
+        (["predcit"], "meinst: unknown command predcit: did you mean predict?"),
+        (["zzz", "--help"], "meinst: unknown command zzz: see meinst --help"),
         ([], "the following arguments are required: COMMAND"),
     ],
 )

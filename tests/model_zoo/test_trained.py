@@ -159,9 +159,9 @@ def test_weights_that_lack_something(tmp_path: Path) -> None:
     torch.save({"model": tiny_model().state_dict()}, tmp_path / "m.pth")
     with pytest.raises(ValueError, match="do not belong to the config"):
         load_trained("demo/shapes", str(tmp_path / "m.pth"))
-    with pytest.raises(ValueError, match="carries no config, and there is no config.yaml beside it"):
+    with pytest.raises(ValueError, match="carries no config, and config.yaml is not beside it"):
         load_trained(weights=str(tmp_path / "m.pth"))
-    with pytest.raises(ValueError, match="there is no key MODEL.MEINST.NO_SUCH_KEY$"):
+    with pytest.raises(ValueError, match="unknown key MODEL.MEINST.NO_SUCH_KEY$"):
         load_trained("quick/tiny", str(tmp_path / "m.pth"), ["MODEL.MEINST.NO_SUCH_KEY", "1"])
     state = {name: value for name, value in tiny_model().state_dict().items() if "mask_encoder." not in name}
     torch.save({"model": state}, tmp_path / "m.pth")
@@ -204,9 +204,9 @@ def test_configs_have_names_and_unknown_ones_are_met_with_known_ones() -> None:
     for name in ("MEInst_R_50_3x", "MEInst_R_50_3x.yaml", "quick/tiny"):
         cfg = model_zoo.get_config(name)
         assert ("MEInstDetector", f"output/{Path(name).stem}") == (cfg.MODEL.META_ARCHITECTURE, cfg.OUTPUT_DIR)
-    with pytest.raises(ValueError, match="no config MEInst_R50_1x: did you mean .*MEInst_R_50_1x"):
+    with pytest.raises(ValueError, match="unknown config MEInst_R50_1x: did you mean .*MEInst_R_50_1x"):
         model_zoo.get_config("MEInst_R50_1x")
-    with pytest.raises(ValueError, match="there is no trained model for quick/tiny: train it"):
+    with pytest.raises(ValueError, match="no trained model is known for quick/tiny: train it"):
         model_zoo.get_checkpoint_url("quick/tiny")
 
 
@@ -272,7 +272,7 @@ def test_a_damaged_file_is_refused(web: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"a": torch.zeros(1)}, "carries no config, and there is no config.yaml beside it: give --config-file, or pub"),
+        ({"a": torch.zeros(1)}, "carries no config, and config.yaml is not beside it: give --config-file, or pub"),
         ({"model": {}, "meinst": {"config": "A: ["}}, "the config in .* is refused: it is not YAML"),
         ({"model": {}, "meinst": {"config": "MODEL: {NEW: 1}"}}, "the config in .* does not fit .*: .*NEW"),
     ],
