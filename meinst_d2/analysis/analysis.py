@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from detectron2.structures import BitMasks
+from pycocotools import mask as coco_mask
 from torchvision.ops import box_iou
 from tqdm import tqdm
 
 from meinst_d2.analysis.inputs import Detections, Truth, TruthOfImage
 from meinst_d2.data.instances import make_templates
-from meinst_d2.encoding import FittedEncoder
+from meinst_d2.encoding import ClassPCAEncoder, MaskEncoder
 from meinst_d2.evaluation.average_precision import SIZES, AveragePrecision, average_precision
+from meinst_d2.fcos.boxes import enlarge
 from meinst_d2.masks import RLE, encode_templates
 from meinst_d2.masks.paste import move_mask
+from meinst_d2.masks.rle import decode_rle
 from meinst_d2.masks.rle import ious as ious_of
 
 MATCHING_IOU = 0.5
 ORACLES = ("exact", "box", "template", "encoding")
 """By falling knowledge. The object's own mask: where it is; stretched from its own box over the predicted one; as an
-S x S template in the predicted box; encoded and decoded in the predicted box, as in training targets."""
+S x S template in the predicted box; encoded and decoded in the predicted box, as in training targets. Of refined masks:
+where it is; what of it lies in the enlarged predicted box; as S x S pixels there; the same."""
 IN_OWN_BOX = "encoding in own box"
 """Beside them: encoded and decoded, in the object's box."""
 PARTS = ("box", "template", "coefficients", "regression")
@@ -59,18 +64,29 @@ def match(truth: TruthOfImage, found: Detections) -> tuple[npt.NDArray[np.int64]
 
 @torch.no_grad()
 def oracle_masks(
-    truth: TruthOfImage, found: Detections, object_of: npt.NDArray[np.int64], encoder: FittedEncoder
+    truth: TruthOfImage,
+    found: Detections,
+    object_of: npt.NDArray[np.int64],
+    encoder: MaskEncoder,
+    context: float | None = None,
 ) -> dict[str, list[RLE]]:
     """The masks of all detections of an image for each oracle; those without an object keep their own.
 
     Args:
         truth, found, object_of: the image, and of each detection the object or -1.
         encoder: fitted, on the CPU, in evaluation mode.
+        context: of refined masks, see :func:`analyze`.
     """
     masks = {name: list(found.rles) for name in (*ORACLES, IN_OWN_BOX)}
+    matched = (object_of >= 0).nonzero()[0]
+    if context is not None:
+        oracles = refined_oracles(truth, found.xyxy[matched], object_of[matched], encoder, context)
+        for i, of_object in zip(matched, oracles, strict=True):
+            for name, rle in of_object.items():
+                masks[name][i] = rle
+        return masks
     templates = make_templates(truth.annotations, encoder.mask_size)
     row_of = {i: row for row, i in enumerate(templates.kept.tolist())}
-    matched = (object_of >= 0).nonzero()[0]
     for i, target in zip(matched, object_of[matched], strict=True):
         masks["exact"][i] = masks[IN_OWN_BOX][i] = truth.rles[target]
         stretched = move_mask(truth.rles[target], truth.xyxy[target], found.xyxy[i])
@@ -89,6 +105,36 @@ def oracle_masks(
             for i, rle in zip(drawn, encode_templates(probabilities, at, *truth.size), strict=True):
                 masks[name][i] = rle
     return masks
+
+
+def refined_oracles(
+    truth: TruthOfImage,
+    xyxy: npt.NDArray[np.float32],
+    targets: npt.NDArray[np.int64],
+    encoder: MaskEncoder,
+    context: float,
+) -> Iterator[dict[str, RLE]]:
+    """Of every matched detection its object's mask for each oracle, as refined masks are drawn.
+
+    Args:
+        truth: of the image.
+        xyxy: (n, 4), the detections' boxes.
+        targets: (n,), their objects.
+        encoder: of S x S pixels.
+        context: how much longer than a box the sides are of where a mask is drawn.
+    """
+    own = torch.from_numpy(truth.xyxy[targets])
+    regions, own_regions = enlarge(torch.from_numpy(xyxy), context), enlarge(own, context)
+    for target, *places in zip(targets, regions, own_regions, strict=True):
+        where = torch.stack(places)
+        mask = torch.from_numpy(decode_rle(truth.rles[target], *truth.size)).bool()
+        ones = BitMasks(mask.expand(2, -1, -1)).crop_and_resize(where, encoder.mask_size)
+        drawn, in_own_box = encode_templates(encoder.decode(encoder.encode(ones)), where, *truth.size)
+        x0, y0, x1, y1 = where[0].round().int().clamp(min=0).tolist()
+        inside = torch.zeros_like(mask)
+        inside[y0:y1, x0:x1] = mask[y0:y1, x0:x1]
+        cut = coco_mask.encode(np.asfortranarray(inside, np.uint8))
+        yield {"exact": truth.rles[target], "box": cut, "template": drawn, "encoding": drawn, IN_OWN_BOX: in_own_box}
 
 
 @dataclass(frozen=True)
@@ -177,6 +223,7 @@ class Analysis:
         pairs: of matched detections.
         images: worst first.
         score_threshold: above which detections count for ``images``.
+        refined: whether the masks are refined ones.
     """
 
     class_names: Sequence[str]
@@ -186,6 +233,7 @@ class Analysis:
     pairs: Pairs
     images: Sequence[ImageError]
     score_threshold: float
+    refined: bool = False
 
     @property
     def lost(self) -> dict[str, float]:
@@ -200,21 +248,27 @@ class Analysis:
 
 
 def analyze(
-    truth: Truth, detections: Mapping[Hashable, Detections], encoder: FittedEncoder, *, score_threshold: float = 0.5
+    truth: Truth,
+    detections: Mapping[Hashable, Detections],
+    encoder: MaskEncoder,
+    *,
+    context: float | None = None,
+    score_threshold: float = 0.5,
 ) -> Analysis:
     """Compare detections with the ground truth, as they are and with masks that could have been.
 
     Args:
         truth: of every image that counts.
         detections: by image id, of each of them.
-        encoder: fitted; used on the CPU.
+        encoder: fitted; used on the CPU. Of refined masks a PixelEncoder of their size.
+        context: None for masks that codes draw in the boxes; of refined masks ``MODEL.MEINST.REFINE.CONTEXT``.
         score_threshold: above which a detection counts as shown, for the worst images only.
 
     Raises:
         ValueError: the encoder has dictionaries of another number of classes.
     """
     names = truth.ground_truth.dataset.class_names
-    if encoder.class_specific and len(encoder.means) != len(names):
+    if isinstance(encoder, ClassPCAEncoder) and len(encoder.means) != len(names):
         count = len(encoder.means)
         raise ValueError(f"the encoder's number of classes is {count}, the ground truth's {len(names)}: name its own")
     encoder = encoder.cpu().eval()
@@ -223,7 +277,7 @@ def analyze(
     for image_id, image in tqdm(truth.images.items(), desc="comparing masks", unit="image"):
         found, errors = detections[image_id], []
         object_of, in_crowd = match(image, found)
-        masks = {"predicted": found.rles, **oracle_masks(image, found, object_of, encoder)}
+        masks = {"predicted": found.rles, **oracle_masks(image, found, object_of, encoder, context)}
         for name, rles in masks.items():
             results[name] += [{**r, "segmentation": m} for r, m in zip(found.results, rles, strict=True)]
         for i in (object_of >= 0).nonzero()[0]:
@@ -245,4 +299,5 @@ def analyze(
         Pairs(rows[:, 0], rows[:, 1].astype(np.int64), rows[:, 2:]),
         sorted(images, key=lambda image: -image.total),
         score_threshold,
+        context is not None,
     )

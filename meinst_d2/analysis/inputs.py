@@ -12,15 +12,26 @@ import numpy.typing as npt
 import torch
 
 from meinst_d2.checkpoint.checkpointer import info_of
+from meinst_d2.checkpoint.compatibility import has_refinement
 from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.coco import read_coco
-from meinst_d2.encoding import ClassPCAEncoder, FittedEncoder, PCABasis, PCAEncoder, SigmoidClamp, fit_pca
+from meinst_d2.encoding import (
+    ClassPCAEncoder,
+    FittedEncoder,
+    MaskEncoder,
+    PCABasis,
+    PCAEncoder,
+    PixelEncoder,
+    SigmoidClamp,
+    fit_pca,
+)
 from meinst_d2.evaluation.average_precision import MAX_DETECTIONS, GroundTruth
 from meinst_d2.evaluation.results import DetectedBoxes, boxes_of, read_results
 from meinst_d2.fitting.count import count_moments
 from meinst_d2.masks import RLE
 from meinst_d2.masks.rle import UnusableInstance, areas, runs_of, tight_boxes
+from meinst_d2.model_zoo.trained import load_trained
 from meinst_d2.modeling.proposal_generator import settle_names
 
 
@@ -167,15 +178,21 @@ def encoder_of(bases: Sequence[PCABasis], sigmoid: bool) -> FittedEncoder:
     return encoder.eval()
 
 
-def encoder_of_checkpoint(path: str | os.PathLike[str]) -> FittedEncoder:
-    """The encoder whose dictionary travels with a detector's weights.
+def encoder_of_checkpoint(path: str | os.PathLike[str]) -> tuple[MaskEncoder, float | None]:
+    """The encoder whose dictionary travels with a detector's weights, and None.
+
+    Of a detector that refines its masks: the pixels of those, and the context in which they are drawn.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it holds no dictionary, or could run code.
+        ValueError: it holds no dictionary, could run code, or refines masks and carries no config.
     """
     checkpoint = read_checkpoint(path)
     settle_names(checkpoint["model"])
+    if has_refinement(checkpoint["model"]):
+        model = load_trained(weights=os.fspath(path), device="cpu").model
+        refinement = getattr(model, "proposal_generator", model).refinement
+        return PixelEncoder(mask_size=refinement.mask_size).eval(), refinement.context
     found = {key.rpartition("mask_encoder.")[2]: value for key, value in checkpoint["model"].items()}
     names = ("components", "means", "explained_variances")
     if not found.keys() >= set(names):
@@ -189,7 +206,7 @@ def encoder_of_checkpoint(path: str | os.PathLike[str]) -> FittedEncoder:
     # Shares of the whole variance are not in a checkpoint, and nothing here asks for them.
     bases = [PCABasis(c, m, v, v / v.sum()) for c, m, v in zip(components, means, variances, strict=True)]
     # Only logits have a mean of 0 everywhere: those of the DCT.
-    return encoder_of(bases, info_of(checkpoint).get("sigmoid", bases[0].sigmoid or not means.any()))
+    return encoder_of(bases, info_of(checkpoint).get("sigmoid", bases[0].sigmoid or not means.any())), None
 
 
 def fitted_encoder(annotations: Sequence[InstanceAnnotation], mask_size: int, dim: int) -> FittedEncoder:

@@ -24,6 +24,15 @@ ADVICE = {
     "regression": "coefficients that the network gets wrong: look at the mask loss and its weight, the depth of the "
     "mask branch, and the length of training",
 }
+REFINED_TITLES = {**MASK_TITLES, "box": "inside enlarged boxes", "template": "as S x S pixels"}
+REFINED_TITLES.pop("encoding")
+REFINED_ADVICE = {
+    **ADVICE,
+    "box": "boxes that leave a part of their object out: look at the box loss, or raise MODEL.MEINST.REFINE.CONTEXT",
+    "encoding": "masks are too coarse: raise MODEL.MEINST.REFINE.POOLER_RESOLUTION",
+    "regression": "masks that refinement draws wrongly: look at MODEL.MEINST.REFINE (convolutions, samples, weight of "
+    "the loss), and the length of training",
+}
 ENCODING_ADVICE = {
     "template": "the template is too coarse: raise MODEL.MEINST.MASK_SIZE (and fit components of that size)",
     "coefficients": "the dictionary is too short: raise MODEL.MEINST.DIM_MASK (and fit that many components)",
@@ -74,9 +83,12 @@ def lost_table(analysis: Analysis) -> str:
     """Mask AP with masks that could have been, and what each step loses."""
     lines = [f"{'masks of matched detections':30}{'AP':>6}{'AP50':>7}{'AP75':>7}{'IoU':>8}"]
     ious = [1.0 if len(analysis.pairs) else math.nan, *analysis.pairs.mean_ious]
-    for (name, title), iou in zip(MASK_TITLES.items(), ious, strict=True):
+    iou_of = dict(zip(MASK_TITLES, ious, strict=True))
+    for name, title in (REFINED_TITLES if analysis.refined else MASK_TITLES).items():
         ap = analysis.masks[name]
-        lines.append(f"{title:30}{_number(ap.ap, 6)}{_number(ap.ap50, 7)}{_number(ap.ap75, 7)}{_number(iou, 8, 3)}")
+        lines.append(
+            f"{title:30}{_number(ap.ap, 6)}{_number(ap.ap50, 7)}{_number(ap.ap75, 7)}{_number(iou_of[name], 8, 3)}"
+        )
     parts = ", ".join(f"{name} {_number(points).strip()}" for name, points in analysis.lost.items())
     own = analysis.masks[IN_OWN_BOX].ap
     alone = f"so the encoding alone loses {_number(analysis.masks['exact'].ap - own)}"
@@ -107,6 +119,8 @@ def conclusions(analysis: Analysis) -> list[str]:
         return [f"improve next: nothing, less than {SMALL_LOSS:g} point of mask AP is lost"]
     worse = max(ENCODING_ADVICE, key=lambda name: analysis.pairs.parts[name])
     advice = ADVICE | {"encoding": f"{ADVICE['encoding']}; {ENCODING_ADVICE[worse]}"}
+    if analysis.refined:
+        advice = REFINED_ADVICE
     lines = [f"improve next: {first}, which loses {lost[first]:.1f} points of mask AP: {advice[first]}"]
     shares = analysis.pairs.shares
     if len(analysis.pairs) and analysis.pairs.error > 1e-9:

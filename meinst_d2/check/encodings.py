@@ -69,7 +69,11 @@ def held_out(file: CocoFile) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int6
 
 
 def measure_classes(
-    file: CocoFile, pairs: Sequence[tuple[int, int]], components: Components | None = None, workers: int = 1
+    file: CocoFile,
+    pairs: Sequence[tuple[int, int]],
+    components: Components | None = None,
+    workers: int = 1,
+    grids: Sequence[int] = (),
 ) -> Encodings:
     """Reconstruct masks of every class with several encodings.
 
@@ -77,6 +81,7 @@ def measure_classes(
         file, workers: scanned and checked; processes.
         pairs: (S, D) to fit, to masks that are not measured.
         components: measured instead; all its components and, of one dictionary, the D of ``pairs`` that it has.
+        grids: sides of bare grids of pixels to measure as well.
 
     Raises:
         ValueError: the components are for another number of classes.
@@ -98,6 +103,7 @@ def measure_classes(
                 encodings += make_encodings("pca", [size], [dim], bases=dictionaries.bases)
             except ValueError as error:
                 left_out.append(f"{size}/{dim}: {error}")
+    encodings += make_encodings("grid", grids)
     if not encodings:
         return Encodings([], file.classes, len(fit_rows), 0, left_out)
     tally = measure_encodings(Selection(file.annotations, rows), encodings, len(file.classes), workers)

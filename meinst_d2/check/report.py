@@ -30,6 +30,7 @@ def examine(
     decode: bool = False,
     pairs: Sequence[tuple[int, int]] = (),
     components: Components | None = None,
+    grids: Sequence[int] = (),
     num_examples: int = 5,
     workers: int = 1,
 ) -> Report:
@@ -40,7 +41,8 @@ def examine(
         images: folder that its file names are relative to; None looks at no image.
         settings: of the config that will be trained with.
         decode: read the pixels of the images, not only their headers.
-        pairs, components: see :func:`~meinst_d2.check.encodings.measure_classes`; with neither, none is measured.
+        pairs, components, grids: see :func:`~meinst_d2.check.encodings.measure_classes`; with neither of the first two,
+            none is measured.
         num_examples, workers: the most of each kind of problem; processes.
 
     Raises:
@@ -53,7 +55,9 @@ def examine(
         check_images(file, images, decode=decode, workers=workers)
     settle_images(file)
     coverage = measure_coverage(file, settings, workers)
-    encodings = measure_classes(file, pairs, components, workers) if pairs or components is not None else None
+    encodings = None
+    if pairs or components is not None:
+        encodings = measure_classes(file, pairs, components, workers, grids)
     report = Report(file, coverage, encodings, images, decode)
     report.findings = find(report, num_examples)
     return report
@@ -133,6 +137,8 @@ def _encodings(encodings: Encodings) -> str:
         fitted_to = f"fitted to {encodings.fitted_to:,} other masks"
         lines[0] += f", {fitted_to if encodings.fitted_to else 'of the given components'}"
         lines += [f"  {line}" for line in encodings.table().splitlines()]
+        if encodings.rows[-1].encoding.family == "grid":
+            lines.append("  grid: the pixels that refined masks have in their objects' boxes, which limit them instead")
     return "\n".join([*lines, *(f"  not measured: {reason}" for reason in encodings.left_out)])
 
 

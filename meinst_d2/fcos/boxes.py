@@ -68,3 +68,9 @@ def ltrb_to_xyxy(locations: Tensor, ltrb: Tensor) -> Tensor:
         (..., 4).
     """
     return torch.cat((locations - ltrb[..., :2], locations + ltrb[..., 2:]), dim=-1)
+
+
+def enlarge(boxes: Tensor, factor: float) -> Tensor:
+    """(n, 4) ``xyxy`` boxes with sides longer by a factor, about the same centres."""
+    grow = (boxes[:, 2:] - boxes[:, :2]) * ((factor - 1) / 2)
+    return torch.cat((boxes[:, :2] - grow, boxes[:, 2:] + grow), dim=1)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from meinst_d2.encoding import MaskEncoder
-from meinst_d2.fcos.boxes import box_area
+from meinst_d2.fcos.boxes import box_area, enlarge
 from meinst_d2.modeling.head import GROUPS
 from meinst_d2.modeling.targets import mask_templates
 
@@ -124,11 +124,8 @@ class RefinementHead(nn.Module):
         self, features: Sequence[Tensor], boxes: Tensor, scores: Tensor, image_idx: Tensor, templates: Tensor
     ) -> Refined:
         """What n detections become; the arguments are those of :meth:`forward` and (n,) scores."""
-        logits, regions = (
-            self.forward(features, boxes, image_idx, templates).nan_to_num(0.0),
-            enlarge(boxes, self.context),
-        )
-        masks = logits.sigmoid()
+        logits = self.forward(features, boxes, image_idx, templates).nan_to_num(0.0)
+        masks, regions = logits.sigmoid(), enlarge(boxes, self.context)
         if self.mean_box:
             boxes = (boxes + boxes_of_masks(logits, regions, boxes)) / 2
         return Refined(masks, regions, boxes, scores * mean_inside(masks) if self.maskness else scores)
@@ -232,12 +229,6 @@ def _first_above(x: Tensor) -> Tensor:
     before, after = x.gather(1, (first - 1).clamp(min=0)), x.gather(1, first)
     back = torch.where(first > 0, after / (after - before).clamp(min=1e-6), 0.5)
     return ((first + 0.5 - back) / x.shape[1])[:, 0]
-
-
-def enlarge(boxes: Tensor, factor: float) -> Tensor:
-    """(n, 4) ``xyxy`` boxes with sides longer by a factor, about the same centres."""
-    grow = (boxes[:, 2:] - boxes[:, :2]) * ((factor - 1) / 2)
-    return torch.cat((boxes[:, :2] - grow, boxes[:, 2:] + grow), dim=1)
 
 
 def elementwise_iou(a: Tensor, b: Tensor) -> Tensor:

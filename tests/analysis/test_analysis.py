@@ -12,6 +12,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
+from detectron2.structures import BitMasks
 
 from meinst_d2.analysis import Analysis, Truth, analyze, read_detections, read_truth
 from meinst_d2.analysis.analysis import IN_OWN_BOX, Pairs, match
@@ -19,7 +20,7 @@ from meinst_d2.analysis.inputs import encoder_of_checkpoint, fitted_encoder
 from meinst_d2.analysis.report import conclusions, json_of, text_of
 from meinst_d2.commands import analyze as analyze_command
 from meinst_d2.data.instances import make_templates
-from meinst_d2.encoding import DCTEncoder, PCAEncoder, SigmoidClamp, fit_pca, save_components
+from meinst_d2.encoding import DCTEncoder, MaskEncoder, PCAEncoder, PixelEncoder, SigmoidClamp, fit_pca, save_components
 from meinst_d2.fitting.count import count_moments
 from meinst_d2.masks import encode_templates
 from meinst_d2.masks.paste import move_mask
@@ -71,7 +72,7 @@ def detect(truth: Truth, draw: Draw | None = None, shift: float = 0, keep: int =
     return results[::keep]
 
 
-def analyzed(truth: Truth, results: Results, encoder: PCAEncoder, tmp_path: Path, **settings: Any) -> Analysis:
+def analyzed(truth: Truth, results: Results, encoder: MaskEncoder, tmp_path: Path, **settings: Any) -> Analysis:
     file = tmp_path / "results.json"
     file.write_text(json.dumps(results))
     return analyze(truth, read_detections(file, truth), encoder, **settings)
@@ -135,6 +136,25 @@ def test_boxes_that_are_off_lose_by_the_box(truth: Truth, tmp_path: Path) -> Non
     assert conclusions(analysis)[0].startswith("improve next: box")
     assert analysis.masks["exact"].ap > analysis.masks["box"].ap + 20
     assert analysis.masks["exact"].ap > analysis.masks[IN_OWN_BOX].ap > analysis.masks["encoding"].ap + 20
+
+
+def test_refined_masks_lose_by_pixels_and_by_what_leaves_the_enlarged_box(truth: Truth, tmp_path: Path) -> None:
+    pixels, results, context = PixelEncoder(mask_size=16), detect(truth, shift=1), 1.5
+    results = [r for r in results if min(r["bbox"][2:]) > 8]
+    for r in results:  # what can be drawn with 16 x 16 pixels in the enlarged box
+        rle = r["segmentation"] | {"counts": r["segmentation"]["counts"].encode()}
+        mask = BitMasks(torch.from_numpy(mask_util.decode(rle)).bool()[None])
+        x, y, w, h = r["bbox"]
+        box = torch.tensor([[x - w / 4, y - h / 4, x + 1.25 * w, y + 1.25 * h]])
+        [rle] = encode_templates(mask.crop_and_resize(box, 16).float(), box, *r["segmentation"]["size"])
+        r["segmentation"] = rle | {"counts": rle["counts"].decode()}
+    analysis = analyzed(truth, results, pixels, tmp_path, context=context)
+    parts = analysis.pairs.parts
+    assert len(analysis.pairs) == len(results) and abs(parts["box"]) < 1e-3  # a pixel off is within the enlarged box
+    assert parts["template"] > 0.02 and parts["coefficients"] == 0 and abs(parts["regression"]) < 1e-3
+    assert "as S x S pixels" in text_of(analysis)
+    tight = analyzed(truth, results, pixels, tmp_path, context=1).pairs.parts
+    assert tight["box"] > 0.02  # a column and a row of every object are outside
 
 
 def test_objects_that_are_missed_lose_by_the_detection(truth: Truth, encoder: PCAEncoder, tmp_path: Path) -> None:
@@ -265,14 +285,14 @@ def test_a_mask_is_stretched_with_its_box() -> None:
 def test_the_encoder_comes_with_a_checkpoint(tmp_path: Path, encoder: PCAEncoder) -> None:
     weights = {f"proposal_generator.mask_encoder.{name}": value for name, value in encoder.state_dict().items()}
     torch.save({"model": weights}, tmp_path / "model.pth")
-    read = encoder_of_checkpoint(tmp_path / "model.pth")
+    read, context = encoder_of_checkpoint(tmp_path / "model.pth")
     masks = torch.rand(3, 16, 16) > 0.5
-    assert (read.dim, read.mask_size, read.sigmoid) == (4, 16, True)
+    assert (read.dim, read.mask_size, read.sigmoid, context) == (4, 16, True, None)
     torch.testing.assert_close(read.decode(read.encode(masks)), encoder.decode(encoder.encode(masks)))
     dct = DCTEncoder(dim=4, mask_size=16).eval()  # of logits whose mean is 0
     weights = {f"module.proposal_generator.mask_encoding.{name}": value for name, value in dct.state_dict().items()}
     torch.save({"model": weights}, tmp_path / "dct.pth")
-    read = encoder_of_checkpoint(tmp_path / "dct.pth")
+    read = encoder_of_checkpoint(tmp_path / "dct.pth")[0]
     torch.testing.assert_close(read.decode(read.encode(masks)), dct.decode(dct.encode(masks)))
     torch.save({"model": {"backbone.weight": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="other.pth holds no components of an encoder: name their file"):

@@ -56,6 +56,13 @@ def test_unusable_masks_are_in_neither(tmp_path: Path) -> None:
     assert np.sort(np.concatenate(held_out(file))).tolist() == list(range(4, len(good_content()["annotations"])))
 
 
+def test_refined_masks_are_limited_by_their_grid(shapes: CocoFile) -> None:
+    measured = measure_classes(shapes, [(28, 20)], grids=[23])
+    code, grid = measured.rows
+    assert grid.encoding.mask_size == 23 and grid.total.iou > code.total.iou
+    assert "grid 23x23" in measured.table()
+
+
 def test_given_components_redraw_as_fitted_ones(shapes: CocoFile, tmp_path: Path) -> None:
     fitted = measure_classes(shapes, [(14, 12)])
     rows, _ = held_out(shapes)
