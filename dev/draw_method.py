@@ -1,5 +1,8 @@
 #!/usr/bin/env python
-"""Draw the pictures of docs/how-it-works.md from generated shapes: encoding, components, assignment, pasting."""
+"""Draw the pictures of docs/how-it-works.md from generated shapes: encoding, components, assignment, pasting.
+
+With a model that refines its masks, draw the one of docs/better-masks.md instead.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLES = """example:
-  dev/draw_method.py --output docs/images
+EXAMPLES = """examples:
+  dev/draw_method.py
+  dev/draw_method.py --weights output/demo/model_final.pth          # after make demo
 """
 SIZE, DIMS = 28, (5, 20, 60)
 STRIDES, SIZE_BOUNDS = (8, 16, 32), (32, 64)
@@ -26,14 +30,20 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=ROOT / "docs/images", help="folder (default docs/images)")
+    parser.add_argument("--weights", metavar="FILE", help="of a model of generated shapes that refines its masks")
     parser.add_argument("--images", type=int, default=600, help="generated, to fit components to (default 600)")
     return parser.parse_args()
 
 
 class Shapes:
-    """Generated images and the templates of their objects."""
+    """Generated images and the templates of their objects.
 
-    def __init__(self, count: int) -> None:
+    Args:
+        count: images.
+        split: 0 for those that models of generated shapes are trained on, 1 for those held out.
+    """
+
+    def __init__(self, count: int, split: int = 0) -> None:
         import numpy as np
 
         from meinst_d2.data.annotations import AnnotationTable, InstanceAnnotation
@@ -41,7 +51,7 @@ class Shapes:
         from meinst_d2.data.shapes import ShapesConfig, draw_image
 
         config = ShapesConfig()
-        drawn = [draw_image(config, (0, 0, i)) for i in range(count)]
+        drawn = [draw_image(config, (0, split, i)) for i in range(count)]
         self.images = [image for image, _ in drawn]
         self.objects = [(i, a) for i, (_, found) in enumerate(drawn) for a in found if not a["iscrowd"]]
         boxes = np.array([a["bbox"] for _, a in self.objects], np.float32)
@@ -191,6 +201,57 @@ def draw_pasting(shapes: Shapes, basis: PCABasis) -> Any:
     return figure
 
 
+def draw_refinement(shapes: Shapes, weights: str) -> Any:
+    """A row per object: where a detection is looked at again, the mask that its code draws there, and the refined one."""
+    import torch
+    from matplotlib import pyplot as plt
+    from matplotlib.patches import Rectangle
+    from torchvision.ops import box_iou
+
+    import meinst_d2
+    from meinst_d2.fcos.boxes import enlarge
+    from meinst_d2.masks import paste_masks
+    from meinst_d2.modeling.refinement import resample
+
+    model = meinst_d2.load(weights).model
+    generator = model.proposal_generator
+    look, generator.refinement = generator.refinement, None
+    if look is None:
+        raise SystemExit(f"{weights} do not refine masks: MODEL.MEINST.REFINE.ENABLED was False in their training")
+    look.maskness = False  # which would change the order
+    chosen = shapes.one_of_each()
+    figure, axes = plt.subplots(len(chosen), 4, figsize=(7.2, 1.8 * len(chosen)), layout="constrained")
+    titles = "predicted box, enlarged", "mask of the code", f"refined, {look.mask_size} x {look.mask_size}", "outlines"
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=9)
+    for row, i in zip(axes, chosen, strict=True):
+        image = shapes.images[shapes.objects[i][0]]
+        height, width = image.shape[:2]
+        pixels = torch.from_numpy(image[:, :, ::-1].copy()).permute(2, 0, 1)
+        with torch.no_grad():
+            images = model.preprocess_image([{"image": pixels}])
+            features = model.backbone(images.tensor)
+            found = generator(images, features)[0]
+            refined = look.refine([features[name] for name in generator.in_features], found)[0]
+        best = int(box_iou(torch.from_numpy(shapes.boxes[i])[None], found[0].pred_boxes.tensor).argmax())
+        box, code = found[0].pred_boxes.tensor[best, None], found[0].pred_masks[best]
+        region, mask = enlarge(box, look.context), refined.pred_masks[best]
+        (x0, y0, x1, y1), (left, top, right, bottom) = box[0].tolist(), region[0].tolist()
+        row[0].imshow(image)
+        row[0].add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color="white", lw=1.5))
+        row[1].imshow(resample(code, box, region, look.mask_size)[0], cmap="gray", vmin=0, vmax=1)
+        row[2].imshow(mask[0], cmap="gray", vmin=0, vmax=1)
+        row[3].imshow(image, alpha=0.35)
+        for probabilities, where, colour in ((code, box, "tab:orange"), (mask, region, "black")):
+            drawn = paste_masks(probabilities, where, height, width)[0]
+            row[3].contour(drawn.float(), [0.5], colors=colour, linewidths=1.3)
+        for axis in row[::3]:
+            axis.set(xlim=(left, right), ylim=(bottom, top))
+    for axis in axes.ravel():
+        axis.set(xticks=[], yticks=[], aspect="auto")
+    return figure
+
+
 def save(figures: Sequence[tuple[str, Any]], folder: Path) -> None:
     """Write PNGs of 256 colours, a third of the size of full ones."""
     from PIL import Image
@@ -210,6 +271,8 @@ def main() -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    if args.weights:
+        return save([("refinement", draw_refinement(Shapes(100, split=1), args.weights))], args.output)
     shapes = Shapes(args.images)
     basis = shapes.basis()
     pictures = [
