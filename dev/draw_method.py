@@ -202,7 +202,7 @@ def draw_pasting(shapes: Shapes, basis: PCABasis) -> Any:
 
 
 def draw_refinement(shapes: Shapes, weights: str) -> Any:
-    """A row per object: where a detection is looked at again, the mask that its code draws there, and the refined one."""
+    """A row per object: where a detection is looked at again, what its code draws there, and the refined mask."""
     import torch
     from matplotlib import pyplot as plt
     from matplotlib.patches import Rectangle
