@@ -192,8 +192,10 @@ def _add_refinement(meinst: CN) -> None:
     refine.ENABLED = False
     # How much longer than the box the sides are of what is looked at, and of what the mask covers.
     refine.CONTEXT = 1.2
-    # Side of what is sampled from the feature maps in a box, in cells; the mask has twice as many pixels.
+    # Side of what is sampled from the feature maps in a box, in cells, and of the mask, in pixels: that doubled a few
+    # times.
     refine.POOLER_RESOLUTION = 14
+    refine.OUTPUT_SIZE = 28
     # 3 x 3 convolutions, and their channels (a multiple of 32).
     refine.NUM_CONVS = 3
     refine.CONV_DIM = 64

@@ -29,7 +29,7 @@ REFINED_TITLES.pop("encoding")
 REFINED_ADVICE = {
     **ADVICE,
     "box": "boxes that leave a part of their object out: look at the box loss, or raise MODEL.MEINST.REFINE.CONTEXT",
-    "encoding": "masks are too coarse: raise MODEL.MEINST.REFINE.POOLER_RESOLUTION",
+    "encoding": "masks are too coarse: raise MODEL.MEINST.REFINE.OUTPUT_SIZE",
     "regression": "masks that refinement draws wrongly: look at MODEL.MEINST.REFINE (convolutions, samples, weight of "
     "the loss), and the length of training",
 }

@@ -15,7 +15,7 @@ EXAMPLES = """example (after make demo):
       --components output/demo/components.npz --output output/demo/analysis
 
 Without --components and --weights, the encoding is fitted on the ground truth (--mask-size, --dim).
-Refined masks: --weights of the model, or --context alone with --mask-size twice its POOLER_RESOLUTION.
+Refined masks: --weights of the model, or --context alone with --mask-size its OUTPUT_SIZE.
 docs/analysis.md says how to read what it prints.
 """
 

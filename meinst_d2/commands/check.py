@@ -99,7 +99,7 @@ def check(args: argparse.Namespace) -> int:
     pairs = [] if args.no_encodings else list(dict.fromkeys(args.encodings or [own, *map(encoding, PAIRS)]))
     components = load_components(args.components) if args.components else None
     refine = cfg.MODEL.MEINST.REFINE
-    grids = [round(2 * refine.POOLER_RESOLUTION / refine.CONTEXT)] if refine.ENABLED else []
+    grids = [round(refine.OUTPUT_SIZE / refine.CONTEXT)] if refine.ENABLED else []
     options = {"grids": grids, "decode": args.decode, "num_examples": args.examples, "workers": args.workers}
     files = args.annotations, args.images
     report = examine(*files, settings_of(cfg), pairs=pairs, components=components, **options)

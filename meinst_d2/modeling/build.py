@@ -77,6 +77,7 @@ def build_refinement(cfg: CfgNode, in_channels: int, strides: Sequence[int]) -> 
         strides=strides,
         context=refine.CONTEXT,
         pooler_resolution=refine.POOLER_RESOLUTION,
+        output_size=refine.OUTPUT_SIZE,
         conv_dim=refine.CONV_DIM,
         num_convs=refine.NUM_CONVS,
         code_as_prior=refine.CODE_AS_PRIOR,

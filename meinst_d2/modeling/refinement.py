@@ -4,7 +4,7 @@ A code is regressed from one location, and its mask inherits every error of its 
 feature map is sampled inside it, and a few convolutions see the features, together with the decoded template, at the
 resolution of the object.
 
-Symbols: N images, n boxes, S mask side, R side of what is sampled, O = 2R of what comes out, T of the targets.
+Symbols: N images, n boxes, S mask side, R side of what is sampled, O of what comes out, T of the targets.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class RefinementHead(nn.Module):
         strides: Sequence[int],
         context: float = 1.2,
         pooler_resolution: int = 14,
+        output_size: int = 28,
         conv_dim: int = 64,
         num_convs: int = 3,
         code_as_prior: bool = True,
@@ -64,6 +65,7 @@ class RefinementHead(nn.Module):
             strides: of every feature map, each twice the one before.
             context: how much longer than a box the sides are of what is looked at.
             pooler_resolution: R.
+            output_size: O, of R doubled a few times.
             conv_dim, num_convs: channels and number of the 3 x 3 convolutions.
             code_as_prior: whether the decoded template is one more channel, and its logits are what is corrected.
             mean_box: whether boxes become the mean of themselves and of the box of the refined mask.
@@ -73,15 +75,17 @@ class RefinementHead(nn.Module):
             loss_weight: factor of the loss.
         """
         super().__init__()
-        if conv_dim % GROUPS or pooler_resolution < 2 or context < 1:
+        doublings = max(output_size // max(pooler_resolution, 1), 1).bit_length() - 1
+        if conv_dim % GROUPS or pooler_resolution < 2 or context < 1 or output_size != pooler_resolution << doublings:
             raise ValueError(
                 f"MODEL.MEINST.REFINE: CONV_DIM = {conv_dim} must be a multiple of {GROUPS}, POOLER_RESOLUTION = "
-                f"{pooler_resolution} at least 2, CONTEXT = {context} at least 1"
+                f"{pooler_resolution} at least 2, OUTPUT_SIZE = {output_size} that doubled a few times, CONTEXT = "
+                f"{context} at least 1"
             )
         self.strides, self.context, self.pooler_resolution = tuple(strides), context, pooler_resolution
         self.mean_box, self.maskness = mean_box, maskness
         self.code_as_prior, self.samples_per_image, self.loss_weight = code_as_prior, samples_per_image, loss_weight
-        self.mask_size, self.target_size = 2 * pooler_resolution, target_size
+        self.mask_size, self.target_size = output_size, target_size
         layers: list[nn.Module] = []
         channels = in_channels + code_as_prior
         for _ in range(num_convs):
@@ -89,14 +93,19 @@ class RefinementHead(nn.Module):
             layers += [nn.ReLU(inplace=True)]
             channels = conv_dim
         self.convs = nn.Sequential(*layers)
-        self.upsample = nn.ConvTranspose2d(channels, conv_dim, 2, stride=2)
-        self.predictor = nn.Conv2d(conv_dim, 1, 1)
+        upsample: list[nn.Module] = []
+        for i in range(doublings):
+            width = conv_dim >> i
+            upsample += [nn.ConvTranspose2d(channels, width, 2, stride=2), nn.ReLU(inplace=True)]
+            channels = width
+        self.upsample = nn.Sequential(*upsample)
+        self.predictor = nn.Conv2d(channels, 1, 1)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         nn.init.normal_(self.predictor.weight, std=0.001)  # at first the mask is the code's
-        for bias in (self.upsample.bias, self.predictor.bias):
-            nn.init.zeros_(bias)  # type: ignore[arg-type]
 
     def forward(self, features: Sequence[Tensor], boxes: Tensor, image_idx: Tensor, templates: Tensor) -> Tensor:
         """
@@ -114,7 +123,7 @@ class RefinementHead(nn.Module):
         if self.code_as_prior:
             prior = resample(templates, boxes, region, self.pooler_resolution)
             x = torch.cat((x, prior[:, None].to(x.dtype)), dim=1)
-        x = self.predictor(F.relu(self.upsample(self.convs(x))))[:, 0].float()
+        x = self.predictor(self.upsample(self.convs(x)))[:, 0].float()
         if self.code_as_prior:
             prior = resample(templates, boxes, region, self.mask_size)
             x = x + prior.clamp(PRIOR_BOUND, 1 - PRIOR_BOUND).logit()
