@@ -120,6 +120,7 @@ def test_infer(data: Path, small_model: None, monkeypatch: pytest.MonkeyPatch) -
     rows = measure("infer", data, "--short-edge", "96", "--detections", "20", "--no-baselines")
     assert [row.baseline and row.baseline.name for row in rows] == [
         "MEInst, MASK_ON False",
+        "MEInst, refined",
         "MEInst, deformable",
         "MEInst, bfloat16",
         "MEInst, CHANNELS_LAST never",
@@ -127,7 +128,7 @@ def test_infer(data: Path, small_model: None, monkeypatch: pytest.MonkeyPatch) -
         "one by one",
         None,
     ]
-    assert rows[1].notes == {"detections of MEInst and MEInst, deformable": "20 and 20"}
+    assert rows[2].notes == {"detections of MEInst and MEInst, deformable": "20 and 20"}
     assert rows[4].what.endswith("20 detections")
 
 
