@@ -129,7 +129,7 @@ def test_infer(data: Path, small_model: None, monkeypatch: pytest.MonkeyPatch) -
         None,
     ]
     assert rows[2].notes == {"detections of MEInst and MEInst, deformable": "20 and 20"}
-    assert rows[4].what.endswith("20 detections")
+    assert rows[5].what.endswith("20 detections")
 
 
 def test_random_weights_behave_like_trained_ones(data: Path) -> None:
