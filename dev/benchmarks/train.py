@@ -68,9 +68,7 @@ def ours(records: list[dict[str, Any]], args: argparse.Namespace, *overrides: An
     from detectron2.data import transforms as T
 
     from meinst_d2.data.mapper import MEInstDatasetMapper
-    from meinst_d2.modeling import refinement
 
-    refinement.LEAST_IOU = -1.0  # as later in training, when boxes are near their objects
     cfg = our_config(args, *overrides)
     mapper = MEInstDatasetMapper(
         augmentations=[T.ResizeShortestEdge(args.size, 1333)],

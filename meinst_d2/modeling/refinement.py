@@ -25,7 +25,9 @@ from meinst_d2.modeling.head import GROUPS
 from meinst_d2.modeling.targets import mask_templates
 
 LEAST_IOU = 0.5
-"""Of a predicted box with its object's, below which there is nothing to learn from it."""
+"""Of a predicted box with its object's, below which the object's own box is learned from, its sides moved."""
+JITTER = 0.1
+"""How far these are moved at most, of the sides' length."""
 PRIOR_BOUND = 0.01
 """What a template's probabilities are clamped to, and from 1, before they become logits."""
 
@@ -183,16 +185,19 @@ class RefinementHead(nn.Module):
             num_positives: (), P on average over the processes.
 
         Returns:
-            (), the mean over positive locations, in training over a random choice where there are many. Boxes that
-            are far from their object count as 0. Attached to the graph in any case.
+            (), the mean over positive locations, in training over a random choice where there are many. A box that is
+            far from its object is replaced by the object's. Attached to the graph in any case.
         """
         device = boxes.device
         most = self.samples_per_image * len(gt_instances) if self.training else max(len(boxes), 1)
         with torch.no_grad():
             gt_boxes = torch.cat([instances.gt_boxes.tensor for instances in gt_instances]).to(device)
+            own = gt_boxes[gt_idx]
+            if self.training:
+                own = own + JITTER * (2 * torch.rand(own.shape) - 1).to(device) * (own[:, 2:] - own[:, :2]).repeat(1, 2)
             near = elementwise_iou(boxes, gt_boxes[gt_idx]) > LEAST_IOU
+            boxes = torch.where(near[:, None], boxes, own)
             chosen = torch.randperm(len(boxes))[:most].to(device)
-            chosen = chosen[near[chosen]]
             boxes, gt_idx, image_idx = boxes[chosen], gt_idx[chosen], image_idx[chosen]
             classes = torch.cat([instances.gt_classes for instances in gt_instances]).to(device)[gt_idx]
             masks = mask_templates(gt_instances, self.target_size, "gt_fine_templates").to(device)[gt_idx].float()

@@ -20,7 +20,6 @@ from meinst_d2.checkpoint.resume import open_last_whole
 from meinst_d2.data.datasets import DatasetError
 from meinst_d2.engine.launch import EXIT_CODE, LostWorkerError, Preempted, Termination, launch
 from meinst_d2.files import remove_unfinished
-from meinst_d2.modeling import refinement
 from tests.engine.test_engine import run_cfg, train
 from tests.modeling.test_retinanet import RETINANET
 
@@ -179,10 +178,7 @@ def test_sigterm_saves_and_ends(data: Path, tmp_path: Path, processes: int, send
 
 
 @pytest.mark.parametrize("refines", [False, True])
-def test_a_run_ended_by_sigterm_and_resumed_is_the_same_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refines: bool
-) -> None:
-    monkeypatch.setattr(refinement, "LEAST_IOU", -1.0)  # an untrained model's boxes are far from the objects
+def test_a_run_ended_by_sigterm_and_resumed_is_the_same_run(tmp_path: Path, refines: bool) -> None:
     some = ("MODEL.MEINST.REFINE.ENABLED", refines, "MODEL.MEINST.REFINE.SAMPLES_PER_IMAGE", 2)
     whole = train(run_cfg(tmp_path / "whole", *some)).model.state_dict()
     with pytest.raises(Preempted):

@@ -9,8 +9,8 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 
+from meinst_d2.encoding import PixelEncoder
 from meinst_d2.masks import paste_masks
-from meinst_d2.modeling import refinement
 from meinst_d2.modeling.refinement import (
     RefinementHead,
     boxes_of_masks,
@@ -101,9 +101,30 @@ def test_at_first_the_mask_is_that_of_the_code() -> None:
     assert (code & refined).sum() / (code | refined).sum() > 0.97
 
 
+def test_a_box_that_is_far_from_its_object_is_replaced_by_the_objects() -> None:
+    torch.manual_seed(0)
+    head, encoder = RefinementHead(in_channels=4, strides=STRIDES).eval(), PixelEncoder().eval()
+    objects = image_with([[20, 20, 60, 50], [70, 30, 120, 100]], height=128, width=160)["instances"]
+    near = objects.gt_boxes.tensor + 1.0
+    far = near.clone()
+    far[1] += 60  # its IoU with the object is below one half
+    coeffs, numbers = torch.randn(2, 784), torch.arange(2)
+    features, image_idx = features_of(1), torch.zeros(2, dtype=torch.int64)
+
+    def loss(boxes: torch.Tensor) -> torch.Tensor:
+        return head.loss(features, boxes, coeffs, image_idx, numbers, [objects], encoder, torch.tensor(2.0))
+
+    own = torch.stack((near[0], objects.gt_boxes.tensor[1]))
+    torch.testing.assert_close(loss(far), loss(own))
+    assert loss(near) != loss(own)
+    head.train()
+    torch.manual_seed(1)
+    moved = loss(far)
+    assert moved != loss(far) and not torch.isclose(moved, loss(own))  # the sides are moved at random
+
+
 @pytest.mark.parametrize("form", [(), RETINANET], ids=["FCOS", "RetinaNet"])
-def test_a_model_learns_to_correct_its_masks(monkeypatch: pytest.MonkeyPatch, form: tuple[object, ...]) -> None:
-    monkeypatch.setattr(refinement, "LEAST_IOU", -1.0)  # an untrained model's boxes are far from the objects
+def test_a_model_learns_to_correct_its_masks(form: tuple[object, ...]) -> None:
     torch.manual_seed(0)
     model = build_model(tiny_cfg(*form, *REFINED))
     inner = getattr(model, "proposal_generator", model)
