@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from meinst_d2.commands import replay as replay_command
 from meinst_d2.engine.failed_batch import FailedBatch
 from meinst_d2.engine.step import TrainStep
 from meinst_d2.engine.trainer import distribute
+from meinst_d2.modeling import refinement
 from tests.conftest import ROOT
 from tests.models import assert_same_gradients, image_with, tiny_cfg, tiny_model, write_components
 
@@ -37,7 +39,7 @@ def learn(rank: int, world_size: int, accumulation: int, folder: str) -> None:
     share = len(BOXES) // world_size
     batch = [image_with(boxes) for boxes in BOXES][rank * share : (rank + 1) * share]
     step = TrainStep(model, [batch], torch.optim.SGD(model.parameters(), lr=0.0), seed=0, accumulation=accumulation)
-    with EventStorage(0) as storage:
+    with EventStorage(0) as storage, mock.patch.object(refinement, "JITTER", 0.0):
         step.run_step()
         losses = {name: value for name, (value, _) in storage.latest().items() if "loss" in name}
     gradients = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.grad is not None}
