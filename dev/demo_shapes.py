@@ -68,7 +68,10 @@ def report(trainer: Any, output: Path, start: float) -> None:
     code: dict[str, Any] = {}
     if generator.refinement is not None:
         generator.refinement = None
-        code = trainer.test(trainer.cfg, model)["segm"]
+        cfg = trainer.cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = str(output / "code")  # beside the results of the refined masks
+        code = trainer.test(cfg, model)["segm"]
         found = predict_dataset(trainer.cfg, model, "shapes_val", 15)
         draw_sheet(output / "detections_code.png", records, found, "shapes_val")
     ceiling = encoding_ceiling(generator.mask_encoder, "shapes_val")

@@ -28,6 +28,8 @@ LEAST_IOU = 0.5
 """Of a predicted box with its object's, below which the object's own box is learned from, its sides moved."""
 JITTER = 0.1
 """How far these are moved at most, of the sides' length."""
+CELLS_PER_SAMPLE = 2
+"""Cells of the feature map, along one side, that a sample is the mean of: details are in the finer levels."""
 PRIOR_BOUND = 0.01
 """What a template's probabilities are clamped to, and from 1, before they become logits."""
 
@@ -255,13 +257,14 @@ def elementwise_iou(a: Tensor, b: Tensor) -> Tensor:
 def sample_features(
     features: Sequence[Tensor], boxes: Tensor, image_idx: Tensor, strides: Sequence[int], size: int
 ) -> Tensor:
-    """(n, C, size, size), each box from the level whose cells are nearest in size to a cell of what is sampled."""
-    level = ((box_area(boxes).clamp(min=1).sqrt() / size).log2() - math.log2(strides[0])).round()
+    """(n, C, size, size), each box from the level where a sample is nearest to two cells in size."""
+    cell = box_area(boxes).clamp(min=1).sqrt() / (size * CELLS_PER_SAMPLE)
+    level = (cell.log2() - math.log2(strides[0])).round()
     level = level.clamp(0, len(strides) - 1)
     regions = torch.cat((image_idx[:, None].to(boxes.dtype), boxes), dim=1)
     at = [(level == i).nonzero()[:, 0] for i in range(len(strides))]
     sampled = [
-        roi_align(feature, regions[index], size, 1 / stride, sampling_ratio=1, aligned=True)
+        roi_align(feature, regions[index], size, 1 / stride, sampling_ratio=CELLS_PER_SAMPLE, aligned=True)
         for feature, index, stride in zip(features, at, strides, strict=True)
     ]
     order = torch.cat(at)

@@ -58,7 +58,7 @@ def test_features_are_those_of_detectron2s_pooler() -> None:
     boxes = torch.rand(40, 4) * 60
     boxes[:, 2:] += boxes[:, :2] + torch.logspace(0, 2.5, 40)[:, None]
     image_idx = torch.arange(40) // 25
-    theirs = ROIPooler(7, [1 / stride for stride in STRIDES], 1, "ROIAlignV2", 8 * 7 / math.sqrt(2), 3)
+    theirs = ROIPooler(7, [1 / stride for stride in STRIDES], 2, "ROIAlignV2", 8 * 14 / math.sqrt(2), 3)
     expected = theirs(features, [Boxes(boxes[:25]), Boxes(boxes[25:])])
     torch.testing.assert_close(sample_features(features, boxes, image_idx, STRIDES, 7), expected)
 
