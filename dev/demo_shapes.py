@@ -90,7 +90,8 @@ def report(trainer: Any, output: Path, start: float) -> None:
     summary = {"bbox": results["bbox"], "segm": results["segm"], "code": code, "ceiling": ceiling["segm"]}
     summary["minutes"] = minutes
     (output / "summary.json").write_text(json.dumps(summary, indent=1))
-    print(f"look at {output}/detections.png, losses.png, components.png; the model is {output}/model_final.pth")
+    pictures = "detections.png, " + ("detections_code.png, " if code else "") + "losses.png, components.png"
+    print(f"look at {output}/{pictures}; the model is {output}/model_final.pth")
 
 
 if __name__ == "__main__":

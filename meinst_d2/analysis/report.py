@@ -24,8 +24,12 @@ ADVICE = {
     "regression": "coefficients that the network gets wrong: look at the mask loss and its weight, the depth of the "
     "mask branch, and the length of training",
 }
-REFINED_TITLES = {**MASK_TITLES, "box": "inside enlarged boxes", "template": "as S x S pixels"}
-REFINED_TITLES.pop("encoding")
+REFINED_TITLES = {
+    "exact": "exact masks",
+    "box": "inside enlarged boxes",
+    "template": "as S x S pixels",
+    "predicted": "predicted",
+}
 REFINED_ADVICE = {
     **ADVICE,
     "box": "boxes that leave a part of their object out: look at the box loss, or raise MODEL.MEINST.REFINE.CONTEXT",
@@ -118,9 +122,8 @@ def conclusions(analysis: Analysis) -> list[str]:
     if 100 - analysis.masks["predicted"].ap < SMALL_LOSS:
         return [f"improve next: nothing, less than {SMALL_LOSS:g} point of mask AP is lost"]
     worse = max(ENCODING_ADVICE, key=lambda name: analysis.pairs.parts[name])
-    advice = ADVICE | {"encoding": f"{ADVICE['encoding']}; {ENCODING_ADVICE[worse]}"}
-    if analysis.refined:
-        advice = REFINED_ADVICE
+    of_codes = ADVICE | {"encoding": f"{ADVICE['encoding']}; {ENCODING_ADVICE[worse]}"}
+    advice = REFINED_ADVICE if analysis.refined else of_codes
     lines = [f"improve next: {first}, which loses {lost[first]:.1f} points of mask AP: {advice[first]}"]
     shares = analysis.pairs.shares
     if len(analysis.pairs) and analysis.pairs.error > 1e-9:
