@@ -114,8 +114,10 @@ def prepare_data(args: argparse.Namespace) -> dict[str, Any]:
     images = {"train": args.train_images, "val": args.val_images}
     about = {**images, "shapes": dataclasses.asdict(looks)}
     claim(args.output / "data.json", about)
-    generate(args.output / "shapes", images, looks, workers=os.cpu_count() or 1)
-    register_shapes(args.output / "shapes")
+    shapes = args.output / "shapes"
+    if not (shapes / "annotations" / "instances_val.json").is_file():  # which is written last
+        generate(shapes, images, looks, workers=os.cpu_count() or 1)
+    register_shapes(shapes)
     args.train, args.val = "shapes_train", "shapes_val"
     return about
 
