@@ -16,7 +16,7 @@ ROOMS = [  # by rank; a room is a folder of the package, or a file beside them
     ["encoding"],
     ["config", "config_file"],
     ["modeling", "data", "visualization"],
-    ["checkpoint", "fitting", "evaluation"],
+    ["checkpoint", "convert", "fitting", "evaluation"],
     ["engine", "model_zoo", "analysis", "reconstruction"],
     ["check", "export"],
     ["commands"],

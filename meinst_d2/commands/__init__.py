@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train or evaluate a model, with Detectron2's flags",
     "fit": "fit the mask components of a dataset",
     "predict": "draw what a model finds in images and videos",
+    "convert": "write COCO annotations from masks, YOLO, labelme, VIA or Pascal VOC",
     "check": "what is wrong with a dataset, before training",
     "evaluate": "accuracy and speed of a model, at one test scale or several",
     "analyze": "where a detector's mask AP is lost, and what to improve next",

@@ -49,6 +49,11 @@ def test_help_lists_every_command_with_a_line(capsys: pytest.CaptureFixture[str]
         assert find_spec(f"meinst_d2.commands.{MODULES.get(name, name)}") is not None
 
 
+def test_the_readme_explains_every_command() -> None:
+    table = (ROOT / "README.md").read_text().partition("## Commands")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`meinst ([a-z][a-z-]*)`", table)) == set(COMMANDS)
+
+
 def test_help_imports_nothing_heavy() -> None:
     assert imported_by(helps()) == set()
     assert imported_by(helps(*COMMANDS.keys() - WITH_DETECTRON2S_PARSER)) == set()
