@@ -309,6 +309,7 @@ def _fit_config(cfg: CfgNode, state: Mapping[str, Tensor], about: Mapping[str, A
         raise ValueError(f"{path} does not say how many classes it knows: it lacks a bias of the class layer")
     meinst.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
     meinst.REFINE.ENABLED = has_refinement(state)
+    cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.TIMM.CHECKPOINT = False, ""  # what training started from
     components = carried_components(state, path)
     if components is not None:
         meinst.DIM_MASK, meinst.MASK_SIZE = components.shape[-2], round(components.shape[-1] ** 0.5)
