@@ -47,6 +47,7 @@ setup(
         "msgspec",
         "opencv-python-headless",
         "Pillow",
+        "safetensors",
         "shapely",
         "threadpoolctl",
         "tqdm",
@@ -63,7 +64,6 @@ setup(
             "hypothesis",
             "ruff",
             "mypy",
-            "safetensors",
             "scikit-learn",
             "timm",
             "types-tqdm",
@@ -72,6 +72,6 @@ setup(
         "export": EXPORT,
         "fuzz": ["atheris"],
         "lvis": ["lvis"],
-        "safetensors": ["safetensors"],
+        "timm": ["timm"],
     },
 )

@@ -52,6 +52,7 @@ def add_meinst_config(cfg: CN) -> None:
     _add_detection(cfg.MODEL.MEINST)
     _add_masks(cfg.MODEL.MEINST)
     _add_refinement(cfg.MODEL.MEINST)
+    _add_timm(cfg.MODEL)
     # "SGD" (Detectron2's) or "AdamW" (momentum keys do not apply; BASE_LR, WEIGHT_DECAY and clipping do).
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Average the weights over iterations with this decay, such as 0.9998, and evaluate and publish the average; 0 for
@@ -211,3 +212,20 @@ def _add_refinement(meinst: CN) -> None:
     refine.TARGET_SIZE = 112
     # Factor of the loss of refined masks.
     refine.LOSS_WEIGHT = 1.0
+
+
+def _add_timm(model: CN) -> None:
+    timm = model.TIMM = CN()
+    # With MODEL.BACKBONE.NAME build_timm_fpn_backbone: the model of timm that FPN is built on. Where none is set,
+    # INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD are those that timm trained it with. MODEL.FPN.IN_FEATURES
+    # names its maps by stride (res3 for 8), MODEL.BACKBONE.FREEZE_AT counts its stages.
+    timm.NAME = "tf_efficientnet_lite0"
+    # Without MODEL.WEIGHTS, start from the weights that timm downloads, or from a file of them.
+    timm.PRETRAINED = True
+    timm.CHECKPOINT = ""
+    # Keep batch normalisation as it starts.
+    timm.FREEZE_NORM = True
+    # Rate of stochastic depth.
+    timm.DROP_PATH = 0.0
+    # Factor of the learning rate from every layer to the one below; 1 for the same in all, 0.7 to 0.9 for transformers.
+    timm.LR_DECAY = 1.0

@@ -24,7 +24,7 @@ FULL_SIZE = [name for name in CONFIGS if str(name).startswith("MEInst_R_50")]
 
 @pytest.mark.parametrize("name", CONFIGS, ids=str)
 def test_it_builds_on_the_meta_device(name: Path) -> None:
-    cfg = load_cfg(name, "MODEL.DEVICE", "meta", "MODEL.MEINST.COMPONENTS", "")
+    cfg = load_cfg(name, "MODEL.DEVICE", "meta", "MODEL.MEINST.COMPONENTS", "", "MODEL.TIMM.PRETRAINED", False)
     check_choices(cfg)
     with torch.device("meta"):
         model = build_model(cfg)

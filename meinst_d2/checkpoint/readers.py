@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from meinst_d2.checkpoint.compatibility import weights_by_name
 
@@ -121,8 +122,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         size = os.fstat(file.fileno()).st_size
         try:
             if os.path.splitext(path)[1] == ".safetensors":
-                from safetensors import safe_open
-
                 with safe_open(path, framework="pt") as opened:
                     content = {"model": {name: opened.get_tensor(name) for name in opened.keys()}}  # noqa: SIM118
                     about = opened.metadata() or {}
@@ -139,8 +138,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             else:
                 file.seek(0)
                 content = _Unpickler(file.read()).read_all({}, size)
-        except ImportError as error:
-            raise ValueError(f"{path} needs the package safetensors: run pip install safetensors") from error
         except Exception as error:  # whatever damaged bytes lead to
             reason = "" if isinstance(error, (LookupError, EOFError)) else str(error).partition("\n")[0][:200]
             reason = reason or "it ends too early, or is something else"

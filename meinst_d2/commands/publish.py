@@ -22,6 +22,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default RUN_DIR)")
     what = "of the run (default model_best.pth, or model_final.pth without one)"
     parser.add_argument("--weights", metavar="FILE_NAME", help=what)
+    what = "keep 16 bits of each number: half the size, as a .safetensors"
+    parser.add_argument("--half", action="store_true", help=what)
     return parser.parse_args(argv)
 
 
@@ -32,6 +34,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with reporting("publish"):
         name = args.name or args.run.resolve().name
-        path, row, weights = publish_run(args.run, args.output or args.run, name, args.weights)
+        path, row, weights = publish_run(args.run, args.output or args.run, name, args.weights, half=args.half)
     print(f"wrote {path} with the weights of {weights}")
     print(row)

@@ -28,6 +28,7 @@ from meinst_d2.engine.launch import default_setup, launch
 from meinst_d2.engine.lazy import as_yaml, in_lazy_words, lazy_trainer
 from meinst_d2.model_zoo import get_config_file
 from meinst_d2.model_zoo.zoo import override_lazy
+from meinst_d2.modeling.timm_backbone import settle_pixels
 
 EPILOG = """examples:
   meinst train --num-gpus 8 --config-file configs/MEInst_R_50_1x.yaml
@@ -47,13 +48,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
-    """Defaults, then the file, then the overrides; classes that none of them counts are those of the dataset."""
+    """Defaults, then the file, then the overrides; what none of them sets follows the dataset and the backbone."""
     cfg = get_cfg()
     add_meinst_config(cfg)
     with counting_classes(cfg):
         if args.config_file:
             merge_config_file(cfg, args.config_file)
         merge_overrides(cfg, args.opts)
+    settle_pixels(cfg)
     return cfg
 
 

@@ -33,6 +33,7 @@ from meinst_d2.engine.step import TrainStep
 from meinst_d2.evaluation import build_evaluator
 from meinst_d2.files import remove_unfinished
 from meinst_d2.modeling.retinanet import further_state
+from meinst_d2.modeling.timm_backbone import lr_factors
 
 LOST_WORKER = "a process that loads images ended, perhaps for want of memory: lower DATALOADER.NUM_WORKERS and --resume"
 COMPONENTS_DIFFER = (
@@ -196,11 +197,16 @@ class Trainer(DefaultTrainer):
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """Detectron2's SGD, or AdamW with the same parameter groups and gradient clipping."""
         check_choices(cfg)
-        solver = cfg.SOLVER
-        if solver.OPTIMIZER == "SGD":
+        solver, factors = cfg.SOLVER, lr_factors(model, cfg.MODEL.TIMM.LR_DECAY)
+        if solver.OPTIMIZER == "SGD" and not factors:
             return build_sgd(cfg, model)
         keys = ("BASE_LR", "WEIGHT_DECAY_NORM", "BIAS_LR_FACTOR", "WEIGHT_DECAY_BIAS")
-        params = get_default_optimizer_params(model, **{key.lower(): solver[key] for key in keys})
+        options = {key.lower(): solver[key] for key in keys}
+        params = get_default_optimizer_params(model, **options, lr_factor_func=lambda name: factors.get(name, 1.0))
+        if solver.OPTIMIZER == "SGD":
+            sgd = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
+            momentum = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
+            return sgd(params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, **momentum)
         adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
         return adamw(params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
 

@@ -8,12 +8,16 @@ import json
 import math
 import os
 import platform
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import detectron2
+import safetensors.torch
 import torch
 import torchvision
+from torch import Tensor
 
 from meinst_d2 import __version__
 from meinst_d2.checkpoint.checkpointer import HASH_LENGTH, CheckpointInfo, info_of
@@ -27,9 +31,14 @@ BEST_FIRST = ("model_best.pth", "model_final.pth")
 
 
 def publish_run(
-    run: str | os.PathLike[str], output: str | os.PathLike[str], name: str, weights: str | None = None
+    run: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    name: str,
+    weights: str | None = None,
+    *,
+    half: bool = False,
 ) -> tuple[Path, str, Path]:
-    """Write weights of a run as ``NAME-SHA256.pth``.
+    """Write weights of a run as ``NAME-SHA256.pth``, or in half precision as ``NAME-SHA256.safetensors``.
 
     The file holds ``model`` (the weights, mask components included) and ``meinst``: what
     :class:`~meinst_d2.checkpoint.checkpointer.CheckpointInfo` says, ``config`` (a string), ``iteration`` and its
@@ -41,6 +50,7 @@ def publish_run(
         name: what to call the model.
         weights: a file of the run; by default ``model_best.pth``, ``model_final.pth`` or the last checkpoint, the first
             that there is.
+        half: whether to keep 16 bits of each number.
 
     Returns:
         The file, its row for MODEL_ZOO.md, and where its weights are from.
@@ -55,25 +65,39 @@ def publish_run(
     cfg = config_from_string(_read(run / RUN_CONFIG), run / RUN_CONFIG)
     cfg.merge_from_list([item for pair in PRIVATE_KEYS.items() for item in pair])
     weights = weights or next((x for x in BEST_FIRST if (run / x).is_file()), None)
-    content, path = read_weights(run / (weights or _read(run / "last_checkpoint").strip()))
-    state = content["model"]
-    iteration = content["iteration"] if isinstance(content.get("iteration"), int) else None
+    read, path = read_weights(run / (weights or _read(run / "last_checkpoint").strip()))
+    state = read["model"]
+    iteration = read["iteration"] if isinstance(read.get("iteration"), int) else None
     require_same_tensors(build(cfg, "meta"), state, path)
     versions = {"meinst_d2": __version__, "python": platform.python_version()}
     versions |= {package.__name__: str(package.__version__) for package in (torch, torchvision, detectron2)}
-    about = CheckpointInfo.from_config(cfg).content | info_of(content)
+    about = CheckpointInfo.from_config(cfg).content | info_of(read)
     metrics = metrics_of(run / "metrics.json", iteration)
     about |= {"name": name, "config": cfg.dump(), "metrics": metrics, "iteration": iteration, "versions": versions}
-    buffer = io.BytesIO()  # a file's own name would be part of its bytes
-    torch.save({"model": {key: value.clone() for key, value in state.items()}, "meinst": about}, buffer)
-    target = Path(output) / f"{name}-{hashlib.sha256(buffer.getbuffer()).hexdigest()[:HASH_LENGTH]}.pth"
+    if half:
+        content, suffix = safetensors_of({key: _half(value) for key, value in state.items()}, about), "safetensors"
+    else:
+        buffer = io.BytesIO()  # a file's own name would be part of its bytes
+        torch.save({"model": {key: value.clone() for key, value in state.items()}, "meinst": about}, buffer)
+        content, suffix = buffer.getvalue(), "pth"
+    target = Path(output) / f"{name}-{hashlib.sha256(content).hexdigest()[:HASH_LENGTH]}.{suffix}"
     with atomic_path(target) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+        temporary.write_bytes(content)
     columns = [name, ", ".join(cfg.DATASETS.TRAIN) or "-", "-" if iteration is None else str(iteration + 1)]
     for task in ("bbox", "segm"):
         columns.append(next((f"{value:.1f}" for key, value in metrics.items() if key.endswith(f"{task}/AP")), "-"))
     columns.append(f"`{target.name}`, {target.stat().st_size / 1e6:.1f} MB")
     return target, f"| {' | '.join(columns)} |", Path(path)
+
+
+def safetensors_of(state: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
+    """Weights by name as the content of a file, with what JSON can hold beside them."""
+    metadata = {"format": "pt", "meinst": json.dumps(dict(about))}
+    return bytes(safetensors.torch.save({name: value.contiguous() for name, value in state.items()}, metadata))
+
+
+def _half(value: Tensor) -> Tensor:
+    return value.half() if value.is_floating_point() else value
 
 
 def _read(path: Path) -> str:

@@ -144,6 +144,8 @@ def load_trained(
         ValueError: the weights are not those of a trained model, or not of this config.
     """
     cfg: CfgNode | DictConfig | None = None
+    if config_file in zoo.model_names() and not os.path.isfile(config_file):
+        config_file, weights = None, weights or config_file
     if config_file is not None:
         file = config_file if os.path.isfile(config_file) else zoo.get_config_file(config_file)
         cfg = zoo.read_config(file)
@@ -210,14 +212,27 @@ def get_info(source: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _names_weights(source: str) -> bool:
     config = source.endswith((".yaml", ".yml", ".py"))
-    return "://" in source or source.endswith(WEIGHT_SUFFIXES) or (os.path.isfile(source) and not config)
+    if "://" in source or source.endswith(WEIGHT_SUFFIXES) or source in zoo.model_names():
+        return True
+    return os.path.isfile(source) and not config
 
 
 def read_weights(source: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
-    """A checkpoint, from a file or a URL, whose weights have our names, and its local path."""
-    path = fetch(os.fspath(source)) if "://" in os.fspath(source) else os.fspath(source)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"the file of weights {path} does not exist: give --weights FILE or a URL")
+    """A checkpoint, from a file, a URL or by the name of a model, whose weights have our names, and its local path."""
+    path, models = os.fspath(source), zoo.model_names()
+    if "://" in path:
+        try:
+            path = fetch(path)
+        except OSError as error:
+            if source not in zoo.URLS.values():
+                raise
+            by_hand = f"download it by hand from {zoo.PUBLISHED_PAGE} ({zoo.PUBLISHED_LICENCE}) and give its path"
+            raise OSError(f"{error}: {by_hand}") from error
+    elif not os.path.isfile(path):
+        if path not in models:
+            named = f", or the name of a model: {', '.join(models)}" if models else ""
+            raise FileNotFoundError(f"the file of weights {path} does not exist: give --weights FILE or a URL{named}")
+        path = models[path]
     content = read_checkpoint(path)
     settle_names(content["model"])
     return content, path
@@ -309,6 +324,7 @@ def _fit_config(cfg: CfgNode, state: Mapping[str, Tensor], about: Mapping[str, A
         raise ValueError(f"{path} does not say how many classes it knows: it lacks a bias of the class layer")
     meinst.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
     meinst.REFINE.ENABLED = has_refinement(state)
+    cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.TIMM.CHECKPOINT = False, ""  # what training started from
     components = carried_components(state, path)
     if components is not None:
         meinst.DIM_MASK, meinst.MASK_SIZE = components.shape[-2], round(components.shape[-1] ** 0.5)

@@ -17,11 +17,20 @@ CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[2] /
 """Where an installed package and a checkout have them."""
 PUBLISHED_PAGE = "https://github.com/aim-uofa/AdelaiDet/tree/master/configs/MEInst-InstanceSegmentation"
 PUBLISHED_LICENCE = "licensed by its authors for non-commercial use"
+PUBLISHED_FOLDER = "https://huggingface.co/ZjuCv/AdelaiDet/resolve/main"
 
-URLS: dict[str, str | None] = dict.fromkeys(
-    ("MEInst_R_50_1x_none", "MEInst_R_50_1x", "MEInst_R_50_3x", "MEInst_R_50_3x_512")
-)
-"""Of trained models, by the name of their config; None where they have to be downloaded by hand from PUBLISHED_PAGE."""
+URLS = {
+    name: f"{PUBLISHED_FOLDER}/{name}.pth"
+    for name in ("MEInst_R_50_1x_none", "MEInst_R_50_1x", "MEInst_R_50_3x", "MEInst_R_50_3x_512")
+}
+"""Of published models, by the name of their config, as PUBLISHED_PAGE gives them."""
+MODELS = Path(__file__).parents[2] / "zoo"
+"""Models that were trained here, NAME-SHA256.safetensors: a checkout has them, an installed package does not."""
+
+
+def model_names() -> dict[str, str]:
+    """The files of the models in :data:`MODELS`, by name."""
+    return {path.stem.rpartition("-")[0]: str(path) for path in sorted(MODELS.glob("*-*.safetensors"))}
 
 
 def get_config_file(name: str) -> str:
@@ -90,19 +99,15 @@ def config_from_string(text: str, source: object = "the config") -> CfgNode:
 
 
 def get_checkpoint_url(name: str) -> str:
-    """The URL of the model that was trained with a config.
+    """The URL of the published model of a config, or the path of a model that was trained here, by its name.
 
     Raises:
-        ValueError: there is no such model, or only a page that links it is known; the sentence says where.
+        ValueError: there is no such model.
     """
+    if name in model_names():
+        return model_names()[name]
     get_config_file(name)
     name = name.removesuffix(".yaml")
     if name not in URLS:
         raise ValueError(f"no trained model is known for {name}: train it with meinst train")
-    url = URLS[name]
-    if url is None:
-        raise ValueError(
-            f"the checkpoint of {name} has to be downloaded by hand from {PUBLISHED_PAGE} ({PUBLISHED_LICENCE}): give "
-            "its path as MODEL.WEIGHTS"
-        )
-    return url
+    return URLS[name]

@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from meinst_d2.checkpoint.checkpointer import CheckpointInfo, MEInstCheckpointer
 from meinst_d2.data.datasets import register_coco
 from meinst_d2.engine import PreflightError, check_before_start
-from meinst_d2.model_zoo.adelaidet import save_safetensors
+from meinst_d2.model_zoo.publish import safetensors_of
 from tests.modeling.test_retinanet import RETINANET
 from tests.models import published_model, tiny_cfg, tiny_model, write_components
 from tests.parity_cases import published_weights
@@ -177,7 +177,7 @@ def test_weights_of_another_encoder_or_representation(files: Path) -> None:
 
 def test_other_forms_of_weights_are_looked_into(files: Path, tmp_path: Path) -> None:
     content = torch.load(files / "ours.pth", weights_only=True)
-    save_safetensors(files / "ours.safetensors", content["model"], content["meinst"])
+    (files / "ours.safetensors").write_bytes(safetensors_of(content["model"], content["meinst"]))
     check(files, *weights(files, "ours.safetensors"), eval_only=True)
     with refused("ours.safetensors have D = 8"):
         check(files, *weights(files, "ours.safetensors"), "MODEL.MEINST.DIM_MASK", 9)

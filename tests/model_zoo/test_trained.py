@@ -11,7 +11,7 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from meinst_d2 import model_zoo
+from meinst_d2 import load, model_zoo
 from meinst_d2.data.shapes import CATEGORIES
 from meinst_d2.export import make_source
 from meinst_d2.model_zoo import UnusableImage, load_trained, zoo
@@ -44,8 +44,6 @@ def test_a_run_by_its_checkpoint_or_by_its_config(tmp_path: Path) -> None:
 
 def test_five_lines(tmp_path: Path) -> None:
     """A path, an array and an image of Pillow give the same; a photograph is turned as its EXIF orientation says."""
-    from meinst_d2 import load
-
     run = write_run(tmp_path, "MODEL.MEINST.SCORE_THRESH_TEST", 0.0)
     model = load(publish_run(run, tmp_path, "tiny")[0])
     pixels = np.random.default_rng(0).integers(0, 256, (40, 72, 3), np.uint8)
@@ -87,8 +85,6 @@ def test_images_that_are_something_else(tmp_path: Path) -> None:
 
 
 def test_a_model_is_found_by_its_run_its_config_or_its_name(tmp_path: Path) -> None:
-    from meinst_d2 import load
-
     run = write_run(tmp_path)
     for source, options in (
         (run / "model_final.pth", {}),
@@ -98,8 +94,6 @@ def test_a_model_is_found_by_its_run_its_config_or_its_name(tmp_path: Path) -> N
     ):
         model = load(source, **options)
         assert is_tiny_model(model) and model.image_format == ("RGB" if "overrides" in options else "BGR")
-    with pytest.raises(ValueError, match="has to be downloaded by hand"):
-        load("MEInst_R_50_3x")
 
 
 def test_a_published_file_alone(tmp_path: Path) -> None:
@@ -222,14 +216,33 @@ def test_a_lazy_config_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert model.proposal_generator.head.cls_logits.out_channels == 3 and model.training
 
 
-@pytest.mark.parametrize("name", ["MEInst_R_50_1x_none", "MEInst_R_50_1x", "MEInst_R_50_3x", "MEInst_R_50_3x_512"])
-def test_published_checkpoints_are_linked_and_not_shipped(name: str) -> None:
-    assert URLS[name] is None
-    message = rf"the checkpoint of {name} has to be downloaded by hand from https://github.com/aim-uofa/AdelaiDet\S+ "
-    for call in (model_zoo.get_checkpoint_url, lambda name: model_zoo.get(name, trained=True)):
-        with pytest.raises(ValueError, match=message + r"\(licensed .*non-commercial use\): give its path as"):
-            call(name)
-    assert name in (ROOT / "MODEL_ZOO.md").read_text()
+def test_published_checkpoints_are_linked_and_not_shipped(
+    web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "MODEL_ZOO.md").read_text()
+    for name in ("MEInst_R_50_1x_none", "MEInst_R_50_1x", "MEInst_R_50_3x", "MEInst_R_50_3x_512"):
+        assert model_zoo.get_checkpoint_url(name) == f"https://huggingface.co/ZjuCv/AdelaiDet/resolve/main/{name}.pth"
+        assert zoo.URLS[name] in page
+    with serve(web) as url:
+        monkeypatch.setitem(URLS, "quick/tiny", f"{url}/gone.pth")
+        with pytest.raises(OSError, match=r"not be downloaded: .* by hand from https://github\S+ \(licensed .* path"):
+            load_trained("quick/tiny")
+
+
+def test_models_of_the_checkout_in_half_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path)
+    monkeypatch.setattr(zoo, "MODELS", tmp_path / "zoo")
+    whole, half = (publish_run(run, tmp_path / "zoo", "tiny-shapes", half=half)[0] for half in (False, True))
+    assert half.suffix == ".safetensors" and half.stat().st_size < 0.6 * whole.stat().st_size
+    assert model_zoo.get_checkpoint_url("tiny-shapes") == str(half)
+    expected = tiny_model().state_dict()
+    for trained in (load_trained("tiny-shapes"), load_trained(weights="tiny-shapes"), load("tiny-shapes")):
+        assert trained.class_names == CLASSES
+        for name, value in trained.model.state_dict().items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-7)
+    assert not model_zoo.get("tiny-shapes").training
+    with pytest.raises(OSError, match="tiny does not exist: give --weights FILE or a URL, or .* a model: tiny-shapes"):
+        load_trained(weights="tiny")
 
 
 def test_a_name_gives_a_model(web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -20,6 +18,7 @@ from meinst_d2.config_file import read_plain_yaml
 from meinst_d2.encoding import load_components
 from meinst_d2.files import atomic_path, require_writable
 from meinst_d2.model_zoo.adelaidet.config import translate_config
+from meinst_d2.model_zoo.publish import safetensors_of
 from meinst_d2.model_zoo.trained import build, read_weights, require_same_tensors
 from meinst_d2.model_zoo.zoo import config_from_string
 from meinst_d2.modeling.proposal_generator import GENERATOR_PREFIX
@@ -72,23 +71,9 @@ def import_checkpoint(
     with ExitStack() as stack:  # all of the files or none
         torch.save({"model": state, "meinst": about}, stack.enter_context(atomic_path(folder / "model.pth")))
         if safetensors:
-            save_safetensors(stack.enter_context(atomic_path(folder / "model.safetensors")), state, about)
+            stack.enter_context(atomic_path(folder / "model.safetensors")).write_bytes(safetensors_of(state, about))
         stack.enter_context(atomic_path(folder / "config.yaml")).write_text(text)
     return translated.notes
-
-
-def save_safetensors(path: str | os.PathLike[str], state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write weights by name, and what JSON can hold beside them."""
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-    except ImportError as error:
-        raise ValueError(f"{path} needs the package safetensors: run pip install safetensors") from error
-    try:
-        metadata = {"format": "pt", "meinst": json.dumps(dict(about))}
-        save_file({name: value.contiguous() for name, value in state.items()}, path, metadata)
-    except SafetensorError as error:  # does not say which error the system gave
-        raise RuntimeError(str(error)) from error
 
 
 def _fill_components(state: MutableMapping[str, Tensor], cfg: CfgNode, weights: object, components: str | None) -> None:
