@@ -206,12 +206,15 @@ def _add_refinement(meinst: CN) -> None:
     refine.MEAN_BOX = False
     # Multiply the score of a detection by the mean probability inside its refined mask.
     refine.MASKNESS = False
+    # Predict the class again from what is looked at, and multiply the score by the root of its probability.
+    refine.CLASSIFY = False
     # Positive locations to learn from, per image of a batch.
     refine.SAMPLES_PER_IMAGE = 16
     # Side of the objects' masks that it learns from, in pixels.
     refine.TARGET_SIZE = 112
-    # Factor of the loss of refined masks.
+    # Factors of the losses of refined masks and of their classes.
     refine.LOSS_WEIGHT = 1.0
+    refine.LOSS_WEIGHT_CLS = 0.5
 
 
 def _add_timm(model: CN) -> None:

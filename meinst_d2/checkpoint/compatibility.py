@@ -24,7 +24,12 @@ class Layer(NamedTuple):
 
 CLASS_LAYER = Layer(
     "class layer",
-    ("proposal_generator.head.cls_logits.", "head.cls_score."),
+    (
+        "proposal_generator.head.cls_logits.",
+        "head.cls_score.",
+        "proposal_generator.refinement.cls_score.",
+        "refinement.cls_score.",
+    ),
     "evaluate with the classes of the weights, or train on the new classes first (the class layer is re-initialized)",
 )
 MASK_LAYER = Layer(
@@ -34,6 +39,7 @@ MASK_LAYER = Layer(
     "MODEL.MEINST.COMPONENTS_CONFLICT file",
 )
 REFINEMENT = ("proposal_generator.refinement.", "refinement.")
+REFINED_CLASSES = tuple(f"{prefix}{part}." for prefix in REFINEMENT for part in ("classifier", "cls_score"))
 CHECKED_PREFIXES = ("proposal_generator.", "head.", "mask_encoder.", "refinement.")
 """Where shapes must fit: all but the backbone. The names without a generator are those of MEInst on RetinaNet."""
 
@@ -96,6 +102,11 @@ def num_classes_of(state: Mapping[str, torch.Tensor]) -> int:
 def has_refinement(state: Iterable[str]) -> bool:
     """Whether there are weights of a refinement head among those of these names."""
     return any(name.startswith(REFINEMENT) for name in state)
+
+
+def classifies_again(state: Iterable[str]) -> bool:
+    """Whether those of a refinement head predict classes, too."""
+    return any(name.startswith(REFINED_CLASSES) for name in state)
 
 
 def changed_layers(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[Layer, str]:

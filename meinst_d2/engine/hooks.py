@@ -166,6 +166,7 @@ def validation_losses(model: nn.Module, loader: Iterable[Sequence[Mapping[str, A
                 "loss_cls",
                 "loss_centerness",
                 "loss_refine",
+                "loss_refine_cls",
             )  # the others are divided by the sum of centerness
             losses[name] += total / (max(positives, 1) if per_positive else max(centerness, 1e-6))
     return {**losses, "total_loss": losses.total()}

@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from meinst_d2.checkpoint.checkpointer import carried_components, info_of
-from meinst_d2.checkpoint.compatibility import CLASS_LAYER, has_refinement, num_classes_of
+from meinst_d2.checkpoint.compatibility import CLASS_LAYER, classifies_again, has_refinement, num_classes_of
 from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.checkpoint.resume import OpenedCheckpoint, open_last_whole
 from meinst_d2.config import check_choices
@@ -253,6 +253,10 @@ def _check_weights(cfg: CfgNode, opened: OpenedCheckpoint | None, trains: bool, 
     if not trains and state and ours and meinst.REFINE.ENABLED and not has_refinement(state):
         fix = "set MODEL.MEINST.REFINE.ENABLED False, or train from them first"
         raise ValueError(f"{path} cannot refine masks, MODEL.MEINST.REFINE.ENABLED asks for it: {fix}")
+    again = meinst.REFINE.ENABLED and meinst.REFINE.CLASSIFY
+    if not trains and state and ours and again and not classifies_again(state):
+        fix = "set MODEL.MEINST.REFINE.CLASSIFY False, or train from them first"
+        raise ValueError(f"{path} cannot predict classes again, MODEL.MEINST.REFINE.CLASSIFY asks for it: {fix}")
     conflict = meinst.COMPONENTS_CONFLICT if trains else "weights"
     encodes = meinst.MASK_REPRESENTATION != "none"
     encoder = dict(MASK_ENCODER_REGISTRY).get(meinst.ENCODER)

@@ -137,11 +137,11 @@ class DetectionGraph(nn.Module):
         """Like :meth:`~meinst_d2.modeling.refinement.RefinementHead.refine`."""
         templates = self.mask_encoder.decode(found.coeffs, found.classes)
         # With one detection more, of the first image: onnxruntime's group normalization does not take none.
-        given = (found.boxes, found.scores, found.images, templates)
+        given = (found.boxes, found.scores, found.classes, found.images, templates)
         inputs = (torch.cat((x, x.new_zeros(1, *x.shape[1:]))) for x in given)
         masks, mask_boxes, boxes, scores = (x[:-1] for x in self.refinement.look(features, *inputs))
         boxes = torch.minimum(boxes.clamp(min=0), limits)
-        order = (found.images - scores).argsort()  # by image, then falling score, which maskness may have changed
+        order = (found.images - scores).argsort()  # by image, then falling score, which refinement may have changed
         order = order[not_empty(boxes[order])]
         outputs = (boxes, scores, found.classes, masks, found.images, mask_boxes)
         return tuple(x[order] for x in outputs)

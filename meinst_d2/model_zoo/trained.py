@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 import meinst_d2.modeling  # noqa: F401  registers the model
 from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer, carried_components, fetch, info_of
-from meinst_d2.checkpoint.compatibility import CLASS_LAYER, has_refinement, num_classes_of
+from meinst_d2.checkpoint.compatibility import (
+    CLASS_LAYER,
+    REFINED_CLASSES,
+    REFINEMENT,
+    classifies_again,
+    has_refinement,
+    num_classes_of,
+)
 from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.config_file import merge_overrides
 from meinst_d2.data.image_files import read_image
@@ -323,7 +330,7 @@ def _fit_config(cfg: CfgNode, state: Mapping[str, Tensor], about: Mapping[str, A
     if num_classes == 0:
         raise ValueError(f"{path} does not say how many classes it knows: it lacks a bias of the class layer")
     meinst.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
-    meinst.REFINE.ENABLED = has_refinement(state)
+    meinst.REFINE.ENABLED, meinst.REFINE.CLASSIFY = has_refinement(state), classifies_again(state)
     cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.TIMM.CHECKPOINT = False, ""  # what training started from
     components = carried_components(state, path)
     if components is not None:
@@ -339,10 +346,10 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
     A model that is asked for without its refinement head draws the masks of the codes alone.
     """
     encoder = getattr(getattr(model, "proposal_generator", model), "mask_encoder", None)
-    refines = has_refinement(model.state_dict())
-    complete = {name: value for name, value in state.items() if refines or not has_refinement([name])}
+    own = model.state_dict()
+    absent = [part for part in (REFINEMENT, REFINED_CLASSES) if not any(name.startswith(part) for name in own)]
+    complete = {name: value for name, value in state.items() if not any(name.startswith(part) for part in absent)}
     if encoder is None or encoder.is_fitted:
-        own = model.state_dict()
         complete = {name: own[name] for name in own if "mask_encoder." in name} | complete
     require_same_tensors(model, complete, path)
     model.load_state_dict(complete)

@@ -83,9 +83,11 @@ def build_refinement(cfg: CfgNode, in_channels: int, strides: Sequence[int]) -> 
         code_as_prior=refine.CODE_AS_PRIOR,
         mean_box=refine.MEAN_BOX,
         maskness=refine.MASKNESS,
+        num_classes=cfg.MODEL.MEINST.NUM_CLASSES if refine.CLASSIFY else 0,
         samples_per_image=refine.SAMPLES_PER_IMAGE,
         target_size=refine.TARGET_SIZE,
         loss_weight=refine.LOSS_WEIGHT,
+        loss_weight_cls=refine.LOSS_WEIGHT_CLS,
     )
 
 

@@ -176,7 +176,7 @@ class MEInstFCOS(nn.Module):
             with without_autocast(images.tensor.device):
                 losses, positives = self.losses(output, gt_instances)
             if self.refinement is not None:
-                losses["loss_refine"] = self.refinement_loss(levels, output, positives, gt_instances)
+                losses |= self.refinement_loss(levels, output, positives, gt_instances)
             return [], losses
         strides = self.assignment_rule.strides
         locations = level_locations(output.level_shapes, strides, images.tensor.device)
@@ -216,8 +216,8 @@ class MEInstFCOS(nn.Module):
 
     def refinement_loss(
         self, levels: list[Tensor], output: HeadOutput, positives: Positives, gt_instances: Sequence[Instances]
-    ) -> Tensor:
-        """The loss of what corrects masks, in the boxes that the positive locations predict."""
+    ) -> dict[str, Tensor]:
+        """The losses of what corrects masks, in the boxes that the positive locations predict."""
         shapes, strides, at = output.level_shapes, self.assignment_rule.strides, positives.location_idx
         locations = level_locations(shapes, strides, levels[0].device)
         stride = torch.cat([x.new_full((len(x), 1), s) for x, s in zip(locations, strides, strict=True)])[at]

@@ -44,7 +44,7 @@ class Refined(NamedTuple):
 
 
 class RefinementHead(nn.Module):
-    """Features in enlarged boxes, and the templates that the codes draw there, to logits of the masks."""
+    """Features in enlarged boxes, and the templates that the codes draw there, to logits of masks and of classes."""
 
     def __init__(
         self,
@@ -59,9 +59,11 @@ class RefinementHead(nn.Module):
         code_as_prior: bool = True,
         mean_box: bool = False,
         maskness: bool = False,
+        num_classes: int = 0,
         samples_per_image: int = 16,
         target_size: int = 112,
         loss_weight: float = 1.0,
+        loss_weight_cls: float = 0.5,
     ) -> None:
         """
         Args:
@@ -74,9 +76,10 @@ class RefinementHead(nn.Module):
             code_as_prior: whether the decoded template is one more channel, and its logits are what is corrected.
             mean_box: whether boxes become the mean of themselves and of the box of the refined mask.
             maskness: whether scores are multiplied by the mean probability inside the refined mask.
+            num_classes: K, to predict the class again, and multiply scores by the root of its probability; 0 does not.
             samples_per_image: positive locations to learn from, on average over the images of a batch.
             target_size: T.
-            loss_weight: factor of the loss.
+            loss_weight, loss_weight_cls: factors of the losses of masks and of classes.
         """
         super().__init__()
         doublings = max(output_size // max(pooler_resolution, 1), 1).bit_length() - 1
@@ -88,13 +91,18 @@ class RefinementHead(nn.Module):
             )
         self.strides, self.context, self.pooler_resolution = tuple(strides), context, pooler_resolution
         self.mean_box, self.maskness = mean_box, maskness
-        self.code_as_prior, self.samples_per_image, self.loss_weight = code_as_prior, samples_per_image, loss_weight
+        self.code_as_prior, self.samples_per_image, self.num_classes = code_as_prior, samples_per_image, num_classes
+        self.loss_weight, self.loss_weight_cls = loss_weight, loss_weight_cls
         self.mask_size, self.target_size = output_size, target_size
         layers: list[nn.Module] = []
         channels = in_channels + code_as_prior
+        if num_classes:
+            cells, hidden = (pooler_resolution // 2) ** 2, 4 * conv_dim
+            pooled = [*_conv(channels, conv_dim), nn.AvgPool2d(2), nn.Flatten()]
+            self.classifier = nn.Sequential(*pooled, nn.Linear(conv_dim * cells, hidden), nn.ReLU(inplace=True))
+            self.cls_score = nn.Linear(hidden, num_classes)
         for _ in range(num_convs):
-            layers += [nn.Conv2d(channels, conv_dim, 3, padding=1, bias=False), nn.GroupNorm(GROUPS, conv_dim)]
-            layers += [nn.ReLU(inplace=True)]
+            layers += _conv(channels, conv_dim)
             channels = conv_dim
         self.convs = nn.Sequential(*layers)
         upsample: list[nn.Module] = []
@@ -109,9 +117,16 @@ class RefinementHead(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.normal_(self.predictor.weight, std=0.001)  # at first the mask is the code's
+        # Not near zero, where the mask would at first be the code's: all channels would then move alike, and some runs
+        # never leave that state; their masks stay blurred.
+        nn.init.normal_(self.predictor.weight, std=0.1)
+        if num_classes:
+            nn.init.normal_(self.cls_score.weight, std=0.01)
+            nn.init.zeros_(self.cls_score.bias)
 
-    def forward(self, features: Sequence[Tensor], boxes: Tensor, image_idx: Tensor, templates: Tensor) -> Tensor:
+    def forward(
+        self, features: Sequence[Tensor], boxes: Tensor, image_idx: Tensor, templates: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """
         Args:
             features: (N, C, H, W) of every level.
@@ -120,28 +135,44 @@ class RefinementHead(nn.Module):
             templates: (n, S, S), probabilities in the boxes.
 
         Returns:
-            (n, O, O) float32, logits of the masks in the enlarged boxes.
+            (n, O, O) float32, logits of the masks in the enlarged boxes, and (n, K) float32, those of the classes; K is
+            0 where these are not predicted.
         """
         region = enlarge(boxes, self.context)
         x = sample_features(features, region, image_idx, self.strides, self.pooler_resolution)
         if self.code_as_prior:
             prior = resample(templates, boxes, region, self.pooler_resolution)
             x = torch.cat((x, prior[:, None].to(x.dtype)), dim=1)
+        # Without gradients into the features: with them, masks and boxes get worse (docs/better-masks.md).
+        class_logits = (
+            self.cls_score(self.classifier(x.detach())).float() if self.num_classes else x.new_zeros(len(x), 0)
+        )
         x = self.predictor(self.upsample(self.convs(x)))[:, 0].float()
         if self.code_as_prior:
             prior = resample(templates, boxes, region, self.mask_size)
             x = x + prior.clamp(PRIOR_BOUND, 1 - PRIOR_BOUND).logit()
-        return x
+        return x, class_logits
 
     def look(
-        self, features: Sequence[Tensor], boxes: Tensor, scores: Tensor, image_idx: Tensor, templates: Tensor
+        self,
+        features: Sequence[Tensor],
+        boxes: Tensor,
+        scores: Tensor,
+        classes: Tensor,
+        image_idx: Tensor,
+        templates: Tensor,
     ) -> Refined:
-        """What n detections become; the arguments are those of :meth:`forward` and (n,) scores."""
-        logits = self.forward(features, boxes, image_idx, templates).nan_to_num(0.0)
+        """What n detections become; the arguments are those of :meth:`forward`, (n,) scores and (n,) classes, int64."""
+        logits, class_logits = self.forward(features, boxes, image_idx, templates)
+        logits = logits.nan_to_num(0.0)
         masks, regions = logits.sigmoid(), enlarge(boxes, self.context)
         if self.mean_box:
             boxes = (boxes + boxes_of_masks(logits, regions, boxes)) / 2
-        return Refined(masks, regions, boxes, scores * mean_inside(masks) if self.maskness else scores)
+        if self.num_classes:
+            scores = scores * class_logits.softmax(1).gather(1, classes[:, None])[:, 0].nan_to_num(0.0).sqrt()
+        if self.maskness:
+            scores = scores * mean_inside(masks)
+        return Refined(masks, regions, boxes, scores)
 
     @torch.no_grad()
     def refine(self, features: Sequence[Tensor], detections: Sequence[Instances]) -> list[Instances]:
@@ -152,17 +183,16 @@ class RefinementHead(nn.Module):
             detections: of N images, from :func:`~meinst_d2.modeling.inference.detect`.
         """
         counts = [len(found) for found in detections]
-        boxes, scores, templates = (
-            torch.cat(x)
-            for x in zip(*((d.pred_boxes.tensor, d.scores, d.pred_masks[:, 0]) for d in detections), strict=True)
-        )
+        given = ((d.pred_boxes.tensor, d.scores, d.pred_classes, d.pred_masks[:, 0]) for d in detections)
+        boxes, scores, classes, templates = (torch.cat(x) for x in zip(*given, strict=True))
         image_idx = torch.repeat_interleave(torch.tensor(counts)).to(boxes.device)
-        refined = self.look(features, boxes, scores, image_idx, templates)
+        refined = self.look(features, boxes, scores, classes, image_idx, templates)
         results = []
         for found, masks, regions, boxes, scores in zip(detections, *(x.split(counts) for x in refined), strict=True):
             fields = {**found.get_fields(), "pred_masks": masks[:, None], "pred_mask_boxes": Boxes(regions)}
             result = Instances(found.image_size, **{**fields, "pred_boxes": Boxes(boxes), "scores": scores})
-            results.append(result[scores.argsort(descending=True, stable=True)] if self.maskness else result)
+            rescored = self.maskness or self.num_classes
+            results.append(result[scores.argsort(descending=True, stable=True)] if rescored else result)
         return results
 
     def loss(
@@ -175,8 +205,8 @@ class RefinementHead(nn.Module):
         gt_instances: Sequence[Instances],
         encoder: MaskEncoder,
         num_positives: Tensor,
-    ) -> Tensor:
-        """Binary cross-entropy and dice loss of the masks in the boxes that positive locations predict.
+    ) -> dict[str, Tensor]:
+        """Binary cross-entropy and dice loss of masks, cross-entropy of classes, in the boxes that locations predict.
 
         Args:
             features: (N, C, H, W) of every level.
@@ -187,8 +217,9 @@ class RefinementHead(nn.Module):
             num_positives: (), P on average over the processes.
 
         Returns:
-            (), the mean over positive locations, in training over a random choice where there are many. A box that is
-            far from its object is replaced by the object's. Attached to the graph in any case.
+            ``loss_refine`` (), the mean over positive locations, in training over a random choice where there are many,
+            and ``loss_refine_cls`` () where classes are predicted. A box that is far from its object is replaced by the
+            object's. Attached to the graph in any case.
         """
         device = boxes.device
         most = self.samples_per_image * len(gt_instances) if self.training else max(len(boxes), 1)
@@ -205,8 +236,18 @@ class RefinementHead(nn.Module):
             masks = mask_templates(gt_instances, self.target_size, "gt_fine_templates").to(device)[gt_idx].float()
             templates, region = encoder.decode(coeffs[chosen], classes), enlarge(boxes, self.context)
             masks = resample(masks, gt_boxes[gt_idx], region, self.mask_size).ge(0.5).float()
-        losses = mask_loss(self.forward(features, boxes, image_idx, templates), masks)
-        return self.loss_weight * losses.sum() / num_positives.clamp(1, most)
+        logits, class_logits = self.forward(features, boxes, image_idx, templates)
+        count = num_positives.clamp(1, most)
+        losses = {"loss_refine": self.loss_weight * mask_loss(logits, masks).sum() / count}
+        if self.num_classes:
+            cross_entropy = F.cross_entropy(class_logits, classes, reduction="sum")
+            losses["loss_refine_cls"] = self.loss_weight_cls * cross_entropy / count
+        return losses
+
+
+def _conv(in_channels: int, channels: int) -> list[nn.Module]:
+    conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+    return [conv, nn.GroupNorm(GROUPS, channels), nn.ReLU(inplace=True)]
 
 
 def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:

@@ -184,7 +184,7 @@ class MEInstRetinaNet(RetinaNet):
                 found = self.box2box_transform.apply_deltas(
                     torch.cat(deltas, dim=1)[gt_idx >= 0], Boxes.cat(anchors).tensor[anchor_idx]
                 )
-                losses["loss_refine"] = self.refinement.loss(
+                losses |= self.refinement.loss(
                     features, found, coeffs, image_idx, targets.gt_idx, gt_instances, self.mask_encoder, num_positives
                 )
         return losses

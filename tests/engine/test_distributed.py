@@ -33,7 +33,7 @@ def learn(rank: int, world_size: int, accumulation: int, folder: str) -> None:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
         comm.create_local_process_group(world_size)
     nothing_random = ("MODEL.MEINST.SIGMOID_CLAMP", (0.01, 0.01), "MODEL.MEINST.REFINE.SAMPLES_PER_IMAGE", 1000)
-    model = tiny_model(*nothing_random, "MODEL.MEINST.REFINE.ENABLED", True)
+    model = tiny_model(*nothing_random, "MODEL.MEINST.REFINE.ENABLED", True, "MODEL.MEINST.REFINE.CLASSIFY", True)
     torch.nn.init.constant_(model.proposal_generator.head.bbox_pred.bias, 2.5)  # boxes near the objects
     model = distribute(model)
     share = len(BOXES) // world_size

@@ -121,6 +121,10 @@ def test_weights_that_cannot_refine(files: Path) -> None:
     check(files, *weights(files, "ours.pth"), *refines)
     with refused("ours.pth cannot refine masks, .*: set MODEL.MEINST.REFINE.ENABLED False, or train from them first"):
         check(files, *weights(files, "ours.pth"), *refines, eval_only=True)
+    MEInstCheckpointer(tiny_model(*refines), str(files)).save("refines")
+    check(files, *weights(files, "refines.pth"), *refines, eval_only=True)
+    with refused("refines.pth cannot predict classes again, .*: set MODEL.MEINST.REFINE.CLASSIFY False"):
+        check(files, *weights(files, "refines.pth"), *refines, "MODEL.MEINST.REFINE.CLASSIFY", True, eval_only=True)
 
 
 def test_settings_that_cannot_work(files: Path) -> None:

@@ -179,7 +179,14 @@ def test_sigterm_saves_and_ends(data: Path, tmp_path: Path, processes: int, send
 
 @pytest.mark.parametrize("refines", [False, True])
 def test_a_run_ended_by_sigterm_and_resumed_is_the_same_run(tmp_path: Path, refines: bool) -> None:
-    some = ("MODEL.MEINST.REFINE.ENABLED", refines, "MODEL.MEINST.REFINE.SAMPLES_PER_IMAGE", 2)
+    some = (
+        "MODEL.MEINST.REFINE.ENABLED",
+        refines,
+        "MODEL.MEINST.REFINE.SAMPLES_PER_IMAGE",
+        2,
+        "MODEL.MEINST.REFINE.CLASSIFY",
+        True,
+    )
     whole = train(run_cfg(tmp_path / "whole", *some)).model.state_dict()
     with pytest.raises(Preempted):
         train(run_cfg(tmp_path / "parts", *some), False, AfterStep(1, lambda _: os.kill(os.getpid(), signal.SIGTERM)))

@@ -43,8 +43,9 @@ HEADS = {
     ),
     "class_pca": ("MODEL.MEINST.ENCODER", "ClassPCAEncoder", "MODEL.MEINST.PRE_NMS_TOPK_TEST", 50),
     "refined": (
-        *("MODEL.MEINST.REFINE.ENABLED", True, "MODEL.MEINST.REFINE.POOLER_RESOLUTION", 3),
-        *("MODEL.MEINST.REFINE.OUTPUT_SIZE", 6),
+        *("MODEL.MEINST.REFINE.ENABLED", True, "MODEL.MEINST.REFINE.POOLER_RESOLUTION", 4),
+        *("MODEL.MEINST.REFINE.CLASSIFY", True),
+        *("MODEL.MEINST.REFINE.OUTPUT_SIZE", 8),
         *("MODEL.MEINST.REFINE.MEAN_BOX", True, "MODEL.MEINST.REFINE.MASKNESS", True),
     ),
     "no_masks": ("MODEL.MASK_ON", False, "MODEL.MEINST.THRESH_WITH_CENTERNESS", True),
@@ -124,7 +125,7 @@ def test_onnx_of_five_levels_with_deformable_convolutions_detects_the_same(tmp_p
 
 
 @needs_onnx
-@pytest.mark.parametrize(("file_format", "cap", "least"), [("onnx", 100, 200), ("exported_program", 1, 3)])
+@pytest.mark.parametrize(("file_format", "cap", "least"), [("onnx", 100, 200), ("exported_program", 1, 2)])
 def test_refined_masks_are_the_same_of_many_of_one_and_of_none(
     tmp_path: Path, file_format: str, cap: int, least: int
 ) -> None:
@@ -135,8 +136,8 @@ def test_refined_masks_are_the_same_of_many_of_one_and_of_none(
     sizes[1] = 0  # no pixel of the image is left
     masks, image_index = run(batch, sizes)[3:5]
     assert len(masks) > 0 and image_index.max() == 0
-    assert run(batch, np.zeros_like(sizes))[3].shape == (0, 6, 6)
-    assert source.metadata["mask_size"] == "6"
+    assert run(batch, np.zeros_like(sizes))[3].shape == (0, 8, 8)
+    assert source.metadata["mask_size"] == "8"
 
 
 @needs_torch

@@ -19,6 +19,7 @@ from meinst_d2.model_zoo.publish import publish_run
 from meinst_d2.model_zoo.zoo import URLS
 from tests.conftest import ROOT
 from tests.model_zoo.test_publish import write_run
+from tests.modeling.test_refinement import REFINED
 from tests.models import fit_to_blobs, load_cfg, tiny_cfg, tiny_model, under_their_names, write_components
 from tests.web import serve
 
@@ -135,6 +136,11 @@ def test_weights_say_whether_masks_are_refined(tmp_path: Path) -> None:
     assert trained.model.proposal_generator.refinement is not None
     code = load_trained("quick/tiny", str(tmp_path / "m.pth"), ["MODEL.MEINST.REFINE.ENABLED", "False"])
     assert code.model.proposal_generator.refinement is None
+    torch.save({"model": tiny_model(*REFINED).state_dict()}, tmp_path / "m.pth")
+    refinement = load_trained("quick/tiny", str(tmp_path / "m.pth")).model.proposal_generator.refinement
+    assert refinement.num_classes == len(CLASSES)
+    without = load_trained("quick/tiny", str(tmp_path / "m.pth"), ["MODEL.MEINST.REFINE.CLASSIFY", "False"])
+    assert without.model.proposal_generator.refinement.num_classes == 0
 
 
 def test_retinanet(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tests.modeling.test_retinanet import RETINANET
 from tests.models import fit_to_blobs, image_with, tiny_cfg
 
 STRIDES = (8, 16, 32)
-REFINED = ("MODEL.MEINST.REFINE.ENABLED", True)
+REFINED = ("MODEL.MEINST.REFINE.ENABLED", True, "MODEL.MEINST.REFINE.CLASSIFY", True)
 
 
 def features_of(num_images: int, channels: int = 4) -> list[torch.Tensor]:
@@ -95,7 +95,8 @@ def test_at_first_the_mask_is_that_of_the_code() -> None:
     y, x = torch.meshgrid(torch.linspace(-1, 1, 28), torch.linspace(-1, 1, 28), indexing="ij")
     templates = torch.sigmoid(8 * (1 - 1.4 * x.square() - 1.4 * y.square()))[None]
     boxes = torch.tensor([[20.0, 30.0, 90.0, 100.0]])
-    logits = head(features_of(1), boxes, torch.zeros(1, dtype=torch.int64), templates)
+    logits, class_logits = head(features_of(1), boxes, torch.zeros(1, dtype=torch.int64), templates)
+    assert class_logits.shape == (1, 0)
     code = paste_masks(templates, boxes, 128, 160)
     refined = paste_masks(logits.sigmoid().detach(), enlarge(boxes, head.context), 128, 160)
     assert (code & refined).sum() / (code | refined).sum() > 0.97
@@ -112,7 +113,8 @@ def test_a_box_that_is_far_from_its_object_is_replaced_by_the_objects() -> None:
     features, image_idx = features_of(1), torch.zeros(2, dtype=torch.int64)
 
     def loss(boxes: torch.Tensor) -> torch.Tensor:
-        return head.loss(features, boxes, coeffs, image_idx, numbers, [objects], encoder, torch.tensor(2.0))
+        losses = head.loss(features, boxes, coeffs, image_idx, numbers, [objects], encoder, torch.tensor(2.0))
+        return losses["loss_refine"]
 
     own = torch.stack((near[0], objects.gt_boxes.tensor[1]))
     torch.testing.assert_close(loss(far), loss(own))
@@ -121,6 +123,17 @@ def test_a_box_that_is_far_from_its_object_is_replaced_by_the_objects() -> None:
     torch.manual_seed(1)
     moved = loss(far)
     assert moved != loss(far) and not torch.isclose(moved, loss(own))  # the sides are moved at random
+
+
+def test_scores_are_multiplied_by_the_root_of_the_probability_of_the_class() -> None:
+    head = RefinementHead(in_channels=4, strides=STRIDES, num_classes=3).eval()
+    torch.nn.init.zeros_(head.cls_score.weight)
+    head.cls_score.bias.data = torch.tensor([0.25, 0.5, 0.25]).log()
+    boxes, image_idx = torch.tensor([[20.0, 30.0, 90.0, 100.0]] * 2), torch.zeros(2, dtype=torch.int64)
+    found = head.look(
+        features_of(1), boxes, torch.tensor([0.8, 0.8]), torch.tensor([0, 1]), image_idx, torch.ones(2, 28, 28)
+    )
+    torch.testing.assert_close(found.scores, torch.tensor([0.8 * 0.5, 0.8 * math.sqrt(0.5)]))
 
 
 @pytest.mark.parametrize("form", [(), RETINANET], ids=["FCOS", "RetinaNet"])
@@ -135,12 +148,14 @@ def test_a_model_learns_to_correct_its_masks(form: tuple[object, ...]) -> None:
     for _ in range(12):
         torch.manual_seed(1)
         with EventStorage():
-            losses.append(model(batch)["loss_refine"])
+            found = model(batch)
+        losses.append(torch.stack([found["loss_refine"], found["loss_refine_cls"]]))
         optimizer.zero_grad()
-        losses[-1].backward()
+        losses[-1].sum().backward()
         assert all(p.grad is not None for p in inner.refinement.parameters())
         optimizer.step()
-    assert 0 < losses[-1] < 0.8 * losses[0]
+    assert (losses[0] > 0).all() and (losses[-1] < 0.8 * losses[0]).all()
     with EventStorage():
-        alone = model([image_with([])])["loss_refine"]
-    assert alone == 0 and alone.requires_grad  # so that every process has gradients of every parameter
+        alone = model([image_with([])])
+    for name in ("loss_refine", "loss_refine_cls"):
+        assert alone[name] == 0 and alone[name].requires_grad  # so that every process has gradients of every parameter
