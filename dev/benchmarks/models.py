@@ -11,7 +11,14 @@ from benchmarks.common import ROOT
 
 CONFIG = "MEInst_R_50_1x_none.yaml"
 REFINED = ("MODEL.MEINST.REFINE.ENABLED", True, "MODEL.MEINST.REFINE.CONV_DIM", 128)
-REFINED += ("MODEL.MEINST.REFINE.MEAN_BOX", True, "MODEL.MEINST.REFINE.MASKNESS", True)
+REFINED += (
+    "MODEL.MEINST.REFINE.MEAN_BOX",
+    True,
+    "MODEL.MEINST.REFINE.MASKNESS",
+    True,
+    "MODEL.MEINST.REFINE.CLASSIFY",
+    True,
+)
 """What MEInst_R_50_1x_refined.yaml adds."""
 BOX_SIDE = 250
 """Of our boxes, in pixels: 6% of an image of 800 x 1333."""
