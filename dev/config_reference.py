@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "meinst_d2/config.py"
-PREFIXES = {"meinst": "MODEL.MEINST", "refine": "MODEL.MEINST.REFINE", "cfg": ""}
+PREFIXES = {"meinst": "MODEL.MEINST", "refine": "MODEL.MEINST.REFINE", "timm": "MODEL.TIMM", "cfg": ""}
 """What the variables that keys are assigned to stand for."""
 TITLES = {
     "_add_computing": "Computation",
@@ -18,6 +18,7 @@ TITLES = {
     "_add_detection": "Detection",
     "_add_masks": "Masks",
     "_add_refinement": "Refined masks",
+    "_add_timm": "Backbones of timm",
     "add_meinst_config": "Training and evaluation",
 }
 HEADER = """# Config reference

@@ -244,7 +244,6 @@ def test_a_thin_image_is_passed_over(
         (["--input", "demo.py", "--weights", "nowhere.pth"], "the file of weights nowhere.pth does not exist"),
         (["--input", "demo.py", "--config-file", "quick/tiny"], "names no trained weights: give --weights"),
         (["--input", "demo.py", "--config-file", "quick/tinny"], "did you mean quick/tiny"),
-        (["--input", "demo.py", "--config-file", "MEInst_R_50_1x"], "has to be downloaded by hand"),
     ],
 )
 def test_mistakes_are_sentences(

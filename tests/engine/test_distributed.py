@@ -35,6 +35,7 @@ def learn(rank: int, world_size: int, accumulation: int, folder: str) -> None:
     nothing_random = ("MODEL.MEINST.SIGMOID_CLAMP", (0.01, 0.01), "MODEL.MEINST.REFINE.SAMPLES_PER_IMAGE", 1000)
     model = tiny_model(*nothing_random, "MODEL.MEINST.REFINE.ENABLED", True, "MODEL.MEINST.REFINE.CLASSIFY", True)
     torch.nn.init.constant_(model.proposal_generator.head.bbox_pred.bias, 2.5)  # boxes near the objects
+    torch.nn.init.normal_(model.proposal_generator.refinement.predictor.weight, std=1e-3)  # see assert_same_step
     model = distribute(model)
     share = len(BOXES) // world_size
     batch = [image_with(boxes) for boxes in BOXES][rank * share : (rank + 1) * share]
@@ -54,7 +55,8 @@ def assert_same_step(folder: Path, name: str) -> None:
     assert expected["losses"]["loss_refine"] > 0
     for loss, value in expected["losses"].items():
         assert found["losses"][loss] == pytest.approx(value, rel=1e-5), loss
-    # Boxes are rounded otherwise in another batch, and with them a few signs before a ReLU of the refinement head.
+    # Boxes are rounded otherwise in another batch, and with them a few signs before a ReLU of the refinement head; what
+    # flows from there into the features is kept small.
     for refines, rel in ((False, 1e-5), (True, 1e-2)):
         parts = [{k: v for k, v in x["gradients"].items() if ("refinement" in k) == refines} for x in (found, expected)]
         assert_same_gradients(*parts, rel=rel)
