@@ -39,7 +39,7 @@ class ImageFolder:
     """The images below a folder; an annotation file cannot name any other.
 
     Raises:
-        FileNotFoundError: there is no such folder, or it holds no images.
+        FileNotFoundError: the folder does not exist, or holds no images.
     """
 
     def __init__(self, root: Path) -> None:

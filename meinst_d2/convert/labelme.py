@@ -13,7 +13,7 @@ import numpy as np
 from meinst_d2.convert import AnnotatedImage, Annotations, Part, Source
 from meinst_d2.convert.image_folder import ImageFolder, files_below, in_threads, pixels_of, size_of
 from meinst_d2.convert.outlines import decode, ellipse, rectangle
-from meinst_d2.masks.rle import label_rles
+from meinst_d2.convert.pixels import label_rles
 
 POLYGONS = ("polygon", "oriented_rectangle")
 OF_TWO_POINTS = ("rectangle", "circle", "mask")

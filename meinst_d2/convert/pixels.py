@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pycocotools.mask as mask_util
 from PIL import Image
 
 from meinst_d2.convert import AnnotatedImage, Annotations, Source
 from meinst_d2.convert.image_folder import ImageFolder, files_below, in_threads, pixels_of, size_of
-from meinst_d2.masks.rle import label_rles
+from meinst_d2.masks.rasterize import RLE
 
 OBJECT = "object"
 """The class of objects that have none."""
@@ -26,6 +28,12 @@ VOC_COLORS = [
 VOID = VOC_COLORS[255]
 NOT_CLASSES = ("background", "ignored", "void")
 """What label maps list besides classes."""
+
+
+def label_rles(labels: npt.NDArray[Any]) -> dict[Any, RLE]:
+    """By rising value, the masks of every value but 0 in an (H, W) label image, or that of a boolean one."""
+    values = [value for value in np.unique(labels).tolist() if value]
+    return {value: mask_util.encode(np.asfortranarray(labels == value, np.uint8)) for value in values}
 
 
 def read_masks(source: Source) -> Annotations:

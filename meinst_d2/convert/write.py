@@ -35,7 +35,7 @@ def collect(annotations: Annotations, wanted: set[str] | None = None) -> tuple[l
         how many objects have an empty mask, which are left out.
 
     Raises:
-        ValueError: an image comes twice, or there is no object at all.
+        ValueError: an image comes twice, or no image has an object.
     """
     entries: dict[str, Json] = {}
     left_out = 0
@@ -51,7 +51,7 @@ def collect(annotations: Annotations, wanted: set[str] | None = None) -> tuple[l
         height, width = image.size
         entries[name] = {"file_name": name, "height": height, "width": width, "annotations": kept}
     if not any(entry["annotations"] for entry in entries.values()):
-        raise ValueError(f"there is no object in any of {len(entries):,} images of {annotations.root}: name others")
+        raise ValueError(f"none of the {len(entries):,} images of {annotations.root} has an object: name others")
     return [entries[name] for name in sorted(entries)], left_out
 
 

@@ -115,30 +115,6 @@ def rle_of(segmentation: Any, image_size: tuple[int, int]) -> RLE:
     return encoded
 
 
-def label_rles(labels: npt.NDArray[Any]) -> dict[Any, RLE]:
-    """Encodings of a label image, in one pass over its pixels however many masks it holds.
-
-    Args:
-        labels: (H, W) numbers, or booleans for a single mask.
-
-    Returns:
-        By rising value, the mask of every value but 0.
-    """
-    height, width = labels.shape
-    flat = labels.T.reshape(-1)
-    starts = np.append(0, 1 + (flat[1:] != flat[:-1]).nonzero()[0])
-    stops, values = np.append(starts[1:], len(flat)), flat[starts]
-    order = values.argsort(kind="stable")  # runs of a value stand together then, from the top left to the bottom right
-    found, firsts = np.unique(values[order], return_index=True)
-    objects = []
-    for runs in np.split(order, firsts[1:]):
-        edges = np.stack((starts[runs], stops[runs]), axis=1).reshape(-1)
-        counts = np.diff(edges, prepend=0, append=len(flat))
-        objects.append({"size": [height, width], "counts": counts[: len(counts) - (counts[-1] == 0)].tolist()})
-    rles = zip(found.tolist(), to_rles(objects, height, width), strict=True)
-    return {value: rle for value, rle in rles if value}
-
-
 def areas(rles: Sequence[RLE]) -> IntArray:
     """(N,) pixels that are set in each mask."""
     return np.array(mask_util.area(list(rles)), np.int64)

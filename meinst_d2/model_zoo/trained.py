@@ -139,10 +139,12 @@ def load_trained(
     The number of classes and the form of the masks' components are those of the weights, and need not be set.
 
     Args:
-        config_file: a path, or a name as for :func:`~meinst_d2.model_zoo.get_config_file`. None for weights that carry
-            their config, as meinst publish and import write them, or lie beside the ``config.yaml`` of their run.
-        weights: a file or a URL. None for ``MODEL.WEIGHTS`` of the overrides, the ``model_final.pth`` beside the
-            config, the trained model of the name, or ``MODEL.WEIGHTS`` of the config: the first that there is.
+        config_file: a path, a name as for :func:`~meinst_d2.model_zoo.get_config_file`, or that of a model in ``zoo/``.
+            None for weights that carry their config, as meinst publish and import write them, or lie beside the
+            ``config.yaml`` of their run.
+        weights: a file, a URL or the name of a model in ``zoo/``. None for ``MODEL.WEIGHTS`` of the overrides, the
+            ``model_final.pth`` beside the config, the trained model of the name, or ``MODEL.WEIGHTS`` of the config: the
+            first that there is.
         overrides: KEY VALUE pairs for the config; KEY=VALUE for a LazyConfig.
         device: where; by default that of the config, or "cpu" where there is no GPU.
 

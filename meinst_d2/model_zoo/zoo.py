@@ -102,7 +102,7 @@ def get_checkpoint_url(name: str) -> str:
     """The URL of the published model of a config, or the path of a model that was trained here, by its name.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: no such model is known.
     """
     if name in model_names():
         return model_names()[name]

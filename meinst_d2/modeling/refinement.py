@@ -1,10 +1,10 @@
-"""A second look at every detection, which corrects the mask that its code draws (docs/better-masks.md).
+"""A second look at every detection, which corrects its mask, box and score (docs/better-masks.md).
 
 A code is regressed from one location, and its mask inherits every error of its box. Here each box is enlarged, the
 feature map is sampled inside it, and a few convolutions see the features, together with the decoded template, at the
 resolution of the object.
 
-Symbols: N images, n boxes, S mask side, R side of what is sampled, O of what comes out, T of the targets.
+Symbols: N images, n boxes, K classes, S mask side, R side of what is sampled, O of what comes out, T of the targets.
 """
 
 from __future__ import annotations

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from meinst_d2.convert.pixels import VOC_CLASSES, VOC_COLORS
+from meinst_d2.convert.pixels import VOC_CLASSES, VOC_COLORS, label_rles
 from tests.convert.formats import (
     HEIGHT,
     SQUARE,
@@ -367,7 +370,7 @@ ERRORS: dict[str, Callable[[], tuple[object, ...]]] = {
     "in/data.yaml numbers its names 1, 2: number them from 0": a_yolo("", "{1: cat, 2: dog}"),
     "in/data.yaml has no names that can be read: Expected": a_yolo("", "3"),
     "the class names cat, cat are not all different": a_yolo("0 0 0 1 0 1 1", "[cat, cat]"),
-    "there is no object in any of 1 images of in: name others": a_yolo(""),
+    "none of the 1 images of in has an object: name others": a_yolo(""),
     "no image in in has a label file: put them in place, such as": lambda: ("yolo", no_labels()),
     "nowhere/data.yaml does not exist": lambda: ("yolo", "nowhere/data.yaml"),
     "in/a.json is not a file of labelme: Object missing required field `points` - at `$.shapes[0]`": a_labelme(
@@ -452,3 +455,13 @@ def test_usage(args: list[str], message: str, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as stop:
         run(*args, "--output", "out")
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 10**6), st.sampled_from([np.bool_, np.uint8, np.int32]))
+def test_label_images_are_encoded_like_their_masks(height: int, width: int, seed: int, kind: type) -> None:
+    labels = np.random.default_rng(seed).integers(0, 4, (height, width)).astype(kind)
+    rles = label_rles(labels)
+    assert list(rles) == [value for value in np.unique(labels) if value]
+    for value, rle in rles.items():
+        assert rle == mask_util.encode(np.asfortranarray(labels == value, np.uint8))

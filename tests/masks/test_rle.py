@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from meinst_d2.data.coco import read_coco_json
 from meinst_d2.masks import RLEs, encode_masks, encode_templates
 from meinst_d2.masks.rasterize import crop_bitmask
-from meinst_d2.masks.rle import areas, crop_rle, decode_rle, ious, label_rles, rle_of, runs_of
+from meinst_d2.masks.rle import areas, crop_rle, decode_rle, ious, rle_of, runs_of
 from tests.masks.oracle import random_templates
 
 
@@ -47,16 +47,6 @@ def test_areas_and_overlaps(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(ious(rles[:2], rles[2:]), both / either)
     np.testing.assert_allclose(ious(rles[:2], rles[2:], crowd=True), both / areas(rles[:2])[:, None])
     assert ious([], rles).shape == (0, 5) and ious(rles, []).shape == (5, 0)
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 10**6), st.sampled_from([np.bool_, np.uint8, np.int32]))
-def test_label_images_are_encoded_like_their_masks(height: int, width: int, seed: int, kind: type) -> None:
-    labels = np.random.default_rng(seed).integers(0, 4, (height, width)).astype(kind)
-    rles = label_rles(labels)
-    assert list(rles) == [value for value in np.unique(labels) if value]
-    for value, rle in rles.items():
-        assert rle == mask_util.encode(np.asfortranarray(labels == value, np.uint8))
 
 
 def test_a_large_image_needs_little_memory() -> None:

@@ -88,7 +88,7 @@ def test_the_mean_probability_inside_a_mask() -> None:
     torch.testing.assert_close(mean_inside(masks), torch.tensor([0.8, 0.0]))
 
 
-def test_at_first_the_mask_is_that_of_the_code() -> None:
+def test_a_predictor_of_zeros_leaves_the_mask_of_the_code() -> None:
     torch.manual_seed(0)
     head = RefinementHead(in_channels=4, strides=STRIDES)
     torch.nn.init.zeros_(head.predictor.weight)
