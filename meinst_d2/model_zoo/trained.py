@@ -143,8 +143,8 @@ def load_trained(
             None for weights that carry their config, as meinst publish and import write them, or lie beside the
             ``config.yaml`` of their run.
         weights: a file, a URL or the name of a model in ``zoo/``. None for ``MODEL.WEIGHTS`` of the overrides, the
-            ``model_final.pth`` beside the config, the trained model of the name, or ``MODEL.WEIGHTS`` of the config: the
-            first that there is.
+            ``model_final.pth`` beside the config, the trained model of the name, or ``MODEL.WEIGHTS`` of the config,
+            the first that there is.
         overrides: KEY VALUE pairs for the config; KEY=VALUE for a LazyConfig.
         device: where; by default that of the config, or "cpu" where there is no GPU.
 
