@@ -55,6 +55,9 @@ def add_meinst_config(cfg: CN) -> None:
     _add_timm(cfg.MODEL)
     # "SGD" (Detectron2's) or "AdamW" (momentum keys do not apply; BASE_LR, WEIGHT_DECAY and clipping do).
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Of AdamW: how slowly the means of gradients and of their squares change. 0.95 for the latter learns faster where
+    # there are few iterations.
+    cfg.SOLVER.BETAS = (0.9, 0.999)
     # Average the weights over iterations with this decay, such as 0.9998, and evaluate and publish the average; 0 for
     # none.
     cfg.SOLVER.EMA_DECAY = 0.0

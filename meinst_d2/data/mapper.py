@@ -13,6 +13,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.logger import log_first_n
+from threadpoolctl import ThreadpoolController
 
 from meinst_d2.data.image_files import read_image
 from meinst_d2.data.instances import from_dict, why_unusable
@@ -21,6 +22,10 @@ from meinst_d2.masks.rle import UnusableInstance, bitmask_of, tight_window, usab
 
 SMALLEST_BOX = 1e-5
 """Boxes with a side of at most this many pixels after augmentation are dropped, as Detectron2 drops them."""
+THREADS = ThreadpoolController()
+"""Of numpy's matrix products. These are small here, and the threads of OpenBLAS wait for the next one without sleeping:
+on a CPU they would take the processor from what trains.
+"""
 
 
 class MEInstDatasetMapper:
@@ -84,7 +89,8 @@ class MEInstDatasetMapper:
         image = aug_input.image
         sample["image"] = torch.from_numpy(image.transpose(2, 0, 1).copy())
         try:
-            sample["instances"] = self._instances(record, transforms, image.shape[:2])
+            with THREADS.limit(limits=1, user_api="blas"):
+                sample["instances"] = self._instances(record, transforms, image.shape[:2])
         except (LookupError, OverflowError, TypeError, ValueError) as error:
             reason = f"({type(error).__name__} {error}): meinst check says what is wrong with them"
             raise ValueError(f"the annotations of {record['file_name']} cannot be used {reason}") from error

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup as setup_of_detectron2
 from detectron2.engine import launch as launch_processes
@@ -121,9 +122,13 @@ def launch(
 
 
 def _forking(main: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """Run in every process. Loaders are forked: a spawned one imports everything again, in seconds and half a GB."""
+    """Run in every process. Loaders are forked: a spawned one imports everything again, in seconds and half a GB.
+
+    The processes of a machine share its cores, where each would start as many threads as there are cores.
+    """
     if sys.platform == "linux":
         multiprocessing.set_start_method("fork", force=True)
+    torch.set_num_threads(max(torch.get_num_threads() // comm.get_local_size(), 1))
     main(*args)
 
 

@@ -208,7 +208,7 @@ class Trainer(DefaultTrainer):
             momentum = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
             return sgd(params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, **momentum)
         adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-        return adamw(params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+        return adamw(params, lr=solver.BASE_LR, betas=solver.BETAS, weight_decay=solver.WEIGHT_DECAY)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:

@@ -10,10 +10,12 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from meinst_d2.data.loader import seeded
 from meinst_d2.data.mapper import MEInstDatasetMapper
 from meinst_d2.masks import rle as I
+from meinst_d2.masks.rasterize import crop_bitmask
 from tests.models import tiny_cfg
 
 TRIANGLE = [20.0, 10, 60, 10, 20, 50]
@@ -53,6 +55,19 @@ def test_polygons_rles_and_bit_masks_of_one_image(record: dict[str, Any]) -> Non
     assert 0.4 < polygon.float().mean() < 0.6
     assert sample["image"].shape == (3, 80, 100) and sample["image"].dtype == torch.uint8
     assert (sample["image_id"], sample["height"], sample["width"]) == (7, 80, 100)
+
+
+def test_matrix_products_take_no_threads_from_training(record: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def crop(*args: Any) -> np.ndarray:
+        threads.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return crop_bitmask(*args)
+
+    monkeypatch.setattr("meinst_d2.data.mapper.crop_bitmask", crop)
+    with threadpool_limits(2, "blas"):
+        mapper()(record | {"annotations": [annotation(mask_of(TRIANGLE).astype(bool))]})
+        assert set(threads) == {1} != {p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"}
 
 
 def test_masks_follow_the_augmentation(record: dict[str, Any]) -> None:

@@ -94,9 +94,11 @@ def test_a_seed_is_drawn_once_and_found_again(tmp_path: Path) -> None:
 def test_optimizers_and_their_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     sgd = Trainer.build_optimizer(tiny_cfg("SOLVER.OPTIMIZER", "SGD"), model)
-    adamw = Trainer.build_optimizer(tiny_cfg("SOLVER.CLIP_GRADIENTS.ENABLED", True), model)
+    cfg = tiny_cfg("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.BETAS", (0.9, 0.95))
+    adamw = Trainer.build_optimizer(cfg, model)
     assert isinstance(sgd, torch.optim.SGD) and isinstance(adamw, torch.optim.AdamW)
     assert type(adamw).__name__ == "AdamWWithGradientClip"
+    assert {group["betas"] for group in adamw.param_groups} == {(0.9, 0.95)}
     decays = {group["weight_decay"] for group in adamw.param_groups}
     assert decays == {0.0, 1e-4}  # norms have none
     assert sum(len(g["params"]) for g in adamw.param_groups) == sum(p.requires_grad for p in model.parameters())

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from soaking.run import TrainingRun, compare, iterations_lost, kill_all
 from torch.multiprocessing import ProcessRaisedException, start_processes
 
@@ -243,3 +244,13 @@ def test_what_another_process_says_ends_the_job(monkeypatch: pytest.MonkeyPatch,
 
 def raising(_: int, error: Exception) -> None:
     raise error
+
+
+def test_processes_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    launch(write_threads, 2, 1, 0, "auto", (tmp_path,))
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["1", "1"]
+
+
+def write_threads(folder: Path) -> None:
+    (folder / str(comm.get_rank())).write_text(str(torch.get_num_threads()))
