@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder (default output/demo)")
-    parser.add_argument("--config-file", default=str(ROOT / "configs/demo/shapes_refined.yaml"), help="what to train")
+    parser.add_argument("--config-file", default=str(ROOT / "configs/demo/shapes_quick.yaml"), help="what to train")
     parser.add_argument("--train-images", type=int, default=3000, help="generated for training (default 3000)")
     parser.add_argument("--val-images", type=int, default=100, help="held out for evaluation (default 100)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides, KEY VALUE ...")

@@ -209,7 +209,6 @@ def draw_refinement(shapes: Shapes, weights: str) -> Any:
     from torchvision.ops import box_iou
 
     import meinst_d2
-    from meinst_d2.fcos.boxes import enlarge
     from meinst_d2.masks import paste_masks
     from meinst_d2.modeling.refinement import resample
 
@@ -218,7 +217,6 @@ def draw_refinement(shapes: Shapes, weights: str) -> Any:
     look, generator.refinement = generator.refinement, None
     if look is None:
         raise SystemExit(f"{weights} do not refine masks: MODEL.MEINST.REFINE.ENABLED was False in their training")
-    look.maskness = False  # which would change the order
     chosen = shapes.one_of_each()
     figure, axes = plt.subplots(len(chosen), 4, figsize=(7.2, 1.8 * len(chosen)), layout="constrained")
     titles = "predicted box, enlarged", "mask of the code", f"refined, {look.mask_size} x {look.mask_size}", "outlines"
@@ -231,11 +229,12 @@ def draw_refinement(shapes: Shapes, weights: str) -> Any:
         with torch.no_grad():
             images = model.preprocess_image([{"image": pixels}])
             features = model.backbone(images.tensor)
-            found = generator(images, features)[0]
-            refined = look.refine([features[name] for name in generator.in_features], found)[0]
-        best = int(box_iou(torch.from_numpy(shapes.boxes[i])[None], found[0].pred_boxes.tensor).argmax())
-        box, code = found[0].pred_boxes.tensor[best, None], found[0].pred_masks[best]
-        region, mask = enlarge(box, look.context), refined.pred_masks[best]
+            found = generator(images, features)[0][0]
+            best = box_iou(torch.from_numpy(shapes.boxes[i])[None], found.pred_boxes.tensor).argmax(1)
+            box, code = found.pred_boxes.tensor[best], found.pred_masks[best, 0]
+            levels = [features[name] for name in generator.in_features]
+            seen = look.look(levels, box, found.scores[best], found.pred_classes[best], torch.zeros_like(best), code)
+        region, mask = seen.mask_boxes, seen.masks
         (x0, y0, x1, y1), (left, top, right, bottom) = box[0].tolist(), region[0].tolist()
         row[0].imshow(image)
         row[0].add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color="white", lw=1.5))
