@@ -58,16 +58,17 @@ def test_polygons_rles_and_bit_masks_of_one_image(record: dict[str, Any]) -> Non
 
 
 def test_matrix_products_take_no_threads_from_training(record: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = []
+    def threads() -> set[int]:  # of the OpenBLAS in numpy's wheel
+        return {pool["num_threads"] for pool in threadpool_info() if "numpy" in pool["filepath"]}
 
     def crop(*args: Any) -> np.ndarray:
-        threads.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        assert threads() <= {1}
         return crop_bitmask(*args)
 
     monkeypatch.setattr("meinst_d2.data.mapper.crop_bitmask", crop)
     with threadpool_limits(2, "blas"):
         mapper()(record | {"annotations": [annotation(mask_of(TRIANGLE).astype(bool))]})
-        assert set(threads) == {1} != {p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"}
+        assert threads() <= {2}
 
 
 def test_masks_follow_the_augmentation(record: dict[str, Any]) -> None:
