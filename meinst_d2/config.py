@@ -194,6 +194,9 @@ def _add_refinement(meinst: CN) -> None:
     refine = meinst.REFINE = CN()
     # Correct the mask of every detection from the features in its enlarged box (docs/better-masks.md).
     refine.ENABLED = False
+    # A finer map that is looked at as well, of the network below FPN: "res2", or "" for none. Masks become finer, at
+    # little cost. The backbones build_meinst_resnet_fpn_backbone and build_timm_fpn_backbone give it.
+    refine.DETAIL_FEATURE = ""
     # How much longer than the box the sides are of what is looked at, and of what the mask covers.
     refine.CONTEXT = 1.2
     # Side of what is sampled from the feature maps in a box, in cells, and of the mask, in pixels: that doubled a few

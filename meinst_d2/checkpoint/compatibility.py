@@ -40,6 +40,7 @@ MASK_LAYER = Layer(
 )
 REFINEMENT = ("proposal_generator.refinement.", "refinement.")
 REFINED_CLASSES = tuple(f"{prefix}{part}." for prefix in REFINEMENT for part in ("classifier", "cls_score"))
+REFINED_DETAILS = tuple(f"{prefix}detail." for prefix in REFINEMENT)
 CHECKED_PREFIXES = ("proposal_generator.", "head.", "mask_encoder.", "refinement.")
 """Where shapes must fit: all but the backbone. The names without a generator are those of MEInst on RetinaNet."""
 
@@ -107,6 +108,11 @@ def has_refinement(state: Iterable[str]) -> bool:
 def classifies_again(state: Iterable[str]) -> bool:
     """Whether those of a refinement head predict classes, too."""
     return any(name.startswith(REFINED_CLASSES) for name in state)
+
+
+def looks_at_details(state: Iterable[str]) -> bool:
+    """Whether those of a refinement head take a finer map of the backbone in."""
+    return any(name.startswith(REFINED_DETAILS) for name in state)
 
 
 def changed_layers(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[Layer, str]:

@@ -14,7 +14,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from meinst_d2.checkpoint.checkpointer import carried_components, info_of
-from meinst_d2.checkpoint.compatibility import CLASS_LAYER, classifies_again, has_refinement, num_classes_of
+from meinst_d2.checkpoint.compatibility import (
+    CLASS_LAYER,
+    classifies_again,
+    has_refinement,
+    looks_at_details,
+    num_classes_of,
+)
 from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.checkpoint.resume import OpenedCheckpoint, open_last_whole
 from meinst_d2.config import check_choices
@@ -257,6 +263,11 @@ def _check_weights(cfg: CfgNode, opened: OpenedCheckpoint | None, trains: bool, 
     if not trains and state and ours and again and not classifies_again(state):
         fix = "set MODEL.MEINST.REFINE.CLASSIFY False, or train from them first"
         raise ValueError(f"{path} cannot predict classes again, MODEL.MEINST.REFINE.CLASSIFY asks for it: {fix}")
+    asked, has = bool(meinst.REFINE.DETAIL_FEATURE), looks_at_details(state or ())
+    if not trains and state and ours and meinst.REFINE.ENABLED and asked != has:
+        key, value = "MODEL.MEINST.REFINE.DETAIL_FEATURE", meinst.REFINE.DETAIL_FEATURE
+        fix = f"set {key} to {'the map that they were trained with, such as res2' if has else repr('')}"
+        raise ValueError(f"{path} was trained {'with' if has else 'without'} {key}, which is {value!r}: {fix}")
     conflict = meinst.COMPONENTS_CONFLICT if trains else "weights"
     encodes = meinst.MASK_REPRESENTATION != "none"
     encoder = dict(MASK_ENCODER_REGISTRY).get(meinst.ENCODER)

@@ -9,6 +9,7 @@ C candidates, n detections.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -78,9 +79,8 @@ class DetectionGraph(nn.Module):
         rows = torch.arange(height, device=images.device) < image_sizes[:, :1]  # (N, H)
         columns = torch.arange(width, device=images.device) < image_sizes[:, 1:]  # (N, W)
         inside = (rows[:, :, None] & columns[:, None])[:, None]  # (N, 1, H, W)
-        by_name = self.backbone(torch.where(inside, (images - self.pixel_mean) / self.pixel_std, 0.0))
-        features = [by_name[name] for name in self.in_features]
-        output = self.head(features)
+        features = self.backbone(torch.where(inside, (images - self.pixel_mean) / self.pixel_std, 0.0))
+        output = self.head([features[name] for name in self.in_features])
         locations = level_locations(output.level_shapes, self.strides, images.device)
         levels = [self._candidates(output, level, x) for level, x in enumerate(locations)]
         found = Candidates(*(None if x[0] is None else torch.cat(x) for x in zip(*levels, strict=True)))
@@ -120,7 +120,7 @@ class DetectionGraph(nn.Module):
             kept, images, rank = kept[capped], images[capped], rank[capped]
         return kept[(images * found.scores.shape[0] + rank).argsort()]
 
-    def _outputs(self, found: Candidates, image_sizes: Tensor, features: list[Tensor]) -> tuple[Tensor, ...]:
+    def _outputs(self, found: Candidates, image_sizes: Tensor, features: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         limits = image_sizes.flip(1).to(found.boxes.dtype).repeat(1, 2)[found.images]  # (n, 4): w, h, w, h
         if self.refinement is not None:
             return self._refined(found, features, limits)
@@ -133,7 +133,7 @@ class DetectionGraph(nn.Module):
         mask_boxes = found.boxes if self.paste_box == "predicted" else clipped.clone()
         return clipped, found.scores, found.classes, masks, found.images, mask_boxes
 
-    def _refined(self, found: Candidates, features: list[Tensor], limits: Tensor) -> tuple[Tensor, ...]:
+    def _refined(self, found: Candidates, features: Mapping[str, Tensor], limits: Tensor) -> tuple[Tensor, ...]:
         """Like :meth:`~meinst_d2.modeling.refinement.RefinementHead.refine`."""
         templates = self.mask_encoder.decode(found.coeffs, found.classes)
         # With one detection more, of the first image: onnxruntime's group normalization does not take none.

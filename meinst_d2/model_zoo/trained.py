@@ -29,6 +29,7 @@ from meinst_d2.checkpoint.compatibility import (
     REFINEMENT,
     classifies_again,
     has_refinement,
+    looks_at_details,
     num_classes_of,
 )
 from meinst_d2.checkpoint.readers import read_checkpoint
@@ -333,6 +334,8 @@ def _fit_config(cfg: CfgNode, state: Mapping[str, Tensor], about: Mapping[str, A
         raise ValueError(f"{path} does not say how many classes it knows: it lacks a bias of the class layer")
     meinst.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
     meinst.REFINE.ENABLED, meinst.REFINE.CLASSIFY = has_refinement(state), classifies_again(state)
+    if not looks_at_details(state):
+        meinst.REFINE.DETAIL_FEATURE = ""
     cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.TIMM.CHECKPOINT = False, ""  # what training started from
     components = carried_components(state, path)
     if components is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_resnet_backbone
@@ -59,6 +61,53 @@ def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     return ResNet(stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
 
 
+class DetailFPN(FPN):
+    """FPN that also gives a map of the network below it."""
+
+    def __init__(self, detail_feature: str, bottom_up: Backbone, *args: Any, **kwargs: Any) -> None:
+        """
+        Args:
+            detail_feature: name of the map.
+            bottom_up, args, kwargs: FPN's.
+        """
+        super().__init__(bottom_up, *args, **kwargs)
+        self.detail_feature = detail_feature
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        given = self.bottom_up(x)
+        merged, levels = None, []
+        pairs = zip(self.lateral_convs, self.output_convs, strict=True)  # from the coarsest level down
+        for name, (lateral_conv, output_conv) in zip(reversed(self.in_features), pairs, strict=True):
+            lateral = lateral_conv(given[name])
+            if merged is not None:
+                lateral = lateral + F.interpolate(merged, scale_factor=2.0, mode="nearest")
+                lateral = lateral / 2 if self._fuse_type == "avg" else lateral
+            merged = lateral
+            levels.append(output_conv(merged))
+        above = [] if self.top_block is None else self.top_block(levels[0])
+        features = dict(zip(self._out_features, [*reversed(levels), *above], strict=True))
+        return {**features, self.detail_feature: given[self.detail_feature]}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        shape = self.bottom_up.output_shape()[self.detail_feature]
+        return {**super().output_shape(), self.detail_feature: shape}
+
+
+def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
+    """FPN over a network, from ``MODEL.FPN``, with the levels above p5 and the map that refinement looks at."""
+    fpn, top_block = cfg.MODEL.FPN, build_top_block(cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.MEINST.TOP_LEVELS)
+    parts = (bottom_up, list(fpn.IN_FEATURES), fpn.OUT_CHANNELS, fpn.NORM, top_block, fpn.FUSE_TYPE)
+    detail = detail_feature_of(cfg)
+    return DetailFPN(detail, *parts) if detail else FPN(*parts)
+
+
+def detail_feature_of(cfg: CfgNode) -> str:
+    """The map below FPN's levels that refinement looks at, or an empty string."""
+    refine = cfg.MODEL.MEINST.REFINE
+    name: str = refine.DETAIL_FEATURE if cfg.MODEL.MASK_ON and refine.ENABLED else ""
+    return name
+
+
 class ExtraLevels(Backbone):
     """Another backbone with p6 and perhaps p7, made from its p5."""
 
@@ -108,11 +157,9 @@ def complete_pyramid(backbone: Backbone, names: Sequence[str], num_levels: int) 
 @BACKBONE_REGISTRY.register()
 def build_meinst_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build the backbone from ``MODEL.RESNETS``, ``MODEL.FPN`` and ``MODEL.MEINST.TOP_LEVELS``."""
-    return FPN(
-        bottom_up=build_bottom_up(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=build_top_block(cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.MEINST.TOP_LEVELS),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    detail = detail_feature_of(cfg)
+    if detail and detail not in cfg.MODEL.RESNETS.OUT_FEATURES:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.RESNETS.OUT_FEATURES = [detail, *cfg.MODEL.RESNETS.OUT_FEATURES]
+    return build_fpn(cfg, build_bottom_up(cfg, input_shape))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from detectron2.utils import comm
 from torch import Tensor
 
@@ -67,14 +68,27 @@ def build_mask_loss(cfg: CfgNode) -> MaskLoss:
     )
 
 
-def build_refinement(cfg: CfgNode, in_channels: int, strides: Sequence[int]) -> RefinementHead | None:
-    """What corrects the masks of detections; None where that is not asked for."""
+def build_refinement(
+    cfg: CfgNode, in_features: Sequence[str], input_shape: Mapping[str, ShapeSpec]
+) -> RefinementHead | None:
+    """What corrects the masks of detections; None where that is not asked for.
+
+    Args:
+        in_features: of the other branches.
+        input_shape: of every feature map of the backbone.
+    """
     refine = cfg.MODEL.MEINST.REFINE
     if not (cfg.MODEL.MASK_ON and refine.ENABLED):
         return None
+    detail = refine.DETAIL_FEATURE
+    if detail and detail not in input_shape:
+        raise ValueError(
+            f"MODEL.MEINST.REFINE.DETAIL_FEATURE = {detail!r}, the backbone {cfg.MODEL.BACKBONE.NAME} gives "
+            f"{', '.join(input_shape)}: set it to '', or MODEL.BACKBONE.NAME to build_meinst_resnet_fpn_backbone"
+        )
     return RefinementHead(
-        in_channels=in_channels,
-        strides=strides,
+        in_features={name: input_shape[name] for name in in_features},
+        detail_feature=(detail, input_shape[detail]) if detail else None,
         context=refine.CONTEXT,
         pooler_resolution=refine.POOLER_RESOLUTION,
         output_size=refine.OUTPUT_SIZE,

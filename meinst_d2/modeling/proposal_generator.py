@@ -148,7 +148,7 @@ class MEInstFCOS(nn.Module):
                 thresh_with_centerness=meinst.THRESH_WITH_CENTERNESS,
             ),
             "mask_encoder": mask_encoder,
-            "refinement": build_refinement(cfg, shapes[0].channels, [shape.stride for shape in shapes]),
+            "refinement": build_refinement(cfg, meinst.IN_FEATURES, input_shape),
         }
 
     def forward(
@@ -168,22 +168,21 @@ class MEInstFCOS(nn.Module):
         """
         if self.mask_encoder is not None and not self.mask_encoder.is_fitted:
             raise RuntimeError(NOT_FITTED)
-        levels = [features[name] for name in self.in_features]
-        output = self.head(levels)
+        output = self.head([features[name] for name in self.in_features])
         if self.training:
             if gt_instances is None:
                 raise ValueError("training needs the ground truth: every input must have 'instances'")
             with without_autocast(images.tensor.device):
                 losses, positives = self.losses(output, gt_instances)
             if self.refinement is not None:
-                losses |= self.refinement_loss(levels, output, positives, gt_instances)
+                losses |= self.refinement_loss(features, output, positives, gt_instances)
             return [], losses
         strides = self.assignment_rule.strides
         locations = level_locations(output.level_shapes, strides, images.tensor.device)
         with without_autocast(images.tensor.device):
             detections = detect(output, locations, strides, images.image_sizes, self.inference_rule, self.mask_encoder)
         if self.refinement is not None:
-            detections = self.refinement.refine(levels, detections)
+            detections = self.refinement.refine(features, detections)
         return detections, {}
 
     def count_positives(self, image_sizes: Sequence[tuple[int, int]], gt_instances: Sequence[Instances]) -> Tensor:
@@ -215,15 +214,19 @@ class MEInstFCOS(nn.Module):
         return self.criterion(output, positives, classes, masks, self.mask_encoder), positives
 
     def refinement_loss(
-        self, levels: list[Tensor], output: HeadOutput, positives: Positives, gt_instances: Sequence[Instances]
+        self,
+        features: Mapping[str, Tensor],
+        output: HeadOutput,
+        positives: Positives,
+        gt_instances: Sequence[Instances],
     ) -> dict[str, Tensor]:
         """The losses of what corrects masks, in the boxes that the positive locations predict."""
         shapes, strides, at = output.level_shapes, self.assignment_rule.strides, positives.location_idx
-        locations = level_locations(shapes, strides, levels[0].device)
+        locations = level_locations(shapes, strides, output.cls_logits[0].device)
         stride = torch.cat([x.new_full((len(x), 1), s) for x, s in zip(locations, strides, strict=True)])[at]
         ltrb = gather(output.box_ltrb, positives.image_idx, at).detach() * stride
         return self.refinement.loss(
-            levels,
+            features,
             ltrb_to_xyxy(torch.cat(locations)[at], ltrb),
             gather(output.mask_coeffs, positives.image_idx, at).detach(),
             positives.image_idx,

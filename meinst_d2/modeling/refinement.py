@@ -10,11 +10,12 @@ Symbols: N images, n boxes, K classes, S mask side, R side of what is sampled, O
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torchvision.ops import roi_align
@@ -49,8 +50,8 @@ class RefinementHead(nn.Module):
     def __init__(
         self,
         *,
-        in_channels: int,
-        strides: Sequence[int],
+        in_features: Mapping[str, ShapeSpec],
+        detail_feature: tuple[str, ShapeSpec] | None = None,
         context: float = 1.2,
         pooler_resolution: int = 14,
         output_size: int = 28,
@@ -67,8 +68,9 @@ class RefinementHead(nn.Module):
     ) -> None:
         """
         Args:
-            in_channels: of every feature map.
-            strides: of every feature map, each twice the one before.
+            in_features: the feature maps that are looked at, of as many channels, each of twice the stride of the one
+                before.
+            detail_feature: name and shape of a map without the context of these that is added to what is sampled.
             context: how much longer than a box the sides are of what is looked at.
             pooler_resolution: R.
             output_size: O, of R doubled a few times.
@@ -89,12 +91,19 @@ class RefinementHead(nn.Module):
                 f"{pooler_resolution} at least 2, OUTPUT_SIZE = {output_size} that doubled a few times, CONTEXT = "
                 f"{context} at least 1"
             )
-        self.strides, self.context, self.pooler_resolution = tuple(strides), context, pooler_resolution
+        self.in_features = list(in_features)
+        self.strides = tuple(shape.stride for shape in in_features.values())
+        self.context, self.pooler_resolution = context, pooler_resolution
         self.mean_box, self.maskness = mean_box, maskness
         self.code_as_prior, self.samples_per_image, self.num_classes = code_as_prior, samples_per_image, num_classes
         self.loss_weight, self.loss_weight_cls = loss_weight, loss_weight_cls
         self.mask_size, self.target_size = output_size, target_size
         layers: list[nn.Module] = []
+        in_channels = next(iter(in_features.values())).channels
+        self.detail_feature, self.detail_stride = None, 0
+        if detail_feature:
+            self.detail_feature, shape = detail_feature
+            self.detail_stride, self.detail = shape.stride, nn.Conv2d(shape.channels, in_channels, 1)
         channels = in_channels + code_as_prior
         if num_classes:
             cells, hidden = (pooler_resolution // 2) ** 2, 4 * conv_dim
@@ -125,11 +134,11 @@ class RefinementHead(nn.Module):
             nn.init.zeros_(self.cls_score.bias)
 
     def forward(
-        self, features: Sequence[Tensor], boxes: Tensor, image_idx: Tensor, templates: Tensor
+        self, features: Mapping[str, Tensor], boxes: Tensor, image_idx: Tensor, templates: Tensor
     ) -> tuple[Tensor, Tensor]:
         """
         Args:
-            features: (N, C, H, W) of every level.
+            features: (N, C, H, W) by name.
             boxes: (n, 4) ``xyxy`` in input pixels.
             image_idx: (n,) int64.
             templates: (n, S, S), probabilities in the boxes.
@@ -139,7 +148,12 @@ class RefinementHead(nn.Module):
             0 where these are not predicted.
         """
         region = enlarge(boxes, self.context)
-        x = sample_features(features, region, image_idx, self.strides, self.pooler_resolution)
+        levels = [features[name] for name in self.in_features]
+        x = sample_features(levels, region, image_idx, self.strides, self.pooler_resolution)
+        if self.detail_feature:
+            # FPN's lateral connection, of what is sampled instead of the whole map, which would cost far more.
+            finest, strides = [features[self.detail_feature]], [self.detail_stride]
+            x = x + self.detail(sample_features(finest, region, image_idx, strides, self.pooler_resolution))
         if self.code_as_prior:
             prior = resample(templates, boxes, region, self.pooler_resolution)
             x = torch.cat((x, prior[:, None].to(x.dtype)), dim=1)
@@ -155,7 +169,7 @@ class RefinementHead(nn.Module):
 
     def look(
         self,
-        features: Sequence[Tensor],
+        features: Mapping[str, Tensor],
         boxes: Tensor,
         scores: Tensor,
         classes: Tensor,
@@ -175,11 +189,11 @@ class RefinementHead(nn.Module):
         return Refined(masks, regions, boxes, scores)
 
     @torch.no_grad()
-    def refine(self, features: Sequence[Tensor], detections: Sequence[Instances]) -> list[Instances]:
+    def refine(self, features: Mapping[str, Tensor], detections: Sequence[Instances]) -> list[Instances]:
         """Detections with other ``pred_masks`` (n, 1, O, O), relative to their ``pred_mask_boxes``.
 
         Args:
-            features: (N, C, H, W) of every level.
+            features: (N, C, H, W) by name.
             detections: of N images, from :func:`~meinst_d2.modeling.inference.detect`.
         """
         counts = [len(found) for found in detections]
@@ -197,7 +211,7 @@ class RefinementHead(nn.Module):
 
     def loss(
         self,
-        features: Sequence[Tensor],
+        features: Mapping[str, Tensor],
         boxes: Tensor,
         coeffs: Tensor,
         image_idx: Tensor,
@@ -209,7 +223,7 @@ class RefinementHead(nn.Module):
         """Binary cross-entropy and dice loss of masks, cross-entropy of classes, in the boxes that locations predict.
 
         Args:
-            features: (N, C, H, W) of every level.
+            features: (N, C, H, W) by name.
             boxes, coeffs: (P, 4) ``xyxy`` in input pixels and (P, D), as predicted; no gradient flows into them.
             image_idx, gt_idx: (P,) int64, the image and the instance of the batch that each location learns.
             gt_instances: of N images.

@@ -117,7 +117,8 @@ class MEInstRetinaNet(RetinaNet):
             )
         parts = super().from_config(cfg)
         mask_encoder = build_mask_encoder(cfg)
-        shapes = [parts["backbone"].output_shape()[name] for name in cfg.MODEL.RETINANET.IN_FEATURES]
+        input_shape = parts["backbone"].output_shape()
+        shapes = [input_shape[name] for name in cfg.MODEL.RETINANET.IN_FEATURES]
         if mask_encoder is not None:
             parts["head"] = MEInstRetinaNetHead(cfg, shapes, mask_encoder.dim)
         return {
@@ -125,7 +126,7 @@ class MEInstRetinaNet(RetinaNet):
             "mask_encoder": mask_encoder,
             "mask_loss": build_mask_loss(cfg),
             "mask_weight": meinst.LOSS_WEIGHT_MASK,
-            "refinement": build_refinement(cfg, shapes[0].channels, [shape.stride for shape in shapes]),
+            "refinement": build_refinement(cfg, cfg.MODEL.RETINANET.IN_FEATURES, input_shape),
             "mask_paste_box": meinst.MASK_PASTE_BOX,
             "mask_output": meinst.MASK_OUTPUT,
             "precision": precision_of(cfg),
@@ -143,12 +144,13 @@ class MEInstRetinaNet(RetinaNet):
         if self.mask_encoder is not None and not self.mask_encoder.is_fitted:
             raise RuntimeError(NOT_FITTED)
         with autocast(self.device, self.precision):
-            if self.training:
-                return super().forward(batched_inputs)
             images = self.preprocess_image(batched_inputs)
             features = self.backbone(images.tensor)
-            features = [features[name] for name in self.head_in_features]
-            detections = self.forward_inference(images, features, self.head(features))
+            predictions = self.head([features[name] for name in self.head_in_features])
+            if self.training:
+                gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
+                return self.forward_training(images, features, predictions, gt_instances)
+            detections = self.forward_inference(images, features, predictions)
         return [
             {"instances": postprocess(r, x.get("height", h), x.get("width", w), self.mask_paste_box, self.mask_output)}
             for r, x, (h, w) in zip(detections, batched_inputs, images.image_sizes, strict=True)
@@ -157,13 +159,13 @@ class MEInstRetinaNet(RetinaNet):
     def forward_training(
         self,
         images: ImageList,
-        features: list[Tensor],
+        features: Mapping[str, Tensor],
         predictions: Sequence[list[Tensor]],
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
         """Detectron2's losses of classes and boxes, and that of masks over the positive anchors."""
         logits, deltas = self._transpose_dense_predictions(predictions[:2], [self.num_classes, 4])
-        anchors = self.anchor_generator(features)
+        anchors = self.anchor_generator([features[name] for name in self.head_in_features])
         labels, gt_boxes, gt_idx = self._label_anchors(anchors, gt_instances)
         # The compiled focal loss rounds otherwise from its third call on, and a resumed run starts counting again.
         with torch.jit.optimized_execution(False):
@@ -221,10 +223,11 @@ class MEInstRetinaNet(RetinaNet):
         return torch.cat([permute_to_N_HWA_K(x, self.mask_encoder.dim) for x in mask_coeffs], dim=1)
 
     def forward_inference(
-        self, images: ImageList, features: list[Tensor], predictions: Sequence[list[Tensor]]
+        self, images: ImageList, features: Mapping[str, Tensor], predictions: Sequence[list[Tensor]]
     ) -> list[Instances]:
         """Detectron2's detections, with ``pred_masks`` (n, 1, S, S), probabilities relative to the box."""
-        results = super().forward_inference(images, features, predictions[:2])
+        levels = [features[name] for name in self.head_in_features]
+        results = super().forward_inference(images, levels, predictions[:2])
         if self.mask_encoder is not None:
             for coeffs, detections in zip(self._coefficients(predictions[2]), results, strict=True):
                 kept = coeffs[detections.anchor_idx]

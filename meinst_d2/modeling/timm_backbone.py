@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.vit import SimpleFeaturePyramid
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from meinst_d2.modeling.backbones import build_top_block
+from meinst_d2.modeling.backbones import build_fpn, build_top_block, detail_feature_of
 
 NAME = "build_timm_fpn_backbone"
 LEVELS = ("res3", "res4", "res5")
@@ -199,19 +199,19 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     Weights are loaded only where ``MODEL.WEIGHTS`` names none of the whole detector.
     """
     timm, fpn, start = cfg.MODEL.TIMM, cfg.MODEL.FPN, not cfg.MODEL.WEIGHTS
+    detail = detail_feature_of(cfg)
     bottom_up = TimmBackbone(
         timm.NAME,
         pretrained=timm.PRETRAINED and not timm.CHECKPOINT and start,
         checkpoint=timm.CHECKPOINT if start else "",
-        out_features=fpn.IN_FEATURES,
+        out_features=sorted({*fpn.IN_FEATURES, *([detail] if detail else [])}),
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         freeze_norm=timm.FREEZE_NORM,
         drop_path=timm.DROP_PATH,
     )
-    top_block = build_top_block(fpn.OUT_CHANNELS, cfg.MODEL.MEINST.TOP_LEVELS)
     if bottom_up.is_plain:
         [(feature, shape)] = bottom_up.output_shape().items()
         scales = [shape.stride / stride for stride in (8, 16, 32)]
+        top_block = build_top_block(fpn.OUT_CHANNELS, cfg.MODEL.MEINST.TOP_LEVELS)
         return PlainPyramid(bottom_up, feature, fpn.OUT_CHANNELS, scales, top_block, norm=fpn.NORM or "LN")
-    features = list(fpn.IN_FEATURES)
-    return FPN(bottom_up, features, fpn.OUT_CHANNELS, fpn.NORM, top_block, fuse_type=fpn.FUSE_TYPE)
+    return build_fpn(cfg, bottom_up)

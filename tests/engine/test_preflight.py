@@ -125,6 +125,13 @@ def test_weights_that_cannot_refine(files: Path) -> None:
     check(files, *weights(files, "refines.pth"), *refines, eval_only=True)
     with refused("refines.pth cannot predict classes again, .*: set MODEL.MEINST.REFINE.CLASSIFY False"):
         check(files, *weights(files, "refines.pth"), *refines, "MODEL.MEINST.REFINE.CLASSIFY", True, eval_only=True)
+    details = ("MODEL.MEINST.REFINE.DETAIL_FEATURE", "res2")
+    with refused("refines.pth was trained without MODEL.MEINST.REFINE.DETAIL_FEATURE, which is 'res2': set .* to ''"):
+        check(files, *weights(files, "refines.pth"), *refines, *details, eval_only=True)
+    MEInstCheckpointer(tiny_model(*refines, *details), str(files)).save("details")
+    check(files, *weights(files, "details.pth"), *refines, *details, eval_only=True)
+    with refused("details.pth was trained with MODEL.MEINST.REFINE.DETAIL_FEATURE, which is '': .* such as res2"):
+        check(files, *weights(files, "details.pth"), *refines, eval_only=True)
 
 
 def test_settings_that_cannot_work(files: Path) -> None:

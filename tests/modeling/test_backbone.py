@@ -3,10 +3,10 @@
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_backbone, build_model
 from torch import Tensor, nn
 
-from meinst_d2.modeling.backbones import ExtraLevels, complete_pyramid
+from meinst_d2.modeling.backbones import DetailFPN, ExtraLevels, complete_pyramid
 from tests.models import image_with, tiny_cfg
 
 
@@ -76,3 +76,16 @@ def test_nothing_is_added_where_nothing_lacks_or_may_be_added() -> None:
 def test_levels_that_nobody_makes_are_named() -> None:
     with pytest.raises(ValueError, match="asks for p6, p7, the backbone build_three_levels gives p3, p4, p5"):
         build_model(tiny_cfg(*FIVE, "MODEL.MEINST.TOP_LEVELS", 0, "MODEL.BACKBONE.NAME", "build_three_levels"))
+
+
+@pytest.mark.parametrize("fuse_type", ["sum", "avg"])
+def test_levels_are_fpns_where_a_finer_map_is_given_too(fuse_type: str) -> None:
+    refined = ("MODEL.MEINST.REFINE.ENABLED", True, "MODEL.MEINST.REFINE.DETAIL_FEATURE", "res2")
+    backbone = build_backbone(tiny_cfg(*FIVE, *refined, "MODEL.FPN.FUSE_TYPE", fuse_type)).eval()
+    assert isinstance(backbone, DetailFPN)
+    x = torch.randn(1, 3, 64, 96)
+    features, expected = backbone(x), FPN.forward(backbone, x)
+    torch.testing.assert_close(features.pop("res2"), backbone.bottom_up(x)["res2"])
+    assert list(features) == list(expected) == ["p3", "p4", "p5", "p6", "p7"]
+    torch.testing.assert_close(features, expected)
+    assert backbone.output_shape()["res2"].stride == 4

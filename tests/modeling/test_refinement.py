@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
@@ -24,12 +25,13 @@ from meinst_d2.modeling.refinement import (
 from tests.modeling.test_retinanet import RETINANET
 from tests.models import fit_to_blobs, image_with, tiny_cfg
 
+LEVELS = {f"p{i}": ShapeSpec(channels=4, stride=2**i) for i in (3, 4, 5)}
 STRIDES = (8, 16, 32)
 REFINED = ("MODEL.MEINST.REFINE.ENABLED", True, "MODEL.MEINST.REFINE.CLASSIFY", True)
 
 
-def features_of(num_images: int, channels: int = 4) -> list[torch.Tensor]:
-    return [torch.randn(num_images, channels, 128 // stride, 160 // stride) for stride in STRIDES]
+def features_of(num_images: int, channels: int = 4) -> dict[str, torch.Tensor]:
+    return {f"p{i}": torch.randn(num_images, channels, 128 >> i, 160 >> i) for i in (3, 4, 5)}
 
 
 def test_a_box_grows_about_its_center() -> None:
@@ -54,7 +56,7 @@ def test_a_mask_in_another_box() -> None:
 def test_features_are_those_of_detectron2s_pooler() -> None:
     """Which floors where this rounds: its canonical size is a level's limit, half an octave up."""
     torch.manual_seed(0)
-    features = features_of(2)
+    features = list(features_of(2).values())
     boxes = torch.rand(40, 4) * 60
     boxes[:, 2:] += boxes[:, :2] + torch.logspace(0, 2.5, 40)[:, None]
     image_idx = torch.arange(40) // 25
@@ -90,7 +92,7 @@ def test_the_mean_probability_inside_a_mask() -> None:
 
 def test_a_predictor_of_zeros_leaves_the_mask_of_the_code() -> None:
     torch.manual_seed(0)
-    head = RefinementHead(in_channels=4, strides=STRIDES)
+    head = RefinementHead(in_features=LEVELS)
     torch.nn.init.zeros_(head.predictor.weight)
     y, x = torch.meshgrid(torch.linspace(-1, 1, 28), torch.linspace(-1, 1, 28), indexing="ij")
     templates = torch.sigmoid(8 * (1 - 1.4 * x.square() - 1.4 * y.square()))[None]
@@ -104,7 +106,7 @@ def test_a_predictor_of_zeros_leaves_the_mask_of_the_code() -> None:
 
 def test_a_box_that_is_far_from_its_object_is_replaced_by_the_objects() -> None:
     torch.manual_seed(0)
-    head, encoder = RefinementHead(in_channels=4, strides=STRIDES).eval(), PixelEncoder().eval()
+    head, encoder = RefinementHead(in_features=LEVELS).eval(), PixelEncoder().eval()
     objects = image_with([[20, 20, 60, 50], [70, 30, 120, 100]], height=128, width=160)["instances"]
     near = objects.gt_boxes.tensor + 1.0
     far = near.clone()
@@ -126,7 +128,7 @@ def test_a_box_that_is_far_from_its_object_is_replaced_by_the_objects() -> None:
 
 
 def test_scores_are_multiplied_by_the_root_of_the_probability_of_the_class() -> None:
-    head = RefinementHead(in_channels=4, strides=STRIDES, num_classes=3).eval()
+    head = RefinementHead(in_features=LEVELS, num_classes=3).eval()
     torch.nn.init.zeros_(head.cls_score.weight)
     head.cls_score.bias.data = torch.tensor([0.25, 0.5, 0.25]).log()
     boxes, image_idx = torch.tensor([[20.0, 30.0, 90.0, 100.0]] * 2), torch.zeros(2, dtype=torch.int64)
@@ -159,3 +161,32 @@ def test_a_model_learns_to_correct_its_masks(form: tuple[object, ...]) -> None:
         alone = model([image_with([])])
     for name in ("loss_refine", "loss_refine_cls"):
         assert alone[name] == 0 and alone[name].requires_grad  # so that every process has gradients of every parameter
+
+
+@pytest.mark.parametrize("form", [(), RETINANET], ids=["FCOS", "RetinaNet"])
+def test_details_are_those_of_the_finer_map_at_the_place_of_the_object(form: tuple[object, ...]) -> None:
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg(*form, *REFINED, "MODEL.MEINST.REFINE.DETAIL_FEATURE", "res2"))
+    inner = getattr(model, "proposal_generator", model)
+    fit_to_blobs(inner.mask_encoder)
+    batch = [image_with([[10, 8, 40, 44], [50, 20, 90, 60]], classes=[3, 5]), image_with([])]
+    with EventStorage():
+        sum(model(batch).values()).backward()
+    assert all(p.grad is not None and p.grad.any() for p in inner.refinement.detail.parameters())
+    head, boxes = inner.refinement.eval(), torch.tensor([[16.0, 16.0, 48.0, 48.0]])
+    given = (boxes, torch.zeros(1, dtype=torch.int64), torch.ones(1, 28, 28))
+    with torch.no_grad():
+        features = model.backbone(model.preprocess_image(batch[:1]).tensor)
+        assert features["res2"].shape[-1] == 2 * features["p3"].shape[-1]
+        logits = head(features, *given)[0]
+        for at, same in ((slice(20, None), True), (slice(4, 12), False)):  # in cells of four pixels
+            changed = features["res2"].clone()
+            changed[..., at] += 1
+            assert torch.equal(head({**features, "res2": changed}, *given)[0], logits) == same
+
+
+def test_a_backbone_without_the_finer_map() -> None:
+    cfg = tiny_cfg(*REFINED, "MODEL.MEINST.REFINE.DETAIL_FEATURE", "res2", "MODEL.RESNETS.RES2_OUT_CHANNELS", 64)
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+    with pytest.raises(ValueError, match="DETAIL_FEATURE = 'res2', the backbone build_resnet_fpn_backbone gives p3"):
+        build_model(cfg)

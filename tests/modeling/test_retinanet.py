@@ -77,9 +77,10 @@ def test_every_detection_has_the_mask_of_its_own_anchor() -> None:
     torch.nn.init.normal_(ours.head.mask_pred.weight)
     images = ours.preprocess_image(BATCH)
     with torch.no_grad():
-        features = [ours.backbone(images.tensor)[name] for name in ours.head_in_features]
-        logits, deltas, coeffs = ours.head(features)
-        anchors = torch.cat([level.tensor for level in ours.anchor_generator(features)])
+        features = ours.backbone(images.tensor)
+        levels = [features[name] for name in ours.head_in_features]
+        logits, deltas, coeffs = ours.head(levels)
+        anchors = torch.cat([level.tensor for level in ours.anchor_generator(levels)])
         found = ours.forward_inference(images, features, (logits, deltas, coeffs))[0]
     assert not found.has("anchor_idx")
     num_anchors = ours.anchor_generator.num_cell_anchors[0]

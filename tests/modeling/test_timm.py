@@ -70,6 +70,14 @@ def test_a_model_of_timm_learns_and_can_be_exported(name: str) -> None:
         torch.testing.assert_close(y, model.backbone(x)[level], rtol=1e-3, atol=1e-4)
 
 
+def test_refinement_looks_at_a_finer_map_of_timm() -> None:
+    refined = ("MODEL.MEINST.REFINE.ENABLED", True, "MODEL.MEINST.REFINE.DETAIL_FEATURE", "res2")
+    shapes = build_backbone(timm_cfg(LITE0, *refined)).output_shape()
+    assert {name: shape.stride for name, shape in shapes.items()} == {**STRIDES, "res2": 4}
+    with pytest.raises(ValueError, match="DETAIL_FEATURE = 'res2', the backbone build_timm_fpn_backbone gives p3"):
+        build_model(timm_cfg("vit_small_patch16_dinov3", *refined))
+
+
 def test_weights_of_a_file_are_all_used(tmp_path: Path) -> None:
     theirs = timm.create_model("test_efficientnet", num_classes=5).eval()
     with torch.no_grad():
