@@ -38,7 +38,7 @@ install-core:
 install-fuzz:
 	@:$(call ensure,fuzz)
 
-demo: install  ## generate shapes, fit components, train a small model on the CPU, evaluate, draw (5 minutes)
+demo: install  ## generate shapes, fit components, train a small model on the CPU, evaluate, draw (4 minutes)
 	$(run) dev/demo_shapes.py
 
 test: install  ## every test

@@ -232,8 +232,7 @@ def draw_refinement(shapes: Shapes, weights: str) -> Any:
             found = generator(images, features)[0][0]
             best = box_iou(torch.from_numpy(shapes.boxes[i])[None], found.pred_boxes.tensor).argmax(1)
             box, code = found.pred_boxes.tensor[best], found.pred_masks[best, 0]
-            levels = [features[name] for name in generator.in_features]
-            seen = look.look(levels, box, found.scores[best], found.pred_classes[best], torch.zeros_like(best), code)
+            seen = look.look(features, box, found.scores[best], found.pred_classes[best], torch.zeros_like(best), code)
         region, mask = seen.mask_boxes, seen.masks
         (x0, y0, x1, y1), (left, top, right, bottom) = box[0].tolist(), region[0].tolist()
         row[0].imshow(image)
