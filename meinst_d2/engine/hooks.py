@@ -26,14 +26,20 @@ class WeightAverage(HookBase):
     """The exponential moving average of the weights, after every iteration decay * average + (1 - decay) * weights.
 
     It is torch's ``AveragedModel``, made a hook and a part of checkpoints, and looks back 1 / (1 - decay) iterations.
-    The first iteration sets it to the weights; buffers, mask components among them, are copied.
+    The first iteration sets it to the weights; buffers, mask components among them, are copied. After n iterations the
+    decay is (1 + n) / (10 + n) at most, so that the average of a short run has forgotten where the run started.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         if not 0 < decay < 1:
             raise ValueError(f"SOLVER.EMA_DECAY = {decay} must be below 1, such as 0.9998, or 0 for no average")
         self.model = model
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+        def follow(averages: Any, weights: Any, updates: Tensor | int) -> None:
+            n = int(updates)
+            get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, weights, updates)
+
+        self.average = AveragedModel(model, multi_avg_fn=follow)
 
     def after_step(self) -> None:
         self.average.update_parameters(self.model)

@@ -111,23 +111,30 @@ def test_best_and_patience_go_on_after_a_stop() -> None:
 
 
 def test_the_average_follows_the_weights() -> None:
-    """Worked out by hand with a decay of 3/4: 8, then 8 * 3/4 + 4 / 4, then 7 * 3/4 + 12 / 4."""
+    """Worked out by hand: 8, then decays of 2/11 and 3/12: 8 * 2/11 + 4 * 9/11, and a quarter of that + 12 * 3/4."""
     model = torch.nn.Linear(1, 1, bias=False)
     model.register_buffer("components", torch.zeros(1))
     average = WeightAverage(model, 0.75)
     assert average.averaged_model is model and average.state_dict() == {}
-    for weight, expected in ((8.0, 8.0), (4.0, 7.0), (12.0, 8.25)):
+    for weight, expected in ((8.0, 8.0), (4.0, 52 / 11), (12.0, 13 / 11 + 9)):
         with torch.no_grad():
             model.weight.fill_(weight)
             model.components.fill_(weight)
         average.after_step()
         averaged = average.averaged_model
-        assert averaged.weight.item() == expected and averaged.components.item() == weight
+        assert averaged.weight.item() == pytest.approx(expected) and averaged.components.item() == weight
     other = torch.nn.Linear(1, 1, bias=False)
     other.register_buffer("components", torch.zeros(1))
     again = WeightAverage(other, 0.75)
     again.load_state_dict(average.state_dict())
-    assert again.averaged_model.weight.item() == 8.25 and again.state_dict()["updates"] == 3
+    assert torch.equal(again.averaged_model.weight, average.averaged_model.weight)
+    assert again.state_dict()["updates"] == 3
+    for _ in range(40):  # by then the decay is the one that was asked for
+        average.after_step()
+    before = average.averaged_model.weight.item()
+    model.weight.data.fill_(0.0)
+    average.after_step()
+    assert average.averaged_model.weight.item() == pytest.approx(0.75 * before)
     with pytest.raises(ValueError, match=r"SOLVER\.EMA_DECAY = 1\.5 must be below 1"):
         WeightAverage(model, 1.5)
 
