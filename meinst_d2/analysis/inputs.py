@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from meinst_d2.checkpoint.checkpointer import info_of
-from meinst_d2.checkpoint.compatibility import has_refinement
+from meinst_d2.checkpoint.compatibility import REFINEMENT, has_part
 from meinst_d2.checkpoint.readers import read_checkpoint
 from meinst_d2.data.annotations import InstanceAnnotation
 from meinst_d2.data.coco import read_coco
@@ -189,7 +189,7 @@ def encoder_of_checkpoint(path: str | os.PathLike[str]) -> tuple[MaskEncoder, fl
     """
     checkpoint = read_checkpoint(path)
     settle_names(checkpoint["model"])
-    if has_refinement(checkpoint["model"]):
+    if has_part(checkpoint["model"], REFINEMENT):
         model = load_trained(weights=os.fspath(path), device="cpu").model
         refinement = getattr(model, "proposal_generator", model).refinement
         return PixelEncoder(mask_size=refinement.mask_size).eval(), refinement.context

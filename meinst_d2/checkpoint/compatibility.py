@@ -100,19 +100,9 @@ def num_classes_of(state: Mapping[str, torch.Tensor]) -> int:
     return biases[0].numel() // anchors if biases else 0
 
 
-def has_refinement(state: Iterable[str]) -> bool:
-    """Whether there are weights of a refinement head among those of these names."""
-    return any(name.startswith(REFINEMENT) for name in state)
-
-
-def classifies_again(state: Iterable[str]) -> bool:
-    """Whether those of a refinement head predict classes, too."""
-    return any(name.startswith(REFINED_CLASSES) for name in state)
-
-
-def looks_at_details(state: Iterable[str]) -> bool:
-    """Whether those of a refinement head take a finer map of the backbone in."""
-    return any(name.startswith(REFINED_DETAILS) for name in state)
+def has_part(state: Iterable[str], part: tuple[str, ...]) -> bool:
+    """Whether there are weights of :data:`REFINEMENT`, or of a part of it, among those of these names."""
+    return any(name.startswith(part) for name in state)
 
 
 def changed_layers(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[Layer, str]:

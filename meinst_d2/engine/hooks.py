@@ -36,7 +36,7 @@ class WeightAverage(HookBase):
         self.model = model
 
         def follow(averages: Any, weights: Any, updates: Tensor | int) -> None:
-            n = int(updates)
+            n = int(self.average.n_averaged)  # updates, on the CPU: nothing waits for the GPU
             get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, weights, updates)
 
         self.average = AveragedModel(model, multi_avg_fn=follow)

@@ -16,9 +16,10 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from meinst_d2.checkpoint.checkpointer import carried_components, info_of
 from meinst_d2.checkpoint.compatibility import (
     CLASS_LAYER,
-    classifies_again,
-    has_refinement,
-    looks_at_details,
+    REFINED_CLASSES,
+    REFINED_DETAILS,
+    REFINEMENT,
+    has_part,
     num_classes_of,
 )
 from meinst_d2.checkpoint.readers import read_checkpoint
@@ -243,6 +244,23 @@ def _check_annotations(cfg: CfgNode, name: str, trained: OpenedCheckpoint | None
             build_evaluator(cfg, name, info_of(trained.content).get("class_names") if trained else None)
 
 
+def _check_refinement(cfg: CfgNode, state: Mapping[str, Any], path: str) -> None:
+    """Raise a ValueError if weights do not refine masks as the config asks."""
+    refine, key = cfg.MODEL.MEINST.REFINE, "MODEL.MEINST.REFINE"
+    if not has_part(state, REFINEMENT):
+        fix = f"set {key}.ENABLED False, or train from them first"
+        raise ValueError(f"{path} cannot refine masks, {key}.ENABLED asks for it: {fix}")
+    if refine.CLASSIFY and not has_part(state, REFINED_CLASSES):
+        fix = f"set {key}.CLASSIFY False, or train from them first"
+        raise ValueError(f"{path} cannot predict classes again, {key}.CLASSIFY asks for it: {fix}")
+    key, value = f"{key}.DETAIL_FEATURE", refine.DETAIL_FEATURE
+    if value and not has_part(state, REFINED_DETAILS):
+        raise ValueError(f"{path} was trained without {key}, which is {value!r}: set it to ''")
+    if not value and has_part(state, REFINED_DETAILS):
+        fix = "set it to the map that they were trained with, such as res2"
+        raise ValueError(f"{path} was trained with {key}, which is {value!r}: {fix}")
+
+
 def _check_weights(cfg: CfgNode, opened: OpenedCheckpoint | None, trains: bool, eval_only: bool) -> None:
     """Raise a ValueError if the starting weights, the components and the config do not fit together."""
     meinst, path = cfg.MODEL.MEINST, opened.path if opened else cfg.MODEL.WEIGHTS
@@ -256,18 +274,8 @@ def _check_weights(cfg: CfgNode, opened: OpenedCheckpoint | None, trains: bool, 
         raise ValueError(f"{path} was trained with {key} = {count}, the config asks for {meinst.NUM_CLASSES}: {fix}")
     if not cfg.MODEL.MASK_ON:
         return
-    if not trains and state and ours and meinst.REFINE.ENABLED and not has_refinement(state):
-        fix = "set MODEL.MEINST.REFINE.ENABLED False, or train from them first"
-        raise ValueError(f"{path} cannot refine masks, MODEL.MEINST.REFINE.ENABLED asks for it: {fix}")
-    again = meinst.REFINE.ENABLED and meinst.REFINE.CLASSIFY
-    if not trains and state and ours and again and not classifies_again(state):
-        fix = "set MODEL.MEINST.REFINE.CLASSIFY False, or train from them first"
-        raise ValueError(f"{path} cannot predict classes again, MODEL.MEINST.REFINE.CLASSIFY asks for it: {fix}")
-    asked, has = bool(meinst.REFINE.DETAIL_FEATURE), looks_at_details(state or ())
-    if not trains and state and ours and meinst.REFINE.ENABLED and asked != has:
-        key, value = "MODEL.MEINST.REFINE.DETAIL_FEATURE", meinst.REFINE.DETAIL_FEATURE
-        fix = f"set {key} to {'the map that they were trained with, such as res2' if has else repr('')}"
-        raise ValueError(f"{path} was trained {'with' if has else 'without'} {key}, which is {value!r}: {fix}")
+    if not trains and state and ours and meinst.REFINE.ENABLED:
+        _check_refinement(cfg, state, path)
     conflict = meinst.COMPONENTS_CONFLICT if trains else "weights"
     encodes = meinst.MASK_REPRESENTATION != "none"
     encoder = dict(MASK_ENCODER_REGISTRY).get(meinst.ENCODER)

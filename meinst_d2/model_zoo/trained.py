@@ -26,10 +26,9 @@ from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer, carried_compon
 from meinst_d2.checkpoint.compatibility import (
     CLASS_LAYER,
     REFINED_CLASSES,
+    REFINED_DETAILS,
     REFINEMENT,
-    classifies_again,
-    has_refinement,
-    looks_at_details,
+    has_part,
     num_classes_of,
 )
 from meinst_d2.checkpoint.readers import read_checkpoint
@@ -333,8 +332,8 @@ def _fit_config(cfg: CfgNode, state: Mapping[str, Tensor], about: Mapping[str, A
     if num_classes == 0:
         raise ValueError(f"{path} does not say how many classes it knows: it lacks a bias of the class layer")
     meinst.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
-    meinst.REFINE.ENABLED, meinst.REFINE.CLASSIFY = has_refinement(state), classifies_again(state)
-    if not looks_at_details(state):
+    meinst.REFINE.ENABLED, meinst.REFINE.CLASSIFY = has_part(state, REFINEMENT), has_part(state, REFINED_CLASSES)
+    if not has_part(state, REFINED_DETAILS):
         meinst.REFINE.DETAIL_FEATURE = ""
     cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.TIMM.CHECKPOINT = False, ""  # what training started from
     components = carried_components(state, path)
@@ -352,7 +351,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
     """
     encoder = getattr(getattr(model, "proposal_generator", model), "mask_encoder", None)
     own = model.state_dict()
-    absent = [part for part in (REFINEMENT, REFINED_CLASSES) if not any(name.startswith(part) for name in own)]
+    absent = [part for part in (REFINEMENT, REFINED_CLASSES) if not has_part(own, part)]
     complete = {name: value for name, value in state.items() if not any(name.startswith(part) for part in absent)}
     if encoder is None or encoder.is_fitted:
         complete = {name: own[name] for name in own if "mask_encoder." in name} | complete

@@ -62,7 +62,7 @@ def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
 
 
 class DetailFPN(FPN):
-    """FPN that also gives a map of the network below it."""
+    """FPN that also gives a map of the network below it, which Detectron2's keeps to itself."""
 
     def __init__(self, detail_feature: str, bottom_up: Backbone, *args: Any, **kwargs: Any) -> None:
         """
@@ -76,8 +76,8 @@ class DetailFPN(FPN):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         given = self.bottom_up(x)
         merged, levels = None, []
-        pairs = zip(self.lateral_convs, self.output_convs, strict=True)  # from the coarsest level down
-        for name, (lateral_conv, output_conv) in zip(reversed(self.in_features), pairs, strict=True):
+        names = reversed(self.in_features)  # from the coarsest level down, as both lists of convolutions are
+        for name, lateral_conv, output_conv in zip(names, self.lateral_convs, self.output_convs, strict=True):
             lateral = lateral_conv(given[name])
             if merged is not None:
                 lateral = lateral + F.interpolate(merged, scale_factor=2.0, mode="nearest")

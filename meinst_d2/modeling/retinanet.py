@@ -146,7 +146,7 @@ class MEInstRetinaNet(RetinaNet):
         with autocast(self.device, self.precision):
             images = self.preprocess_image(batched_inputs)
             features = self.backbone(images.tensor)
-            predictions = self.head([features[name] for name in self.head_in_features])
+            predictions = self.head(self._levels(features))
             if self.training:
                 gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
                 return self.forward_training(images, features, predictions, gt_instances)
@@ -165,7 +165,7 @@ class MEInstRetinaNet(RetinaNet):
     ) -> dict[str, Tensor]:
         """Detectron2's losses of classes and boxes, and that of masks over the positive anchors."""
         logits, deltas = self._transpose_dense_predictions(predictions[:2], [self.num_classes, 4])
-        anchors = self.anchor_generator([features[name] for name in self.head_in_features])
+        anchors = self.anchor_generator(self._levels(features))
         labels, gt_boxes, gt_idx = self._label_anchors(anchors, gt_instances)
         # The compiled focal loss rounds otherwise from its third call on, and a resumed run starts counting again.
         with torch.jit.optimized_execution(False):
@@ -218,6 +218,9 @@ class MEInstRetinaNet(RetinaNet):
         mean = reduce_mean(torch.tensor(float(value), device=self.device))
         return float(super()._ema_update(name, mean.item(), initial_value, momentum))
 
+    def _levels(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+        return [features[name] for name in self.head_in_features]
+
     def _coefficients(self, mask_coeffs: Sequence[Tensor]) -> Tensor:
         """L tensors (N, A * D, H, W) -> (N, R, D)."""
         return torch.cat([permute_to_N_HWA_K(x, self.mask_encoder.dim) for x in mask_coeffs], dim=1)
@@ -226,8 +229,7 @@ class MEInstRetinaNet(RetinaNet):
         self, images: ImageList, features: Mapping[str, Tensor], predictions: Sequence[list[Tensor]]
     ) -> list[Instances]:
         """Detectron2's detections, with ``pred_masks`` (n, 1, S, S), probabilities relative to the box."""
-        levels = [features[name] for name in self.head_in_features]
-        results = super().forward_inference(images, levels, predictions[:2])
+        results = super().forward_inference(images, self._levels(features), predictions[:2])
         if self.mask_encoder is not None:
             for coeffs, detections in zip(self._coefficients(predictions[2]), results, strict=True):
                 kept = coeffs[detections.anchor_idx]

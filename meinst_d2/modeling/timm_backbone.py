@@ -199,12 +199,11 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     Weights are loaded only where ``MODEL.WEIGHTS`` names none of the whole detector.
     """
     timm, fpn, start = cfg.MODEL.TIMM, cfg.MODEL.FPN, not cfg.MODEL.WEIGHTS
-    detail = detail_feature_of(cfg)
     bottom_up = TimmBackbone(
         timm.NAME,
         pretrained=timm.PRETRAINED and not timm.CHECKPOINT and start,
         checkpoint=timm.CHECKPOINT if start else "",
-        out_features=sorted({*fpn.IN_FEATURES, *([detail] if detail else [])}),
+        out_features=sorted({*fpn.IN_FEATURES, detail_feature_of(cfg)} - {""}),
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         freeze_norm=timm.FREEZE_NORM,
         drop_path=timm.DROP_PATH,

@@ -21,6 +21,7 @@ from meinst_d2.engine.step import TrainStep
 from meinst_d2.engine.trainer import distribute
 from meinst_d2.modeling import refinement
 from tests.conftest import ROOT
+from tests.modeling.test_refinement import REFINED
 from tests.models import assert_same_gradients, image_with, tiny_cfg, tiny_model, write_components
 
 BOXES = [[[10.0, 8.0, 50.0, 48.0]], [], [[4.0, 4.0, 90.0, 60.0], [50.0, 20.0, 70.0, 60.0]], [[0.0, 0.0, 30.0, 30.0]]]
@@ -33,7 +34,7 @@ def learn(rank: int, world_size: int, accumulation: int, folder: str) -> None:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
         comm.create_local_process_group(world_size)
     nothing_random = ("MODEL.MEINST.SIGMOID_CLAMP", (0.01, 0.01), "MODEL.MEINST.REFINE.SAMPLES_PER_IMAGE", 1000)
-    model = tiny_model(*nothing_random, "MODEL.MEINST.REFINE.ENABLED", True, "MODEL.MEINST.REFINE.CLASSIFY", True)
+    model = tiny_model(*nothing_random, *REFINED, "MODEL.MEINST.REFINE.DETAIL_FEATURE", "res2")
     torch.nn.init.constant_(model.proposal_generator.head.bbox_pred.bias, 2.5)  # boxes near the objects
     torch.nn.init.normal_(model.proposal_generator.refinement.predictor.weight, std=1e-3)  # see assert_same_step
     model = distribute(model)

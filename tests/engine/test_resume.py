@@ -187,6 +187,8 @@ def test_a_run_ended_by_sigterm_and_resumed_is_the_same_run(tmp_path: Path, refi
         2,
         "MODEL.MEINST.REFINE.CLASSIFY",
         True,
+        "MODEL.MEINST.REFINE.DETAIL_FEATURE",
+        "res2",
     )
     whole = train(run_cfg(tmp_path / "whole", *some)).model.state_dict()
     with pytest.raises(Preempted):

@@ -2,6 +2,7 @@
 
 import math
 
+import pycocotools.mask as mask_utils
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -23,7 +24,7 @@ from meinst_d2.modeling.refinement import (
     sample_features,
 )
 from tests.modeling.test_retinanet import RETINANET
-from tests.models import fit_to_blobs, image_with, tiny_cfg
+from tests.models import fit_to_blobs, image_with, tiny_cfg, tiny_model
 
 LEVELS = {f"p{i}": ShapeSpec(channels=4, stride=2**i) for i in (3, 4, 5)}
 STRIDES = (8, 16, 32)
@@ -190,3 +191,33 @@ def test_a_backbone_without_the_finer_map() -> None:
     cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
     with pytest.raises(ValueError, match="DETAIL_FEATURE = 'res2', the backbone build_resnet_fpn_backbone gives p3"):
         build_model(cfg)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("PRECISION", "bfloat16", "MASK_REPRESENTATION", "none"),
+        ("PRECISION", "float16", "ENCODER", "ClassPCAEncoder", "DEFORM_CONV", "last"),
+        ("ENCODER", "DCTEncoder", "MASK_PREDICTOR", "large_kernel", "NORM", "none"),
+    ],
+    ids=str,
+)
+def test_any_encoder_head_precision_and_output(options: tuple[str, ...]) -> None:
+    keys = [f"MODEL.MEINST.{x}" if i % 2 == 0 else x for i, x in enumerate((*options, "SCORE_THRESH_TEST", 0.0))]
+    model = tiny_model(*keys, *REFINED, "MODEL.MEINST.REFINE.DETAIL_FEATURE", "res2", "TEST.DETECTIONS_PER_IMAGE", 20)
+    torch.nn.init.constant_(model.proposal_generator.head.bbox_pred.bias, 2.5)  # boxes with an area
+    batch = [image_with([[10, 8, 40, 44]], classes=[3])]
+    with EventStorage():
+        losses = model(batch)
+    sum(losses.values()).backward()
+    assert losses["loss_refine"] > 0 and all(loss.isfinite() for loss in losses.values())
+    assert all(p.grad.isfinite().all() for p in model.proposal_generator.refinement.parameters())
+    found = {}
+    for model.eval().mask_output in ("bitmask", "rle", "template"):
+        with torch.no_grad():
+            found[model.mask_output] = model(batch)[0]["instances"]
+    masks, boxes = found["template"].pred_mask_templates, found["template"].pred_mask_boxes.tensor
+    assert len(masks) == 20 and masks.shape[1:] == (28, 28) and found["bitmask"].pred_masks.any()
+    assert torch.equal(found["bitmask"].pred_masks, paste_masks(masks, boxes, 64, 96))
+    decoded = mask_utils.decode(list(found["rle"].pred_masks_rle)).transpose(2, 0, 1)
+    assert torch.equal(found["bitmask"].pred_masks, torch.from_numpy(decoded).bool())
