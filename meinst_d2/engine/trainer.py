@@ -208,7 +208,8 @@ class Trainer(DefaultTrainer):
             momentum = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
             return sgd(params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, **momentum)
         adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-        return adamw(params, lr=solver.BASE_LR, betas=solver.BETAS, weight_decay=solver.WEIGHT_DECAY)
+        fused = precision_of(cfg) != "float16"  # whose scaled gradients would be clipped before they are unscaled
+        return adamw(params, lr=solver.BASE_LR, betas=solver.BETAS, weight_decay=solver.WEIGHT_DECAY, fused=fused)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:

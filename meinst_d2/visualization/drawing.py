@@ -29,6 +29,9 @@ from meinst_d2.data.coco import listed
 from meinst_d2.data.image_files import read_image
 from meinst_d2.files import atomic_path
 
+MOST_LABELED = 20
+"""With more masks than this in an image, boxes and labels would hide them."""
+
 
 def use_font(path: str | os.PathLike[str]) -> None:
     """Draw every text of this process in a font; for what it lacks, in those that were used before.
@@ -98,7 +101,12 @@ class MaskVisualizer(Visualizer):
         alpha: float = 0.5,
         **kwargs: Any,
     ) -> VisImage:
-        """Like Detectron2's: the largest mask is painted first, then outlines, boxes and labels are drawn."""
+        """Like Detectron2's: the largest mask is painted first, then outlines, boxes and labels are drawn.
+
+        Above ``MOST_LABELED`` masks, boxes and labels are left out.
+        """
+        if masks is not None and len(masks) > MOST_LABELED:
+            boxes, labels = None, None
         if masks is not None and len(masks):
             masks = self._convert_masks(masks)
             if assigned_colors is None:

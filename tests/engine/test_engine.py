@@ -98,6 +98,8 @@ def test_optimizers_and_their_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     adamw = Trainer.build_optimizer(cfg, model)
     assert isinstance(sgd, torch.optim.SGD) and isinstance(adamw, torch.optim.AdamW)
     assert type(adamw).__name__ == "AdamWWithGradientClip"
+    scaled_loss = Trainer.build_optimizer(tiny_cfg("MODEL.MEINST.PRECISION", "float16"), model)
+    assert adamw.defaults["fused"] and not scaled_loss.defaults["fused"]
     assert {group["betas"] for group in adamw.param_groups} == {(0.9, 0.95)}
     decays = {group["weight_decay"] for group in adamw.param_groups}
     assert decays == {0.0, 1e-4}  # norms have none

@@ -17,7 +17,7 @@ from matplotlib.font_manager import fontManager
 from PIL import Image
 
 from meinst_d2.masks import RLEs, encode_masks
-from meinst_d2.visualization.drawing import MaskVideoVisualizer, MaskVisualizer, draw_sheet, use_font
+from meinst_d2.visualization.drawing import MOST_LABELED, MaskVideoVisualizer, MaskVisualizer, draw_sheet, use_font
 
 GREY = np.full((80, 80, 3), 100, np.uint8)
 RED = (1.0, 0.0, 0.0)
@@ -82,6 +82,13 @@ def test_detections_on_images_and_frames(masks: str | None) -> None:
     assert not (image.get_image()[CENTRE] != 100).any()
     for drawn in drawings(found(masks)[torch.zeros(1, dtype=torch.bool)]):
         assert (drawn.get_image() == 100).all()
+
+
+def test_boxes_and_labels_are_drawn_unless_they_would_hide_the_masks() -> None:
+    for objects, kept in ((MOST_LABELED, True), (MOST_LABELED + 1, False)):
+        axes = MaskVisualizer(GREY, TWO).draw_instance_predictions(Instances.cat([found("bitmask")] * objects)).ax
+        assert len(axes.texts) == objects * kept
+        assert len(axes.images) == 2  # the image and the painted masks
 
 
 def test_an_object_keeps_its_colour_from_frame_to_frame() -> None:
