@@ -92,7 +92,7 @@ def generate(
 def _write_image(folder: Path, config: ShapesConfig, seed: tuple[int, int], number: int) -> tuple[str, list[Any]]:
     image, annotations = draw_image(config, (*seed, number))
     name = f"{number:06d}.png"
-    Image.fromarray(image).save(folder / name, compress_level=0)  # noise does not get smaller
+    Image.fromarray(image).save(folder / name, compress_level=0)  # noise hardly gets smaller
     return name, annotations
 
 
