@@ -352,7 +352,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
     encoder = getattr(getattr(model, "proposal_generator", model), "mask_encoder", None)
     own = model.state_dict()
     absent = [part for part in (REFINEMENT, REFINED_CLASSES) if not has_part(own, part)]
-    complete = {name: value for name, value in state.items() if not any(name.startswith(part) for part in absent)}
+    complete = {name: value for name, value in state.items() if not any(has_part([name], part) for part in absent)}
     if encoder is None or encoder.is_fitted:
         complete = {name: own[name] for name in own if "mask_encoder." in name} | complete
     require_same_tensors(model, complete, path)

@@ -29,7 +29,7 @@ from meinst_d2.data.coco import listed
 from meinst_d2.data.image_files import read_image
 from meinst_d2.files import atomic_path
 
-MOST_LABELED = 20
+MOST_LABELED = 40
 """With more masks than this in an image, boxes and labels would hide them."""
 
 
