@@ -26,7 +26,7 @@ from meinst_d2.encoding import (
     SigmoidClamp,
     fit_pca,
 )
-from meinst_d2.evaluation.average_precision import MAX_DETECTIONS, GroundTruth
+from meinst_d2.evaluation.average_precision import GroundTruth
 from meinst_d2.evaluation.results import DetectedBoxes, boxes_of, read_results
 from meinst_d2.fitting.count import count_moments
 from meinst_d2.masks import RLE
@@ -93,7 +93,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Detections(DetectedBoxes):
-    """What was found in an image, by falling score, the 100 best at most: n masks, and the results as in the file."""
+    """What was found in an image, by falling score: n masks, and the results as in the file."""
 
     rles: Sequence[RLE]
     results: Sequence[Mapping[str, Any]]
@@ -164,7 +164,7 @@ def read_detections(path: str | os.PathLike[str], truth: Truth) -> dict[Hashable
         of_image[entry["image_id"]].append(entry)
     detections = {}
     for image_id, entries in of_image.items():
-        best = sorted(entries, key=lambda entry: -entry["score"])[:MAX_DETECTIONS]
+        best = sorted(entries, key=lambda entry: -entry["score"])
         rles = [entry["segmentation"] for entry in best]
         detections[image_id] = Detections(**vars(boxes_of(best, class_of_category)), rles=rles, results=best)
     return detections

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -159,8 +160,13 @@ class AveragePrecision:
 
 
 def average_precision(truth: GroundTruth, results: Iterable[Mapping[str, Any]], task: str) -> AveragePrecision:
-    """COCO's AP of results in memory: in all, by size and by class; arguments as :meth:`GroundTruth.evaluate`'s."""
-    evaluation = truth.evaluate(results, task)
+    """COCO's AP of results in memory: in all, by size and by class; arguments as :meth:`GroundTruth.evaluate`'s.
+
+    All results of an image count, also where they are more than COCO's 100.
+    """
+    results = list(results)
+    of_image = Counter(result["image_id"] for result in results)
+    evaluation = truth.evaluate(results, task, max_dets=max(MAX_DETECTIONS, *of_image.values(), 0))
     ap, ap50, ap75, *by_size = (100 * float(value) if value >= 0 else math.nan for value in evaluation.stats[:6])
     by_class = []
     for precision in np.moveaxis(evaluation.eval["precision"][:, :, :, 0, -1], 2, 0):

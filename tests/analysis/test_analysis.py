@@ -90,6 +90,22 @@ def test_a_perfect_detector_has_nothing_to_improve(truth: Truth, encoder: PCAEnc
     assert conclusions(analysis) == ["improve next: nothing, less than 1 point of mask AP is lost"]
 
 
+def test_every_detection_counts_also_where_an_image_has_more_than_100(tmp_path: Path) -> None:
+    boxes = [[8 * x, 8 * y, 6, 6] for y in range(11) for x in range(11)]
+    polygons = [[[x, y, x + 6, y, x + 6, y + 6, x, y + 6]] for x, y, _, _ in boxes]
+    objects = [
+        {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "area": 36, "iscrowd": 0, "segmentation": polygon}
+        for i, (box, polygon) in enumerate(zip(boxes, polygons, strict=True), 1)
+    ]
+    image = {"id": 1, "file_name": "nuclei.png", "height": 90, "width": 90}
+    content = {"images": [image], "annotations": objects, "categories": [{"id": 1, "name": "nucleus"}]}
+    file = tmp_path / "nuclei.json"
+    file.write_text(json.dumps(content))
+    nuclei = read_truth(file)
+    analysis = analyzed(nuclei, detect(nuclei), PixelEncoder(mask_size=8), tmp_path)
+    assert len(analysis.pairs) == 121 and analysis.lost["detection"] == pytest.approx(0)
+
+
 def test_encoded_masks_in_perfect_boxes(truth: Truth, encoder: PCAEncoder, tmp_path: Path) -> None:
     results = detect(truth, lambda masks, classes: encoder.decode(encoder.encode(masks)))
     analysis = analyzed(truth, results, encoder, tmp_path)
