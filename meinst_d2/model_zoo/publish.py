@@ -25,7 +25,12 @@ from meinst_d2.files import atomic_path
 from meinst_d2.model_zoo.trained import RUN_CONFIG, build, read_weights, require_same_tensors
 from meinst_d2.model_zoo.zoo import config_from_string
 
-PRIVATE_KEYS = {"MODEL.WEIGHTS": "", "MODEL.MEINST.COMPONENTS": "", "OUTPUT_DIR": "./output"}
+PRIVATE_KEYS = {
+    "MODEL.WEIGHTS": "",
+    "MODEL.MEINST.COMPONENTS": "",
+    "MODEL.TIMM.CHECKPOINT": "",
+    "OUTPUT_DIR": "./output",
+}
 """Paths of the machine that trained; the file carries what was in them."""
 BEST_FIRST = ("model_best.pth", "model_final.pth")
 

@@ -284,6 +284,7 @@ def build(cfg: CfgNode | DictConfig, device: str | None = None, notes: list[str]
     cfg.MODEL.DEVICE = where
     if where == "meta":
         cfg.MODEL.MEINST.COMPONENTS = ""
+        cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.TIMM.CHECKPOINT = False, ""
     try:
         with torch.device("meta") if where == "meta" else nullcontext():
             return build_model(cfg)

@@ -12,7 +12,8 @@ import torch
 from meinst_d2.checkpoint.checkpointer import CheckpointInfo, MEInstCheckpointer
 from meinst_d2.commands.publish import main
 from meinst_d2.model_zoo.publish import metrics_of, publish_run
-from tests.models import tiny_cfg, tiny_model
+from meinst_d2.model_zoo.trained import build
+from tests.models import load_cfg, tiny_cfg, tiny_model
 
 
 def write_run(folder: Path, *overrides: Any, name: str = "model_final") -> Path:
@@ -20,6 +21,7 @@ def write_run(folder: Path, *overrides: Any, name: str = "model_final") -> Path:
     run = folder / "run"
     run.mkdir()
     private = ("OUTPUT_DIR", str(run), "MODEL.MEINST.COMPONENTS", "/home/me/c.npz", "MODEL.WEIGHTS", "/home/me/w.pth")
+    private += ("MODEL.TIMM.CHECKPOINT", "/home/me/timm.pth")
     cfg = tiny_cfg(*private, *overrides)
     (run / "config.yaml").write_text(cfg.dump())
     model = tiny_model()
@@ -108,3 +110,10 @@ def test_what_cannot_be_published_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not fit this version of meinst_d2: .*NEW_KEY"):
         publish_run(run, tmp_path / "out", "tiny")
     assert not (tmp_path / "out").exists()
+
+
+def test_checking_the_tensors_of_a_timm_model_reads_none_of_its_first_weights() -> None:
+    cfg = load_cfg("real/nuclei.yaml", "MODEL.TIMM.CHECKPOINT", "/home/me/timm.pth")
+    assert build(cfg, "meta").backbone.bottom_up.net is not None
+    with pytest.raises(FileNotFoundError):
+        build(cfg, "cpu")
