@@ -177,7 +177,7 @@ def config_of(args: argparse.Namespace, variant: str, seed: int) -> Any:
 
 
 def finished(cfg: Any) -> Run:
-    """A run that is complete: that of an earlier call, one resumed from there, or a new one.
+    """A run that is complete: that of an earlier call, one resumed from there, or a new one; with its ``losses.png``.
 
     Returns:
         ``config``; ``results`` of the evaluation; ``seconds`` of training, None where an earlier version of this script
@@ -199,6 +199,7 @@ def finished(cfg: Any) -> Run:
         trainer = runs.train(cfg, resume=resume)
         run = {"config": settings, "results": finite(trainer._last_eval_results), "seconds": trainer.clock.seconds}
         write_json(file, run | {"weights": str(weights)})
+        runs.draw_losses(folder / "losses.png", folder / "metrics.json")
     return {"seconds": None, "weights": str(weights), **run, "results": finite(run["results"])}
 
 
