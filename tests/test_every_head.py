@@ -45,7 +45,7 @@ def distinct_models() -> dict[str, CfgNode]:
         name = path.relative_to(ROOT / "configs").with_suffix("")
         if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":  # Detectron2's Mask R-CNN, to compare with
             continue
-        if name.parts[0] == "timm":  # which have no tiny form; tests/modeling/test_timm.py has their backbones
+        if name.parts[0] in ("timm", "real"):  # no tiny form; tests/modeling/test_timm.py has their backbones
             continue
         found.setdefault(cfg.MODEL.dump(), (str(name), cfg))
     return dict(found.values())
