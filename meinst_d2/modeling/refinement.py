@@ -159,7 +159,7 @@ class RefinementHead(nn.Module):
             x = torch.cat((x, prior[:, None].to(x.dtype)), dim=1)
         # Without gradients into the features: with them, masks and boxes get worse (docs/better-masks.md).
         class_logits = (
-            self.cls_score(self.classifier(x.detach())).float() if self.num_classes else x.new_zeros(len(x), 0)
+            self.cls_score(self.classifier(x.detach())).float() if self.num_classes else x.new_zeros(x.shape[0], 0)
         )
         x = self.predictor(self.upsample(self.convs(x)))[:, 0].float()
         if self.code_as_prior:
