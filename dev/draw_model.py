@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,10 +25,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--output", type=Path, required=True, metavar="FILE", help="the picture")
     add("--count", type=int, default=6, help="images, evenly spaced over those that have enough objects (default 6)")
     add("--min-objects", type=int, default=1, help="that are enough (default 1; above 40, nothing is labeled)")
-    add("--columns", type=int, default=3, help="images side by side (default 3)")
-    add("--score-threshold", type=float, default=0.4, help="detections below are left out (default 0.4)")
     args = parser.parse_args(argv)
-    require_positive(parser, args, "count", "min_objects", "columns")
+    require_positive(parser, args, "count", "min_objects")
     return args
 
 
@@ -40,10 +39,12 @@ def main() -> None:
 
     register_coco(f"drawn={args.dataset}")
     records = [record for record in dataset_dicts("drawn") if len(record["annotations"]) >= args.min_objects]
+    if not records:
+        sys.exit(f"draw_model.py: no image has {args.min_objects} objects: choose a smaller --min-objects")
     records = records[:: max(len(records) // args.count, 1)][: args.count]
     model = meinst_d2.load(args.weights)
     found = [model(record["file_name"]) for record in records]
-    draw_sheet(args.output, records, found, "drawn", score_thresh=args.score_threshold, columns=args.columns)
+    draw_sheet(args.output, records, found, "drawn")
     print(f"wrote {args.output}")
 
 

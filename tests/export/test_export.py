@@ -125,11 +125,15 @@ def test_onnx_of_five_levels_with_deformable_convolutions_detects_the_same(tmp_p
 
 
 @needs_onnx
-@pytest.mark.parametrize(("file_format", "cap", "least"), [("onnx", 100, 200), ("exported_program", 1, 2)])
+@pytest.mark.parametrize(
+    ("file_format", "cap", "least", "classify"),
+    [("onnx", 100, 200, True), ("exported_program", 1, 2, True), ("onnx", 100, 200, False)],
+)
 def test_refined_masks_are_the_same_of_many_of_one_and_of_none(
-    tmp_path: Path, file_format: str, cap: int, least: int
+    tmp_path: Path, file_format: str, cap: int, least: int, classify: bool
 ) -> None:
-    source = tiny_source(*HEADS["refined"], "TEST.DETECTIONS_PER_IMAGE", cap)
+    options = ("TEST.DETECTIONS_PER_IMAGE", cap, "MODEL.MEINST.REFINE.CLASSIFY", classify)
+    source = tiny_source(*HEADS["refined"], *options)
     run = FORMATS[file_format](DetectionGraph(source.model), tmp_path / "model", source.metadata, OPSET)
     assert check(source.model, run, BATCHES).detections >= least
     batch, sizes = pad_batch(images((64, 64), (64, 64)), 32)
