@@ -1,5 +1,6 @@
 # make demo, make test and the rest do everything they need on a fresh machine; make help lists them.
 VENV ?= .venv
+EXTRAS_VENV ?= .venv-extras
 PYTHON ?= python3
 FUZZ_SECONDS ?= 600
 
@@ -23,7 +24,7 @@ run := $(VENV)/bin/python
 parallel := -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-core install-fuzz demo test test-quick test-core fuzz soak matrix lint types check docs clean $(FUZZERS:%=fuzz-%)
+.PHONY: help install install-core install-fuzz install-extras demo test test-quick test-core test-extras fuzz soak matrix lint types check docs clean $(FUZZERS:%=fuzz-%)
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -38,6 +39,9 @@ install-core:
 install-fuzz:
 	@:$(call ensure,fuzz)
 
+install-extras:
+	@:$(call ensure,extras)
+
 demo: install  ## generate shapes, fit components, train a small model on the CPU, evaluate, draw (4 minutes)
 	$(run) dev/demo_shapes.py
 
@@ -49,6 +53,10 @@ test-quick: install  ## the unit tests of the two ideas, model and data, in two 
 
 test-core: install-core  ## the tests that need neither Detectron2 nor a compiler
 	$(run) -m pytest $(parallel) $(CORE)
+
+test-extras:  ## the tests of what needs optional libraries, in an environment of its own, .venv-extras
+	+$(MAKE) install-extras VENV=$(EXTRAS_VENV)
+	$(EXTRAS_VENV)/bin/python -m pytest tests/extras
 
 fuzz: $(FUZZERS:%=fuzz-%)  ## every reader of files with inputs made to break it, FUZZ_SECONDS each (default 600)
 
@@ -74,5 +82,5 @@ docs: install  ## the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(run) -m mkdocs build --strict
 
 clean:  ## remove the environment, caches and build leftovers; never output/ or datasets/
-	rm -rf .venv .matrix .install-error build dist site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-extras .matrix .install-error build dist site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -54,6 +54,7 @@ setup(
     ],
     entry_points={"console_scripts": ["meinst = meinst_d2.commands:main"]},
     extras_require={
+        "albumentations": ["albumentations"],
         "dev": [
             *DOCS,
             *EXPORT,

@@ -19,6 +19,7 @@ TITLES = {
     "_add_masks": "Masks",
     "_add_refinement": "Refined masks",
     "_add_timm": "Backbones of timm",
+    "_add_augmentation": "Augmentation",
     "add_meinst_config": "Training and evaluation",
 }
 HEADER = """# Config reference

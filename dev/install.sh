@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Brings a virtual environment to where the tests and the demo run; installs only what is missing.
-# usage: dev/install.sh VENV full|core|fuzz  (core leaves out Detectron2 and needs no compiler; fuzz adds atheris to it)
+# usage: dev/install.sh VENV full|core|fuzz|extras
+# (core leaves out Detectron2 and needs no compiler; fuzz adds atheris to it, extras adds the optional libraries to full)
 # On failure the reason and the fix are the last line printed, and the content of .install-error.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -43,7 +44,7 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 
 step="looking for what Detectron2 is built with"
-if [ "$mode" = full ] && ! has 'import detectron2'; then
+if [[ $mode = full || $mode = extras ]] && ! has 'import detectron2'; then
     command -v git >/dev/null || fail "there is no git; install it (Debian: apt install git)"
     command -v "${CXX:-c++}" >/dev/null || fail "there is no C++ compiler; install one (Debian: apt install g++)"
 fi
@@ -58,13 +59,14 @@ step="installing the build tools"
 has 'import pkg_resources, wheel' || pip_install 'setuptools<81' wheel
 
 step="installing Detectron2"
-if [ "$mode" = full ] && ! has 'import detectron2'; then
+if [[ $mode = full || $mode = extras ]] && ! has 'import detectron2'; then
     pip_install --no-build-isolation "git+$repository@$commit"
 fi
 
 step="installing meinst_d2"
 extras=dev
 [ "$mode" = fuzz ] && extras=dev,fuzz
+[ "$mode" = extras ] && extras=dev,albumentations
 pip_install --no-build-isolation -e ".[$extras]"
 touch "$stamp"
 echo "== $venv is ready"

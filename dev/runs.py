@@ -27,6 +27,7 @@ from meinst_d2.checkpoint.checkpointer import MEInstCheckpointer
 from meinst_d2.checkpoint.resume import TAG
 from meinst_d2.commands import fit as fit_command
 from meinst_d2.commands import train as train_command
+from meinst_d2.data.augmentation import build_augmentations
 from meinst_d2.data.datasets import dataset_dicts
 from meinst_d2.data.image_files import read_image
 from meinst_d2.data.instances import from_dataset_dicts, make_templates
@@ -84,11 +85,11 @@ class TimedTrainer(Trainer):
 
 
 class Detectron2Trainer(TimedTrainer):
-    """Of Detectron2's own models, which learn from whole masks: everything else is as for ours."""
+    """Of Detectron2's own models, which learn from whole masks: the rest is as for ours, copy-paste apart."""
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        return build_train_loader(cfg, DatasetMapper(cfg, is_train=True))
+        return build_train_loader(cfg, DatasetMapper(cfg, is_train=True, augmentations=build_augmentations(cfg)))
 
 
 def train(cfg: CfgNode, *, resume: bool = False) -> TimedTrainer:

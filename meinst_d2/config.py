@@ -53,6 +53,7 @@ def add_meinst_config(cfg: CN) -> None:
     _add_masks(cfg.MODEL.MEINST)
     _add_refinement(cfg.MODEL.MEINST)
     _add_timm(cfg.MODEL)
+    _add_augmentation(cfg)
     # "SGD" (Detectron2's) or "AdamW" (momentum keys do not apply; BASE_LR, WEIGHT_DECAY and clipping do).
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Of AdamW: how slowly the means of gradients and of their squares change. 0.95 for the latter learns faster where
@@ -238,3 +239,21 @@ def _add_timm(model: CN) -> None:
     timm.DROP_PATH = 0.0
     # Factor of the learning rate from every layer to the one below; 1 for the same in all, 0.7 to 0.9 for transformers.
     timm.LR_DECAY = 1.0
+
+
+def _add_augmentation(cfg: CN) -> None:
+    cfg.INPUT.SCALE_JITTER, cfg.INPUT.COLOR_JITTER, cfg.INPUT.COPY_PASTE = CN(), CN(), CN()
+    # Large-scale jitter, in place of MIN_SIZE_TRAIN and MAX_SIZE_TRAIN: an image is resized to RANGE of what fits into
+    # SIZE (height, width), and a random part of that size is cut from larger ones.
+    cfg.INPUT.SCALE_JITTER.ENABLED = False
+    cfg.INPUT.SCALE_JITTER.RANGE = (0.1, 2.0)
+    cfg.INPUT.SCALE_JITTER.SIZE = (1024, 1024)
+    # Factors of brightness, contrast and saturation between 1 - x and 1 + x; 0 leaves them.
+    cfg.INPUT.COLOR_JITTER.BRIGHTNESS = 0.0
+    cfg.INPUT.COLOR_JITTER.CONTRAST = 0.0
+    cfg.INPUT.COLOR_JITTER.SATURATION = 0.0
+    # Share of the images that get objects of another image of the set, which hide what is below them.
+    cfg.INPUT.COPY_PASTE.PROB = 0.0
+    # A pipeline of the library albumentations, applied after these: what albumentations.save(pipeline, "file.yaml",
+    # data_format="yaml") wrote.
+    cfg.INPUT.ALBUMENTATIONS = ""

@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from meinst_d2.commands import make_parser, reporting, require_positive
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ examples:
   meinst check mine/train.json mine/images
   meinst check mine/train.json mine/images --decode --contact-sheet sheet.png --json report.json
   meinst check mine/train.json --components output/components/mine.npz      # without opening images
+  meinst check mine/train.json mine/images --augmented augmented.png --config-file mine.yaml
   meinst check mine/train.json mine/images --drop-bad mine/train_usable.json
 """
 PAIRS = ("28/60", "28/100", "56/100")
@@ -51,7 +54,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--no-encodings", action="store_true", help="do not measure encodings")
     add("--components", metavar="FILE", help="components of meinst fit to measure instead of fitting")
     add("--contact-sheet", metavar="PNG", help="draw sampled annotations, marking the bad ones")
-    add("--samples", type=int, default=48, metavar="N", help="of the contact sheet (default 48)")
+    augmented = "draw training samples as the network gets them, augmented as --config-file says, with their masks"
+    add("--augmented", metavar="PNG", help=augmented)
+    add("--samples", type=int, default=48, metavar="N", help="of the contact sheet and of the augmented (default 48)")
     add("--json", metavar="REPORT.json", help="also write the report as JSON")
     drop = "write a copy without unusable annotations and images; OUT.dropped.csv lists them"
     add("--drop-bad", metavar="OUT.json", help=drop)
@@ -65,6 +70,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--decode needs the folder of images")
     if args.no_images:
         args.images = None
+    if args.augmented and args.images is None:
+        parser.error("--augmented needs the folder of images")
     return args
 
 
@@ -81,6 +88,22 @@ def load_config(config_file: str | None) -> CfgNode:
     return cfg
 
 
+def draw_augmented(path: str, annotations: str, images: str, cfg: CfgNode, count: int) -> None:
+    """Draw the first training samples of a config on a dataset, with the seed of the config or 0."""
+    from meinst_d2.data.datasets import class_names, register_coco, training_records
+    from meinst_d2.data.loader import SeededMapDataset, build_mapper
+    from meinst_d2.visualization.drawing import draw_samples
+
+    name = "augmented"
+    register_coco(f"{name}={annotations}:{images}")
+    records = training_records((name,), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    seed = max(cfg.SEED, 0)
+    samples = SeededMapDataset(records, build_mapper(cfg, records), seed)
+    order = np.random.default_rng(seed).permutation(len(records))[:count]
+    drawn = [samples[int(index), position] for position, index in enumerate(order)]
+    draw_samples(path, drawn, cfg.INPUT.FORMAT, class_names(name))
+
+
 def check(args: argparse.Namespace) -> int:
     """Check, print, write; returns the exit status."""
     from meinst_d2.check.coco_file import require_other_file, write_without_bad
@@ -90,7 +113,7 @@ def check(args: argparse.Namespace) -> int:
     from meinst_d2.encoding import load_components
     from meinst_d2.files import atomic_path, require_writable
 
-    for path in filter(None, (args.json, args.contact_sheet, args.drop_bad)):
+    for path in filter(None, (args.json, args.contact_sheet, args.augmented, args.drop_bad)):
         require_writable(path)
     if args.drop_bad:
         require_other_file(args.annotations, args.drop_bad)
@@ -111,6 +134,9 @@ def check(args: argparse.Namespace) -> int:
     if args.contact_sheet:
         draw_contact_sheet(args.contact_sheet, report.file, args.images, bad_rules(report), args.samples)
         print(f"wrote {args.contact_sheet}")
+    if args.augmented:
+        draw_augmented(args.augmented, args.annotations, args.images, cfg, args.samples)
+        print(f"wrote {args.augmented}")
     if args.drop_bad:
         list_path, lines = write_without_bad(report.file, args.drop_bad)
         for line in lines[:LISTED]:

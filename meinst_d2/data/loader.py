@@ -27,6 +27,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from meinst_d2.config import check_choices
+from meinst_d2.data.copy_paste import CopyPaste
 from meinst_d2.data.datasets import DatasetError, training_records
 from meinst_d2.data.instances import count_learnable
 from meinst_d2.data.mapper import MEInstDatasetMapper
@@ -200,7 +201,7 @@ def make_train_loader(
     Raises:
         DatasetError: nothing can be learned from the records.
     """
-    if isinstance(mapper, MEInstDatasetMapper):
+    if isinstance(mapper, (MEInstDatasetMapper, CopyPaste)):
         _require_learnable(records, masks=mapper.mask_size is not None)
     wide = [aspect_ratio_grouping and record["width"] > record["height"] for record in records]
     batches = TrainingBatches(
@@ -228,6 +229,16 @@ def _require_learnable(records: Sequence[dict[str, Any]], *, masks: bool) -> Non
         logging.getLogger(__name__).warning(f"Little can be learned: {said}; meinst check says which.")
 
 
+def build_mapper(cfg: CfgNode, records: Sequence[dict[str, Any]]) -> MEInstDatasetMapper | CopyPaste:
+    """The mapper of a config, which pastes objects of other records where ``INPUT.COPY_PASTE`` asks for it.
+
+    Raises:
+        ValueError: an augmentation cannot be made as the config says.
+    """
+    mapper, prob = MEInstDatasetMapper(cfg), cfg.INPUT.COPY_PASTE.PROB
+    return CopyPaste(mapper, records, prob) if prob else mapper
+
+
 def build_train_loader(cfg: CfgNode, mapper: Callable[[Any], dict[str, Any]] | None = None) -> TrainLoader:
     """The loader of ``DATASETS.TRAIN``; ``SEED`` must not be negative.
 
@@ -236,6 +247,8 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[Any], dict[str, Any]] | N
     """
     records = training_records(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     check_choices(cfg)
+    # Workers would copy a list, page by page, as they count references to its objects.
+    shared = DatasetFromList(list(records), copy=False) if cfg.INPUT.COPY_PASTE.PROB else records
     repeat_factors = None
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         repeat_factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
@@ -243,7 +256,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[Any], dict[str, Any]] | N
         ).numpy()
     return make_train_loader(
         records,
-        mapper or MEInstDatasetMapper(cfg),
+        mapper or build_mapper(cfg, shared),
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
         seed=cfg.SEED,
         num_workers=cfg.DATALOADER.NUM_WORKERS,

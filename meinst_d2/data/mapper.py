@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import detectron2.data.detection_utils as utils
@@ -15,10 +16,11 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.logger import log_first_n
 from threadpoolctl import ThreadpoolController
 
+from meinst_d2.data.augmentation import AlbumentationsPipeline, AugmentedImage, bounds, build_augmentations
 from meinst_d2.data.image_files import read_image
 from meinst_d2.data.instances import from_dict, why_unusable
 from meinst_d2.masks.rasterize import crop_bitmask, rasterize_polygons
-from meinst_d2.masks.rle import UnusableInstance, bitmask_of, tight_window, usable_polygons
+from meinst_d2.masks.rle import UnusableInstance, bitmask_of, usable_polygons
 
 SMALLEST_BOX = 1e-5
 """Boxes with a side of at most this many pixels after augmentation are dropped, as Detectron2 drops them."""
@@ -45,6 +47,7 @@ class MEInstDatasetMapper:
         mask_size: int | None,
         fine_size: int | None = None,
         recompute_boxes: bool = False,
+        pipeline: AlbumentationsPipeline | None = None,
     ) -> None:
         """
         Args:
@@ -53,23 +56,22 @@ class MEInstDatasetMapper:
             mask_size: S, or None to make no masks.
             fine_size: T, of a second template, or None to make none.
             recompute_boxes: fit boxes to the masks after augmentation, for crops that cut objects.
+            pipeline: applied after the augmentations.
         """
         self.augmentations = T.AugmentationList(list(augmentations))
         self.image_format, self.mask_size, self.recompute_boxes = image_format, mask_size, recompute_boxes
-        self.fine_size = fine_size
+        self.fine_size, self.pipeline = fine_size, pipeline
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        augmentations = utils.build_augmentation(cfg, is_train=True)
-        if cfg.INPUT.CROP.ENABLED:
-            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
-        refine = cfg.MODEL.MEINST.REFINE
+        refine, pipeline = cfg.MODEL.MEINST.REFINE, cfg.INPUT.ALBUMENTATIONS
         return {
-            "augmentations": augmentations,
+            "augmentations": build_augmentations(cfg),
             "image_format": cfg.INPUT.FORMAT,
             "mask_size": cfg.MODEL.MEINST.MASK_SIZE if cfg.MODEL.MASK_ON else None,
             "fine_size": refine.TARGET_SIZE if cfg.MODEL.MASK_ON and refine.ENABLED else None,
-            "recompute_boxes": cfg.INPUT.CROP.ENABLED and cfg.MODEL.MASK_ON,
+            "recompute_boxes": (cfg.INPUT.CROP.ENABLED or cfg.INPUT.SCALE_JITTER.ENABLED) and cfg.MODEL.MASK_ON,
+            "pipeline": AlbumentationsPipeline(pipeline, cfg.INPUT.FORMAT) if pipeline else None,
         }
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,24 +83,35 @@ class MEInstDatasetMapper:
             ``file_name``, ``image_id``, ``height`` and ``width`` of the record, ``image`` (3, H, W) uint8, and
             ``instances`` with ``gt_boxes``, ``gt_classes`` and, with masks, ``gt_mask_templates`` (M, S, S) bool.
         """
-        sample = {key: record[key] for key in ("file_name", "image_id", "height", "width") if key in record}
+        return self.finish(record, self.augment(record))
+
+    def augment(self, record: Mapping[str, Any]) -> AugmentedImage:
+        """The image of a record and the instances that can be learned from, after augmentation."""
         image = read_image(record["file_name"], self.image_format)
-        utils.check_image_size(sample, image)
+        utils.check_image_size(dict(record), image)
         aug_input = T.AugInput(image)
         transforms = self.augmentations(aug_input)
-        image = aug_input.image
-        sample["image"] = torch.from_numpy(image.transpose(2, 0, 1).copy())
-        try:
-            with THREADS.limit(limits=1, user_api="blas"):
-                sample["instances"] = self._instances(record, transforms, image.shape[:2])
-        except (LookupError, OverflowError, TypeError, ValueError) as error:
-            reason = f"({type(error).__name__} {error}): meinst check says what is wrong with them"
-            raise ValueError(f"the annotations of {record['file_name']} cannot be used {reason}") from error
-        return sample
+        with _naming(record), THREADS.limit(limits=1, user_api="blas"):
+            augmented = self._augment_annotations(record, aug_input.image, transforms)
+        return augmented if self.pipeline is None else self.pipeline(augmented)
 
-    def _instances(
-        self, record: Mapping[str, Any], transforms: T.TransformList, image_size: tuple[int, int]
-    ) -> Instances:
+    def finish(self, record: Mapping[str, Any], augmented: AugmentedImage) -> dict[str, Any]:
+        """The sample of a record whose image and instances are as given."""
+        sample = {key: record[key] for key in ("file_name", "image_id", "height", "width") if key in record}
+        sample["image"] = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy())
+        instances = Instances(augmented.image.shape[:2])
+        instances.gt_boxes = Boxes(torch.from_numpy(augmented.boxes))
+        instances.gt_classes = torch.tensor(augmented.classes, dtype=torch.int64)
+        with _naming(record), THREADS.limit(limits=1, user_api="blas"):
+            for name, size in (("gt_mask_templates", self.mask_size), ("gt_fine_templates", self.fine_size)):
+                if size is not None:
+                    templates = _make_templates(augmented.segmentations, augmented.boxes, size)
+                    instances.set(name, torch.from_numpy(templates))
+        return sample | {"instances": instances}
+
+    def _augment_annotations(
+        self, record: Mapping[str, Any], image: np.ndarray, transforms: T.TransformList
+    ) -> AugmentedImage:
         annotations, segmentations = [], []
         for annotation in record.get("annotations", ()):
             if annotation.get("iscrowd", 0):
@@ -110,23 +123,27 @@ class MEInstDatasetMapper:
             except UnusableInstance as error:
                 _warn_of(record, error.reason)
         if self.recompute_boxes:
-            gt_boxes = np.array([_bounds(segmentation) for segmentation in segmentations], np.float32).reshape(-1, 4)
+            boxes = np.array([bounds(segmentation) for segmentation in segmentations], np.float32).reshape(-1, 4)
         else:
-            gt_boxes = _transform_boxes(annotations, transforms, image_size)
-        has_area = ((gt_boxes[:, 2:] - gt_boxes[:, :2]) > SMALLEST_BOX).all(axis=1)
+            boxes = _transform_boxes(annotations, transforms, image.shape[:2])
+        has_area = ((boxes[:, 2:] - boxes[:, :2]) > SMALLEST_BOX).all(axis=1)
         for i in (~has_area).nonzero()[0].tolist():
             _warn_of(record, why_unusable(from_dict(annotations[i], record), masks=False))  # unless a crop cut it away
         keep = has_area.nonzero()[0].tolist()
-        instances = Instances(image_size)
-        instances.gt_boxes = Boxes(torch.from_numpy(gt_boxes[keep]))
+        if self.mask_size is None:  # a pipeline moves boxes as it moves masks
+            segmentations = [[boxes[i, [0, 1, 2, 1, 2, 3, 0, 3]]] for i in range(len(boxes))]
         classes = [int(annotations[i]["category_id"]) for i in keep]
-        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
-        if self.mask_size is not None:
-            kept, boxes = [segmentations[i] for i in keep], gt_boxes[keep]
-            instances.gt_mask_templates = torch.from_numpy(_make_templates(kept, boxes, self.mask_size))
-            if self.fine_size is not None:
-                instances.gt_fine_templates = torch.from_numpy(_make_templates(kept, boxes, self.fine_size))
-        return instances
+        return AugmentedImage(image, classes, boxes[keep], [segmentations[i] for i in keep])
+
+
+@contextmanager
+def _naming(record: Mapping[str, Any]) -> Iterator[None]:
+    """Within the block, errors name the record that they are about."""
+    try:
+        yield
+    except (LookupError, OverflowError, TypeError, ValueError) as error:
+        reason = f"({type(error).__name__} {error}): meinst check says what is wrong with them"
+        raise ValueError(f"the annotations of {record['file_name']} cannot be used {reason}") from error
 
 
 def _warn_of(record: Mapping[str, Any], reason: str) -> None:
@@ -154,17 +171,6 @@ def _transform_segmentation(segmentation: Any, record: Mapping[str, Any], transf
         return [polygon.reshape(-1) for polygon in transforms.apply_polygons(polygons)]
     mask = bitmask_of(segmentation, (record["height"], record["width"]))
     return transforms.apply_segmentation(np.ascontiguousarray(mask, np.uint8))
-
-
-def _bounds(segmentation: Any) -> np.ndarray:
-    """The tight box of transformed polygons or of a bit mask; zeros where nothing is left."""
-    if isinstance(segmentation, list):
-        if not segmentation:
-            return np.zeros(4)
-        points = np.concatenate(segmentation).reshape(-1, 2)
-        return np.concatenate((points.min(axis=0), points.max(axis=0)))
-    rows, columns = tight_window(segmentation)
-    return np.array([columns.start, rows.start, columns.stop, rows.stop], np.float64)
 
 
 def _make_templates(segmentations: Sequence[Any], boxes: np.ndarray, mask_size: int) -> np.ndarray:

@@ -27,6 +27,7 @@ from meinst_d2.checkpoint.resume import OpenedCheckpoint, open_last_whole
 from meinst_d2.config import check_choices
 from meinst_d2.config_file import value_of
 from meinst_d2.data.datasets import class_names, loading, require_dataset
+from meinst_d2.data.loader import build_mapper
 from meinst_d2.encoding import MASK_ENCODER_REGISTRY, SigmoidClamp, load_components
 from meinst_d2.engine.trainer import COMPONENTS_DIFFER
 from meinst_d2.evaluation import build_evaluator
@@ -89,6 +90,7 @@ def check_before_start(
     problems += _wrong_keys(cfg)
     if not eval_only:
         problems += _wrong_settings(cfg, num_processes)
+        check(build_mapper, cfg, [])
     start = check(_open_start, cfg, resume)
     opened, resumes = start or (None, False)
     trains = not (eval_only or resumes)  # the class layer, and perhaps the mask predictor, can be re-initialized

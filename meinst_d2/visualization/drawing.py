@@ -17,6 +17,7 @@ import matplotlib
 import matplotlib.colors
 import numpy as np
 from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.structures import Instances
 from detectron2.utils.colormap import random_color
 from detectron2.utils.video_visualizer import VideoVisualizer, _DetectedInstance
@@ -28,6 +29,7 @@ from matplotlib.font_manager import FontProperties
 from meinst_d2.data.coco import listed
 from meinst_d2.data.image_files import read_image
 from meinst_d2.files import atomic_path
+from meinst_d2.masks.paste import paste_masks
 
 MOST_LABELED = 40
 """With more masks than this in an image, boxes and labels would hide them."""
@@ -203,5 +205,43 @@ def draw_sheet(
     for axis, title in zip(axes.ravel(), titles, strict=False):
         axis.set_title(title, fontsize=10, parse_math=False)
     figure.subplots_adjust(0.003, 0.003, 0.997, 1 - 0.1 / max(rows, 1) * bool(titles), 0.02, 0.12 if titles else 0.02)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=100)
+
+
+def draw_samples(
+    path: str | os.PathLike[str],
+    samples: Sequence[Mapping[str, Any]],
+    image_format: str,
+    class_names: Sequence[str],
+    *,
+    columns: int = 6,
+    width: int = 320,
+) -> None:
+    """Training samples as the network gets them: augmented, with their boxes and what their templates cover.
+
+    Args:
+        path: the picture.
+        samples: of the training loader: ``image``, and ``instances`` in its pixels, with templates or without.
+        image_format: as in ``INPUT.FORMAT``.
+        class_names: of the dataset.
+        columns: samples side by side.
+        width: of one, in pixels.
+    """
+    columns = max(1, min(columns, len(samples)))
+    rows = max(1, -(-len(samples) // columns))
+    figure = Figure(figsize=(columns * width / 100, rows * width / 100))
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, sample in zip(axes, samples, strict=False):
+        image = convert_image_to_rgb(sample["image"].permute(1, 2, 0), image_format)
+        truth, masks = sample["instances"], None
+        if truth.has("gt_mask_templates"):
+            masks = paste_masks(truth.gt_mask_templates.float(), truth.gt_boxes.tensor, *truth.image_size).numpy()
+        visualizer = MaskVisualizer(image, scale=width / max(image.shape[:2]))
+        labels = [class_names[label] for label in truth.gt_classes.tolist()]
+        axis.imshow(visualizer.overlay_instances(boxes=truth.gt_boxes, masks=masks, labels=labels).get_image())
+    figure.subplots_adjust(0.003, 0.003, 0.997, 0.997, 0.02, 0.02)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100)

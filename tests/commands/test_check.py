@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from meinst_d2.commands import check as check_command
 from meinst_d2.data.shapes import generate
@@ -73,6 +74,20 @@ def test_generated_shapes_are_well(main: Callable[..., tuple[int, str, str]], sh
         assert 0.8 < quality["iou"] < 1 and quality["iou"] > small["by_class"][name]["iou"]
     assert report["encodings"]["fitted_to"] + report["encodings"]["measured"] == report["objects"]
     assert f"{large['all']['iou']:.4f}" in out and (tmp_path / "s/sheet.png").stat().st_size > 10_000
+
+
+def test_augmented_samples(main: Callable[..., tuple[int, str, str]], shapes: Path, tmp_path: Path) -> None:
+    files = shapes / "annotations/instances_train.json", shapes / "train"
+    config, sheets = tmp_path / "augmented.yaml", [tmp_path / name for name in ("plain.png", "again.png", "other.png")]
+    config.write_text(f"_BASE_: {CONFIG}\nINPUT:\n  COPY_PASTE:\n    PROB: 1.0\n")
+    for sheet, given in zip(sheets, (CONFIG, CONFIG, config), strict=True):
+        main(*files, "--no-encodings", "--augmented", sheet, "--samples", 8, "--config-file", given)
+    plain, again, pasted = (np.asarray(Image.open(sheet).convert("RGB"), np.float32) for sheet in sheets)
+    assert plain.shape == (640, 1920, 3)  # rows of six
+    changed = np.abs(plain - pasted).mean()
+    assert changed > 5 and np.abs(plain - again).mean() < changed  # colours of masks are drawn at random
+    with pytest.raises(SystemExit):
+        check_command.parse_args([str(files[0]), "--augmented", "sheet.png"])
 
 
 def test_given_components(main: Callable[..., tuple[int, str, str]], shapes: Path, tmp_path: Path) -> None:

@@ -38,9 +38,32 @@ def same(a: list[list[dict[str, Any]]], b: list[list[dict[str, Any]]]) -> bool:
     )
 
 
+AUGMENTED = {
+    "INPUT.SCALE_JITTER.ENABLED": True,
+    "INPUT.SCALE_JITTER.SIZE": (48, 64),
+    "INPUT.COLOR_JITTER.BRIGHTNESS": 0.4,
+    "INPUT.COLOR_JITTER.SATURATION": 0.4,
+    "INPUT.COPY_PASTE.PROB": 0.5,
+}
+
+
+@pytest.mark.parametrize("augmentation", [{}, AUGMENTED], ids=["flips", "everything"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_any_number_of_workers_gives_the_same_samples(workers: int) -> None:
-    assert same(batches(9), batches(9, **{"DATALOADER.NUM_WORKERS": workers}))
+def test_any_number_of_workers_gives_the_same_samples(workers: int, augmentation: dict[str, Any]) -> None:
+    assert same(batches(9, **augmentation), batches(9, **augmentation, **{"DATALOADER.NUM_WORKERS": workers}))
+
+
+def test_large_scale_jitter_colours_and_pasted_objects() -> None:
+    plain = [sample for batch in batches(9) for sample in batch]
+    changed = [sample for batch in batches(9, **AUGMENTED) for sample in batch]
+    sizes = {tuple(sample["image"].shape[1:]) for sample in changed}
+    assert len(sizes) > 5 and all(height <= 48 and width <= 64 for height, width in sizes)
+    known = {sample["image_id"]: len(sample["instances"]) for sample in plain}
+    assert any(len(sample["instances"]) > known.get(sample["image_id"], 99) for sample in changed)
+    for sample in changed:
+        instances = sample["instances"]
+        assert (instances.gt_boxes.tensor[:, 2:] > instances.gt_boxes.tensor[:, :2]).all()
+        assert instances.gt_mask_templates.any(dim=(1, 2)).all()
 
 
 def test_samples_follow_from_the_seed_and_the_position() -> None:

@@ -143,6 +143,13 @@ def test_settings_that_cannot_work(files: Path) -> None:
         (("DATASETS.TRAIN", ()), "DATASETS.TRAIN is empty"),
         (("MODEL.DEVICE", "cuda"), "torch sees no GPU: add MODEL.DEVICE cpu"),
         (("MODEL.MEINST.SIGMOID_CLAMP", (0.05, 0.01)), "0 < low <= high < 0.5"),
+        (("INPUT.COPY_PASTE.PROB", 1.5), "INPUT.COPY_PASTE.PROB = 1.5 must be between 0 and 1"),
+        (("INPUT.COPY_PASTE.PROB", 0.5, "MODEL.MASK_ON", False), "copy-paste needs masks, and MODEL.MASK_ON is False"),
+        (("INPUT.COLOR_JITTER.CONTRAST", 2.0), "INPUT.COLOR_JITTER.CONTRAST = 2.0 must be between 0 and 1"),
+        (
+            ("INPUT.SCALE_JITTER.ENABLED", True, "INPUT.SCALE_JITTER.RANGE", (2.0, 0.1)),
+            r"= \(2.0, 0.1\) .* not a range",
+        ),
         (("SOLVER.OPTIMIZER", "Adam"), "SOLVER.OPTIMIZER = 'Adam' is none of SGD, AdamW"),
     ):
         if overrides[0] == "MODEL.DEVICE" and torch.cuda.is_available():
