@@ -101,12 +101,17 @@ def train(args: argparse.Namespace, opened: OpenedCheckpoint | None = None) -> A
         names = info_of(checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)).get("class_names")
         evaluators = [trainer_class.build_evaluator(cfg, dataset, names) for dataset in cfg.DATASETS.TEST]
         results = trainer_class.test(cfg, model, evaluators)
+        if cfg.TEST.AUG.ENABLED:
+            results = {**results, **trainer_class.test_with_tta(cfg, model, names)}
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
     trainer = trainer_class(cfg, opened=opened)
     trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    results = trainer.train()
+    if cfg.TEST.AUG.ENABLED:
+        results = {**results, **trainer_class.test_with_tta(cfg, trainer.evaluated_model)}
+    return results
 
 
 def fit_options(cfg: CfgNode) -> list[str]:

@@ -40,7 +40,6 @@ LEAST = {"MODEL.MEINST.NUM_CLASSES": 1, "MODEL.MEINST.DIM_MASK": 1, "MODEL.MEINS
 LEAST |= {"SOLVER.IMS_PER_BATCH": 1, "SOLVER.MAX_ITER": 0, "TEST.DETECTIONS_PER_IMAGE": 0}
 """The least values of keys that count something."""
 WITHOUT_EFFECT = {
-    "TEST.AUG.ENABLED": "test-time augmentation is not supported",
     "MODEL.KEYPOINT_ON": "keypoints are not supported",
     "MODEL.LOAD_PROPOSALS": "proposals from files are not supported",
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "set MODEL.MEINST.SCORE_THRESH_TEST (MODEL.RETINANET for MEInstRetinaNet)",

@@ -33,6 +33,7 @@ from meinst_d2.engine.step import TrainStep
 from meinst_d2.evaluation import build_evaluator
 from meinst_d2.files import remove_unfinished
 from meinst_d2.modeling.retinanet import further_state
+from meinst_d2.modeling.test_time_augmentation import DetectorWithTTA
 from meinst_d2.modeling.timm_backbone import lr_factors
 
 LOST_WORKER = "a process that loads images ended, perhaps for want of memory: lower DATALOADER.NUM_WORKERS and --resume"
@@ -247,6 +248,14 @@ class Trainer(DefaultTrainer):
         cls, cfg: CfgNode, dataset_name: str, class_names: Sequence[str] | None = None
     ) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name, class_names)
+
+    @classmethod
+    def test_with_tta(cls, cfg: CfgNode, model: nn.Module, class_names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Results with test-time augmentation, as ``bbox_TTA`` and the like; files in ``OUTPUT_DIR/inference_TTA``."""
+        logging.getLogger(__name__).info("Running inference with test-time augmentation ...")
+        evaluators = [build_evaluator(cfg, name, class_names, "inference_TTA") for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, DetectorWithTTA(cfg, model).eval(), evaluators)
+        return {f"{name}_TTA": metrics for name, metrics in results.items()}
 
 
 def distribute(model: nn.Module) -> nn.Module:

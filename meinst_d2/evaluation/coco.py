@@ -152,7 +152,9 @@ def to_coco_results(instances: Instances, image_id: Any) -> list[dict[str, Any]]
     return results
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str, class_names: Sequence[str] | None = None) -> DatasetEvaluator:
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, class_names: Sequence[str] | None = None, folder: str = "inference"
+) -> DatasetEvaluator:
     """Box and mask AP on a dataset: LVIS's for LVIS, COCO's for every other.
 
     COCO's AP counts the 100 best detections of an image, or as many as the model gives where those are more; classes
@@ -163,12 +165,13 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, class_names: Sequence[str] 
         cfg: of the model.
         dataset_name: registered.
         class_names: of the model; by default those of the training data, where it is known.
+        folder: in ``OUTPUT_DIR``.
 
     Raises:
         ValueError: the masks are in a form that LVIS's evaluator does not know, or its package is not installed; or the
             dataset has none of the model's classes.
     """
-    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    folder = os.path.join(cfg.OUTPUT_DIR, folder)
     if len(cfg.DATASETS.TEST) > 1:
         folder = os.path.join(folder, dataset_name)
     tasks = TASKS if cfg.MODEL.MASK_ON else ("bbox",)

@@ -36,6 +36,7 @@ from meinst_d2.config_file import merge_overrides
 from meinst_d2.data.image_files import read_image
 from meinst_d2.model_zoo import zoo
 from meinst_d2.modeling.proposal_generator import settle_names
+from meinst_d2.modeling.test_time_augmentation import DetectorWithTTA
 
 AnyImage = str | os.PathLike[str] | np.ndarray | Image.Image
 WEIGHT_SUFFIXES = (".pth", ".pyth", ".pkl", ".safetensors")
@@ -57,6 +58,7 @@ class TrainedModel:
         class_names: K names.
         weights: where they are from.
         notes: sentences that the user should read.
+        with_tta: the model with test-time augmentation, which is called instead where the config asks for it.
     """
 
     model: nn.Module
@@ -65,6 +67,7 @@ class TrainedModel:
     class_names: list[str]
     weights: str
     notes: list[str] = field(default_factory=list)
+    with_tta: nn.Module | None = None
 
     @torch.no_grad()
     def __call__(self, image: AnyImage, *, min_score: float = 0.0, masks: str = "bitmask") -> Instances:
@@ -85,17 +88,19 @@ class TrainedModel:
         pixels = _rgb(image)
         height, width = pixels.shape[:2]
         resized = T.AugInput(pixels[:, :, ::-1] if self.image_format == "BGR" else pixels)
+        detector = self.with_tta or self.model
         try:
-            self.resize(resized)
+            if self.with_tta is None:
+                self.resize(resized)
         except ValueError as error:  # Pillow's, for a side of 0
             raise UnusableImage(
                 f"{width} x {height} pixels cannot be brought to the network's size: {error}"
             ) from error
         if masks not in ("bitmask", "rle"):
             raise ValueError(f"masks = {masks!r} must be 'bitmask' or 'rle'")
-        self.model.mask_output = masks
+        detector.mask_output = masks
         tensor = torch.as_tensor(resized.image.astype("float32").transpose(2, 0, 1).copy())
-        found = self.model([{"image": tensor, "height": height, "width": width}])[0]["instances"].to("cpu")
+        found = detector([{"image": tensor, "height": height, "width": width}])[0]["instances"].to("cpu")
         found = found[found.scores >= min_score]
         return found[found.scores.argsort(descending=True, stable=True)]
 
@@ -181,8 +186,9 @@ def load_trained(
         augmentations = [instantiate(augmentation) for augmentation in mapper.augmentations]
         resize = augmentations[0] if len(augmentations) == 1 else T.AugmentationList(augmentations)
         datasets, image_format = (), mapper.image_format
-    names = _class_names(num_classes, about, datasets, notes)
-    return TrainedModel(model.eval(), resize, image_format, names, path, notes)
+    names, model = _class_names(num_classes, about, datasets, notes), model.eval()
+    with_tta = DetectorWithTTA(cfg, model).eval() if isinstance(cfg, CfgNode) and cfg.TEST.AUG.ENABLED else None
+    return TrainedModel(model, resize, image_format, names, path, notes, with_tta)
 
 
 def get(source: str | os.PathLike[str], trained: bool | None = None, device: str | None = None) -> nn.Module:

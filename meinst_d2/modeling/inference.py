@@ -94,7 +94,7 @@ def detect(
             if output.mask_coeffs is not None:
                 coeffs.append(output.mask_coeffs[level][image].flatten(1).T[at])  # (C, D)
         all_boxes, all_scores, all_classes = _limited(torch.cat(boxes)), torch.cat(scores), torch.cat(classes)
-        keep = _survivors(all_boxes, all_scores, all_classes, rule)
+        keep = survivors(all_boxes, all_scores, all_classes, rule)
         result = Instances(image_size)
         result.pred_boxes = Boxes(all_boxes[keep])
         result.scores = all_scores[keep]
@@ -111,7 +111,7 @@ def _limited(x: Tensor) -> Tensor:
     return x.nan_to_num(nan=0.0, posinf=LIMIT, neginf=-LIMIT).clamp_(-LIMIT, LIMIT)
 
 
-def _survivors(boxes: Tensor, scores: Tensor, classes: Tensor, rule: InferenceRule) -> Tensor:
+def survivors(boxes: Tensor, scores: Tensor, classes: Tensor, rule: InferenceRule) -> Tensor:
     """Indices of the candidates that suppression and the cap leave."""
     cap = rule.max_detections if 0 < rule.max_detections < len(scores) else len(scores)
     if rule.nms_thresh > 0 and len(boxes) > 0:

@@ -73,7 +73,6 @@ CASES = [
     override("an unknown encoder", "MODEL.MEINST.ENCODER", "VAE"),
     override("an unknown model", "MODEL.META_ARCHITECTURE", "YOLO"),
     override("an unknown device", "MODEL.DEVICE", "gpu"),
-    override("test-time augmentation", "TEST.AUG.ENABLED", True),
     override("an unknown dataset", "DATASETS.TRAIN", "('shapes_trian',)"),
     override("another number of classes than the dataset's", "MODEL.MEINST.NUM_CLASSES", 80),
     override("another D than the components'", "MODEL.MEINST.DIM_MASK", 60),

@@ -131,11 +131,16 @@ def test_weights_say_which_classes_they_have_learned(files: Path, tmp_path: Path
     MEInstCheckpointer(tiny_model(), str(tmp_path), meinst=CheckpointInfo({"class_names": NAMES})).save("w")
     few = altered(files, tmp_path / "few.json", keep_two, "val")
     changes = ("MODEL.WEIGHTS", tmp_path / "w.pth", "MODEL.MEINST.NUM_CLASSES", 6, "DATASETS.TRAIN", "('gone',)")
-    args = arguments(tmp_path, files, (), (few,), *changes)
+    args = arguments(tmp_path, files, (), (few,), *changes, "MODEL.MEINST.SCORE_THRESH_TEST", 0.0)
     args.eval_only = True
     assert set(train_command.train(args, train_command.check(args))) == {"bbox", "segm"}
     results = json.loads((tmp_path / "run/inference/coco_instances_results.json").read_text())
     assert {x["category_id"] for x in results} <= {2, 4}
+    args.opts += ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (48, 64)]
+    both = train_command.train(args, train_command.check(args))
+    assert set(both) == {"bbox", "segm", "bbox_TTA", "segm_TTA"}
+    merged = json.loads((tmp_path / "run/inference_TTA/coco_instances_results.json").read_text())
+    assert merged != results == json.loads((tmp_path / "run/inference/coco_instances_results.json").read_text())
     args.coco_dataset.append(altered(files, tmp_path / "other.json", rename, "val"))
     args.opts[args.opts.index("DATASETS.TEST") + 1] = (str(tmp_path / "other.json"),)
     with pytest.raises(ValueError, match=r"\(.*other.json\) has comet, which .*w.pth lacks"):
@@ -182,7 +187,6 @@ def test_a_dataset_that_teaches_little(files: Path, tmp_path: Path, caplog: pyte
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (("TEST.AUG.ENABLED", True), "TEST.AUG.ENABLED = True has no effect: test-time augmentation is not"),
         (("MODEL.KEYPOINT_ON", True), "keypoints are not supported"),
         (("MODEL.LOAD_PROPOSALS", True), "proposals from files are not supported"),
         (("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3), "= 0.3 has no effect: set MODEL.MEINST.SCORE_THRESH_TEST"),

@@ -68,6 +68,20 @@ def test_five_lines(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decoded, first.pred_masks[: len(some)].numpy())
 
 
+def test_several_views_where_the_config_asks_for_them(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "MODEL.MEINST.SCORE_THRESH_TEST", 0.0)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 72, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    several = ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (40, 64)]
+    plain, model = (load(run / "model_final.pth", overrides=opts) for opts in ([], several))
+    found, again = model(tmp_path / "a.png"), model(pixels, masks="rle")
+    assert torch.equal(found.pred_boxes.tensor, again.pred_boxes.tensor) and again.has("pred_masks_rle")
+    assert found.pred_masks.shape == (len(found), 40, 72)
+    mirrored = model(np.ascontiguousarray(pixels[:, ::-1]))
+    assert torch.allclose(found.scores, mirrored.scores, atol=1e-5)
+    assert not torch.equal(found.scores[:5], plain(pixels).scores[:5])
+
+
 def test_images_that_are_something_else(tmp_path: Path) -> None:
     model = load_trained(weights=str(write_run(tmp_path) / "model_final.pth"))
     for image, message in (

@@ -15,7 +15,7 @@ from meinst_d2.encoding import PCABasis, PCAEncoder, PixelEncoder
 from meinst_d2.fcos.boxes import level_locations
 from meinst_d2.masks import paste_masks
 from meinst_d2.modeling.head import HeadOutput
-from meinst_d2.modeling.inference import LIMIT, InferenceRule, MaskOutput, PasteBox, _survivors, detect, postprocess
+from meinst_d2.modeling.inference import LIMIT, InferenceRule, MaskOutput, PasteBox, detect, postprocess, survivors
 
 STRIDES, SHAPES = (8, 16), [(6, 8), (3, 4)]
 
@@ -190,7 +190,7 @@ def test_suppression_is_greedy(boxes: list, copies: int, last_class: int, equal_
     scores = torch.full((len(xyxy),), 0.5) if equal_scores else torch.rand(len(xyxy), generator=generator)
     classes = torch.randint(0, 2, (len(xyxy),), generator=generator) * last_class
     threshold = 0.6000123  # no overlap of these numbers is this one, so rounding decides nothing
-    found = _survivors(xyxy, scores, classes, InferenceRule(nms_thresh=threshold, max_detections=0))
+    found = survivors(xyxy, scores, classes, InferenceRule(nms_thresh=threshold, max_detections=0))
     assert sorted(found.tolist()) == sorted(slow_nms(xyxy, scores, classes, threshold))
     assert (scores[found].diff() <= 0).all()
 
@@ -198,13 +198,13 @@ def test_suppression_is_greedy(boxes: list, copies: int, last_class: int, equal_
 def test_a_box_that_leaves_the_image_suppresses_no_other_class() -> None:
     """torchvision moves the second box by 101 pixels, onto the first."""
     boxes = torch.tensor([[0.0, 0.0, 100.0, 100.0], [-90.0, -90.0, 12.0, 12.0]])
-    assert _survivors(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), RULE).tolist() == [0, 1]
+    assert survivors(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), RULE).tolist() == [0, 1]
 
 
 def test_a_huge_box_does_not_spare_the_copies_of_small_ones() -> None:
     """In float32 one pixel is lost beside class 79's offset of a hundred million."""
     boxes = torch.tensor([[10.0, 10.0, 11.0, 11.0], [10.1, 10.0, 11.1, 11.0], [-LIMIT, -LIMIT, LIMIT, LIMIT]])
-    assert _survivors(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([79, 79, 0]), RULE).tolist() == [0, 2]
+    assert survivors(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([79, 79, 0]), RULE).tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("count", [900, 3000])
@@ -215,12 +215,12 @@ def test_thousands_of_candidates_with_one_score(count: int) -> None:
     boxes = torch.cat((corners, corners + torch.rand(count, 2, generator=generator) * 60), 1)
     classes = torch.randint(0, 3, (count,), generator=generator)
     scores = torch.full((count,), 0.25)
-    kept = _survivors(boxes, scores, classes, InferenceRule(max_detections=0))
+    kept = survivors(boxes, scores, classes, InferenceRule(max_detections=0))
     clash = (box_iou(boxes.double(), boxes.double()) > 0.6) & (classes[:, None] == classes)
     assert 0 < len(kept) < count and len(set(kept.tolist())) == len(kept) and not clash[kept][:, kept].triu(1).any()
     assert clash[:, kept].any(1).all()  # what has gone overlaps what stays, which overlaps itself
     for cap in (len(kept) - 1, len(kept), len(kept) + 1):  # ties across the cap
-        assert _survivors(boxes, scores, classes, InferenceRule(max_detections=cap)).tolist() == kept[:cap].tolist()
+        assert survivors(boxes, scores, classes, InferenceRule(max_detections=cap)).tolist() == kept[:cap].tolist()
 
 
 def output_of(cls: float, ltrb: float, centerness: float, coeff: float) -> HeadOutput:
