@@ -20,6 +20,7 @@ TITLES = {
     "_add_refinement": "Refined masks",
     "_add_timm": "Backbones of timm",
     "_add_augmentation": "Augmentation",
+    "_add_tiles": "Large images",
     "add_meinst_config": "Training and evaluation",
 }
 HEADER = """# Config reference

@@ -54,6 +54,7 @@ def add_meinst_config(cfg: CN) -> None:
     _add_refinement(cfg.MODEL.MEINST)
     _add_timm(cfg.MODEL)
     _add_augmentation(cfg)
+    _add_tiles(cfg)
     # "SGD" (Detectron2's) or "AdamW" (momentum keys do not apply; BASE_LR, WEIGHT_DECAY and clipping do).
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Of AdamW: how slowly the means of gradients and of their squares change. 0.95 for the latter learns faster where
@@ -239,6 +240,14 @@ def _add_timm(model: CN) -> None:
     timm.DROP_PATH = 0.0
     # Factor of the learning rate from every layer to the one below; 1 for the same in all, 0.7 to 0.9 for transformers.
     timm.LR_DECAY = 1.0
+
+
+def _add_tiles(cfg: CN) -> None:
+    cfg.TEST.TILES = CN()
+    # Predict and evaluate in overlapping tiles of this many pixels of the image a side; 0 looks at whole images.
+    cfg.TEST.TILES.SIZE = 0
+    # Least share of a tile's side that neighbours have in common; more than the objects' size joins them best.
+    cfg.TEST.TILES.OVERLAP = 0.2
 
 
 def _add_augmentation(cfg: CN) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meinst_d2.commands import make_parser, reporting
+from meinst_d2.commands import make_parser, reporting, require_positive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +55,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save-json", type=Path, metavar="FILE", help="write the detections as COCO results")
     what = "least score (default 0.5)"
     parser.add_argument("--confidence-threshold", type=float, default=0.5, metavar="SCORE", help=what)
+    what = "look at overlapping tiles of this many pixels a side, for large images"
+    parser.add_argument("--tiles", type=int, metavar="PIXELS", help=what)
+    what = "least share of a tile's side that neighbours have in common (default 0.2)"
+    parser.add_argument("--overlap", type=float, metavar="SHARE", help=what)
     what = "a .ttf or .otf file that has the class names' script"
     parser.add_argument("--font", type=Path, metavar="FILE", help=what)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: MODEL.DEVICE, or cpu where there is no GPU)")
@@ -63,6 +67,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0 <= args.confidence_threshold <= 1:
         parser.error(f"--confidence-threshold {args.confidence_threshold:g} is not a score: choose 0 to 1")
+    require_positive(parser, args, "tiles")
+    if args.overlap is not None and args.tiles is None:
+        parser.error("--overlap is that of --tiles: give both")
+    for key, value in (("SIZE", args.tiles), ("OVERLAP", args.overlap)):
+        args.opts += [] if value is None else [f"TEST.TILES.{key}", str(value)]
     if args.output is None and args.save_json is None:
         args.output = Path("output/found")
     return args

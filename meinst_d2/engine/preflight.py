@@ -12,6 +12,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from torch import nn
 
 from meinst_d2.checkpoint.checkpointer import carried_components, info_of
 from meinst_d2.checkpoint.compatibility import (
@@ -33,6 +34,7 @@ from meinst_d2.engine.trainer import COMPONENTS_DIFFER
 from meinst_d2.evaluation import build_evaluator
 from meinst_d2.files import require_writable
 from meinst_d2.modeling.proposal_generator import GENERATOR_PREFIX, settle_names
+from meinst_d2.modeling.tiles import in_tiles
 
 NEEDED = ("MODEL.DEVICE", "MODEL.WEIGHTS", "OUTPUT_DIR", "INPUT.FORMAT")
 """Keys that cannot be null; those of ``MODEL.MEINST`` cannot either."""
@@ -87,6 +89,7 @@ def check_before_start(
     check(check_choices, cfg)
     check(check_device, cfg)
     problems += _wrong_keys(cfg)
+    check(in_tiles, cfg, nn.Module())
     if not eval_only:
         problems += _wrong_settings(cfg, num_processes)
         check(build_mapper, cfg, [])

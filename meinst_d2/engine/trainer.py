@@ -34,6 +34,7 @@ from meinst_d2.evaluation import build_evaluator
 from meinst_d2.files import remove_unfinished
 from meinst_d2.modeling.retinanet import further_state
 from meinst_d2.modeling.test_time_augmentation import DetectorWithTTA
+from meinst_d2.modeling.tiles import in_tiles
 from meinst_d2.modeling.timm_backbone import lr_factors
 
 LOST_WORKER = "a process that loads images ended, perhaps for want of memory: lower DATALOADER.NUM_WORKERS and --resume"
@@ -248,6 +249,11 @@ class Trainer(DefaultTrainer):
         cls, cfg: CfgNode, dataset_name: str, class_names: Sequence[str] | None = None
     ) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name, class_names)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """DefaultTrainer's, in tiles where ``TEST.TILES`` asks for them."""
+        return super().test(cfg, in_tiles(cfg, model), evaluators)
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module, class_names: Sequence[str] | None = None) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from meinst_d2.data.datasets import class_names as class_names_of
 from meinst_d2.evaluation.average_precision import MAX_DETECTIONS, GroundTruth
 from meinst_d2.files import atomic_path
 from meinst_d2.masks import RLE, encode_masks, encode_templates
+from meinst_d2.modeling.tiles import in_tiles
 
 TASKS = ("bbox", "segm")
 ALL_DETS = 1_000_000
@@ -175,7 +176,7 @@ def build_evaluator(
     if len(cfg.DATASETS.TEST) > 1:
         folder = os.path.join(folder, dataset_name)
     tasks = TASKS if cfg.MODEL.MASK_ON else ("bbox",)
-    limit = cfg.TEST.DETECTIONS_PER_IMAGE
+    limit = 0 if cfg.TEST.TILES.SIZE else cfg.TEST.DETECTIONS_PER_IMAGE  # which is of a tile then
     if MetadataCatalog.get(dataset_name).get("evaluator_type") == "lvis":
         if cfg.MODEL.MASK_ON and cfg.MODEL.MEINST.MASK_OUTPUT != "bitmask":
             form = f"MODEL.MEINST.MASK_OUTPUT is {cfg.MODEL.MEINST.MASK_OUTPUT!r}: set it to bitmask"
@@ -223,7 +224,7 @@ def evaluate_at_scale(
     cfg = cfg.clone()
     cfg.defrost()
     cfg.INPUT.MIN_SIZE_TEST, cfg.OUTPUT_DIR = scale, os.path.join(cfg.OUTPUT_DIR, str(scale))
-    loader = build_detection_test_loader(cfg, dataset_name)
+    loader, model = build_detection_test_loader(cfg, dataset_name), in_tiles(cfg, model)
     total = len(loader) if limit is None else min(limit, len(loader))
     for inputs in itertools.islice(loader, min(warm_up, total)):
         model(inputs)

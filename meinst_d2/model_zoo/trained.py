@@ -37,6 +37,7 @@ from meinst_d2.data.image_files import read_image
 from meinst_d2.model_zoo import zoo
 from meinst_d2.modeling.proposal_generator import settle_names
 from meinst_d2.modeling.test_time_augmentation import DetectorWithTTA
+from meinst_d2.modeling.tiles import in_tiles
 
 AnyImage = str | os.PathLike[str] | np.ndarray | Image.Image
 WEIGHT_SUFFIXES = (".pth", ".pyth", ".pkl", ".safetensors")
@@ -58,7 +59,7 @@ class TrainedModel:
         class_names: K names.
         weights: where they are from.
         notes: sentences that the user should read.
-        with_tta: the model with test-time augmentation, which is called instead where the config asks for it.
+        detector: what is called with whole images instead, where the config asks for test-time augmentation or tiles.
     """
 
     model: nn.Module
@@ -67,7 +68,7 @@ class TrainedModel:
     class_names: list[str]
     weights: str
     notes: list[str] = field(default_factory=list)
-    with_tta: nn.Module | None = None
+    detector: nn.Module | None = None
 
     @torch.no_grad()
     def __call__(self, image: AnyImage, *, min_score: float = 0.0, masks: str = "bitmask") -> Instances:
@@ -88,9 +89,9 @@ class TrainedModel:
         pixels = _rgb(image)
         height, width = pixels.shape[:2]
         resized = T.AugInput(pixels[:, :, ::-1] if self.image_format == "BGR" else pixels)
-        detector = self.with_tta or self.model
+        detector = self.detector or self.model
         try:
-            if self.with_tta is None:
+            if self.detector is None:
                 self.resize(resized)
         except ValueError as error:  # Pillow's, for a side of 0
             raise UnusableImage(
@@ -99,7 +100,8 @@ class TrainedModel:
         if masks not in ("bitmask", "rle"):
             raise ValueError(f"masks = {masks!r} must be 'bitmask' or 'rle'")
         detector.mask_output = masks
-        tensor = torch.as_tensor(resized.image.astype("float32").transpose(2, 0, 1).copy())
+        values = resized.image.astype("float32") if self.detector is None else resized.image
+        tensor = torch.as_tensor(values.transpose(2, 0, 1).copy())
         found = detector([{"image": tensor, "height": height, "width": width}])[0]["instances"].to("cpu")
         found = found[found.scores >= min_score]
         return found[found.scores.argsort(descending=True, stable=True)]
@@ -187,8 +189,11 @@ def load_trained(
         resize = augmentations[0] if len(augmentations) == 1 else T.AugmentationList(augmentations)
         datasets, image_format = (), mapper.image_format
     names, model = _class_names(num_classes, about, datasets, notes), model.eval()
-    with_tta = DetectorWithTTA(cfg, model).eval() if isinstance(cfg, CfgNode) and cfg.TEST.AUG.ENABLED else None
-    return TrainedModel(model, resize, image_format, names, path, notes, with_tta)
+    detector = model
+    if isinstance(cfg, CfgNode):
+        detector = in_tiles(cfg, DetectorWithTTA(cfg, model).eval() if cfg.TEST.AUG.ENABLED else model)
+    whole = detector if detector is not model else None
+    return TrainedModel(model, resize, image_format, names, path, notes, whole)
 
 
 def get(source: str | os.PathLike[str], trained: bool | None = None, device: str | None = None) -> nn.Module:

@@ -275,3 +275,16 @@ def test_a_model_without_masks(tmp_path: Path, image: Path) -> None:
     arguments = ("--input", image, "--output", tmp_path / "out.png", "--save-json", found)
     assert run("--config-file", tmp_path / "config.yaml", *arguments) == 0
     assert (tmp_path / "out.png").is_file() and "segmentation" not in json.loads(found.read_text())[0]
+
+
+def test_tiles(model: Path, image: Path, tmp_path: Path) -> None:
+    found = {}
+    for flags in ((), ("--tiles", 32), ("--tiles", 32, "--overlap", 0.8)):
+        assert run("--weights", model, "--input", image, "--save-json", tmp_path / "found.json", *flags) == 0
+        found[flags] = json.loads((tmp_path / "found.json").read_text())
+        assert found[flags] and all(one["segmentation"]["size"] == [48, 64] for one in found[flags])
+    whole, tiles, more = found.values()
+    assert whole != tiles != more != whole
+    for flags in (("--overlap", 0.5), ("--tiles", 0)):
+        with pytest.raises(SystemExit, match="2"):
+            predict_command.parse_args(["--input", str(image), *map(str, flags)])

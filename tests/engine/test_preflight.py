@@ -150,6 +150,8 @@ def test_settings_that_cannot_work(files: Path) -> None:
             ("INPUT.SCALE_JITTER.ENABLED", True, "INPUT.SCALE_JITTER.RANGE", (2.0, 0.1)),
             r"= \(2.0, 0.1\) .* not a range",
         ),
+        (("TEST.TILES.SIZE", -1), "TEST.TILES: SIZE = -1 must be at least 1"),
+        (("TEST.TILES.SIZE", 64, "MODEL.MEINST.MASK_OUTPUT", "template"), "joined masks are not templates"),
         (("SOLVER.OPTIMIZER", "Adam"), "SOLVER.OPTIMIZER = 'Adam' is none of SGD, AdamW"),
     ):
         if overrides[0] == "MODEL.DEVICE" and torch.cuda.is_available():
