@@ -73,6 +73,8 @@ setup(
         "export": EXPORT,
         "fuzz": ["atheris"],
         "lvis": ["lvis"],
+        "sahi": ["sahi"],
+        "supervision": ["supervision"],
         "timm": ["timm"],
     },
 )

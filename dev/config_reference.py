@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "meinst_d2/config.py"
-PREFIXES = {"meinst": "MODEL.MEINST", "refine": "MODEL.MEINST.REFINE", "timm": "MODEL.TIMM", "cfg": ""}
+PREFIXES = {
+    "meinst": "MODEL.MEINST",
+    "refine": "MODEL.MEINST.REFINE",
+    "timm": "MODEL.TIMM",
+    "tiles": "TEST.TILES",
+    "cfg": "",
+}
 """What the variables that keys are assigned to stand for."""
 TITLES = {
     "_add_computing": "Computation",

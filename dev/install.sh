@@ -66,7 +66,7 @@ fi
 step="installing meinst_d2"
 extras=dev
 [ "$mode" = fuzz ] && extras=dev,fuzz
-[ "$mode" = extras ] && extras=dev,albumentations
+[ "$mode" = extras ] && extras=dev,albumentations,sahi,supervision
 pip_install --no-build-isolation -e ".[$extras]"
 touch "$stamp"
 echo "== $venv is ready"

@@ -243,11 +243,11 @@ def _add_timm(model: CN) -> None:
 
 
 def _add_tiles(cfg: CN) -> None:
-    cfg.TEST.TILES = CN()
+    tiles = cfg.TEST.TILES = CN()
     # Predict and evaluate in overlapping tiles of this many pixels of the image a side; 0 looks at whole images.
-    cfg.TEST.TILES.SIZE = 0
+    tiles.SIZE = 0
     # Least share of a tile's side that neighbours have in common; more than the objects' size joins them best.
-    cfg.TEST.TILES.OVERLAP = 0.2
+    tiles.OVERLAP = 0.2
 
 
 def _add_augmentation(cfg: CN) -> None:
