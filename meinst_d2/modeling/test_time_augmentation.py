@@ -26,6 +26,9 @@ from torchvision.ops import box_iou
 from meinst_d2.modeling.inference import InferenceRule, MaskOutput, PasteBox, postprocess, survivors
 from meinst_d2.modeling.refinement import resample
 
+SAME_OBJECT = 0.7
+"""Least IoU of detections that are averaged; of those that overlap by less, some are of neighbours."""
+
 
 class DetectorWithTTA(nn.Module):
     """A detector that looks at several views of an image; inputs and outputs are those of the detector."""
@@ -112,7 +115,7 @@ class DetectorWithTTA(nn.Module):
 
 
 def merge(found: Instances, rule: InferenceRule) -> Instances:
-    """The detections that suppression keeps, each the mean of itself and of those that it suppresses.
+    """The detections that suppression keeps, each the mean of itself and of others of the same object.
 
     Args:
         found: n detections on one image: ``pred_boxes``, ``scores``, ``pred_classes`` and, with masks, ``pred_masks``
@@ -121,14 +124,14 @@ def merge(found: Instances, rule: InferenceRule) -> Instances:
 
     Returns:
         m of them, the highest score first. Boxes and templates are means, weighted by score, over the detections of
-        the class that overlap the kept one by more than the threshold; scores are those of the kept.
+        the class that overlap the kept one by more than ``SAME_OBJECT``; scores are those of the kept.
     """
     boxes, scores, classes = found.pred_boxes.tensor, found.scores, found.pred_classes
     kept = survivors(boxes, scores, classes, rule)
     result = found[kept]
     if not len(kept) or rule.nms_thresh <= 0:
         return result
-    same = (box_iou(boxes[kept], boxes) > rule.nms_thresh) & (classes[kept][:, None] == classes)
+    same = (box_iou(boxes[kept], boxes) > max(rule.nms_thresh, SAME_OBJECT)) & (classes[kept][:, None] == classes)
     same[torch.arange(len(kept), device=kept.device), kept] = True
     of, member = same.nonzero().unbind(1)  # pairs of a row of the result and one of found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ from meinst_d2.modeling.inference import MaskOutput
 
 AGREEMENT = 0.5
 """Least IoU of two masks in what two tiles share, for parts of one object."""
+NEARLY = 0.25
+"""Of an object's longer side: how much farther from the borders of its tile another tile must see it to count alone."""
 
 Window = tuple[slice, slice]
 """Rows and columns of the image."""
@@ -130,6 +133,7 @@ class DetectorInTiles(nn.Module):
         height, width = pixels.shape[:2]
         windows = tile_windows(height, width, self.size, self.overlap)
         parts = [part for window in windows for part in self._parts(pixels, window)]
+        parts = [part for part in parts if not _is_seen_better(part, windows, (height, width))]
         joined = sorted(join(parts), key=lambda part: -part.score)
         result = Instances((height, width))
         result.pred_boxes = Boxes(torch.from_numpy(np.array([part.box for part in joined], np.float32).reshape(-1, 4)))
@@ -175,6 +179,25 @@ class DetectorInTiles(nn.Module):
 def in_tiles(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """The model, or where ``TEST.TILES`` asks for it, the model in tiles."""
     return DetectorInTiles(cfg, model).eval() if cfg.TEST.TILES.SIZE else model
+
+
+def _is_seen_better(part: Part, windows: Sequence[Window], image_size: tuple[int, int]) -> bool:
+    """Whether another tile has all of a part, farther from the borders at which objects are cut.
+
+    That tile's verdict counts, also where it finds nothing. Where both are about as far, what they find is joined.
+    """
+    margins = [_margin(part.at, window, image_size) for window in (part.window, *windows)]
+    sides = [side.stop - side.start for side in part.at]
+    return max(margins) - max(margins[0], 0) > NEARLY * max(sides)
+
+
+def _margin(at: Window, window: Window, image_size: tuple[int, int]) -> float:
+    """Pixels from a window to the border of a tile, where the image goes on behind it; negative where it is outside."""
+    margins = [math.inf]
+    for inner, outer, length in zip(at, window, image_size, strict=True):
+        margins += [inner.start - outer.start] if outer.start > 0 or inner.start < outer.start else []
+        margins += [outer.stop - inner.stop] if outer.stop < length or inner.stop > outer.stop else []
+    return min(margins)
 
 
 def join(parts: Sequence[Part]) -> list[Part]:

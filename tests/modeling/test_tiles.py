@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 
 from meinst_d2.masks import RLEs
-from meinst_d2.modeling.tiles import DetectorInTiles, Part, _rle_of, join, tile_windows
+from meinst_d2.modeling.tiles import DetectorInTiles, Part, _is_seen_better, _rle_of, join, tile_windows
 from tests.models import tiny_cfg, tiny_model
 
 
@@ -118,6 +118,19 @@ def test_which_parts_are_of_one_object() -> None:
     pairs += [part(40, 80, 0.9, 1, cut=True, y0=y, y1=y + 10) for y in (1, 9)]
     assert spans(join(pairs)) == [(30, 80, 0.9)] * 2
     assert join([]) == []
+
+
+def test_the_tile_that_sees_an_object_farthest_from_its_borders_counts() -> None:
+    windows = [(slice(0, 100), slice(0, 60)), (slice(0, 100), slice(40, 100))]
+
+    def better(*args: Any) -> bool:
+        return _is_seen_better(part(*args, cut=False), windows, (100, 100))
+
+    assert better(50, 58, 0.9, 0) and not better(50, 58, 0.9, 1)  # 2 and 10 pixels from the borders
+    assert better(42, 46, 0.9, 1) and not better(42, 46, 0.9, 0)
+    assert not better(46, 54, 0.9, 0) and not better(46, 54, 0.9, 1)  # 6 from both
+    assert not better(20, 59, 0.9, 0)  # the other does not see all of it
+    assert not better(0, 10, 0.9, 0)  # at the border of the image nothing is cut
 
 
 def test_encodings_without_a_mask_of_the_images_size() -> None:
