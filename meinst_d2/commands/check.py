@@ -10,8 +10,6 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from meinst_d2.commands import make_parser, reporting, require_positive
 
 if TYPE_CHECKING:
@@ -90,6 +88,8 @@ def load_config(config_file: str | None) -> CfgNode:
 
 def draw_augmented(path: str, annotations: str, images: str, cfg: CfgNode, count: int) -> None:
     """Draw the first training samples of a config on a dataset, with the seed of the config or 0."""
+    import numpy as np
+
     from meinst_d2.data.datasets import class_names, register_coco, training_records
     from meinst_d2.data.loader import SeededMapDataset, build_mapper
     from meinst_d2.visualization.drawing import draw_samples

@@ -22,6 +22,8 @@ from meinst_d2.data.instances import from_dict, why_unusable
 from meinst_d2.masks.rasterize import crop_bitmask, rasterize_polygons
 from meinst_d2.masks.rle import UnusableInstance, bitmask_of, usable_polygons
 
+KEPT = ("file_name", "image_id", "height", "width")
+"""What a sample has of its record."""
 SMALLEST_BOX = 1e-5
 """Boxes with a side of at most this many pixels after augmentation are dropped, as Detectron2 drops them."""
 THREADS = ThreadpoolController()
@@ -88,7 +90,7 @@ class MEInstDatasetMapper:
     def augment(self, record: Mapping[str, Any]) -> AugmentedImage:
         """The image of a record and the instances that can be learned from, after augmentation."""
         image = read_image(record["file_name"], self.image_format)
-        utils.check_image_size(dict(record), image)
+        utils.check_image_size(dict(record), image)  # which adds to what it is given
         aug_input = T.AugInput(image)
         transforms = self.augmentations(aug_input)
         with _naming(record), THREADS.limit(limits=1, user_api="blas"):
@@ -97,7 +99,7 @@ class MEInstDatasetMapper:
 
     def finish(self, record: Mapping[str, Any], augmented: AugmentedImage) -> dict[str, Any]:
         """The sample of a record whose image and instances are as given."""
-        sample = {key: record[key] for key in ("file_name", "image_id", "height", "width") if key in record}
+        sample: dict[str, Any] = {key: record[key] for key in KEPT if key in record}
         sample["image"] = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy())
         instances = Instances(augmented.image.shape[:2])
         instances.gt_boxes = Boxes(torch.from_numpy(augmented.boxes))
