@@ -23,7 +23,7 @@ class CopyPaste:
             prob: share of the images that get objects of another one, each of its objects by the toss of a coin.
 
         Raises:
-            ValueError: the mapper makes no masks, or ``prob`` is no share.
+            ValueError: the mapper makes no masks, or ``prob`` is not between 0 and 1.
         """
         if mapper.mask_size is None:
             raise ValueError("INPUT.COPY_PASTE.PROB: copy-paste needs masks, and MODEL.MASK_ON is False")

@@ -24,7 +24,7 @@ from pycocotools import mask as coco_mask
 from torch import nn
 
 from meinst_d2.masks import RLEs
-from meinst_d2.masks.rle import tight_window
+from meinst_d2.masks.rle import runs_of, tight_window
 from meinst_d2.modeling.inference import MaskOutput
 
 AGREEMENT = 0.5
@@ -47,6 +47,11 @@ class Part:
     at: Window  # the tight window of the mask in the image
     mask: npt.NDArray[np.bool_]  # there
     is_cut: bool  # by a border of the tile that is not the image's
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """The top left corner of the tile, which tells it from others."""
+        return self.window[0].start, self.window[1].start
 
 
 def tile_windows(height: int, width: int, size: int, overlap: float) -> list[Window]:
@@ -192,7 +197,7 @@ def _is_seen_better(part: Part, windows: Sequence[Window], image_size: tuple[int
 
 
 def _margin(at: Window, window: Window, image_size: tuple[int, int]) -> float:
-    """Pixels from a window to the border of a tile, where the image goes on behind it; negative where it is outside."""
+    """Pixels from a window to the borders of a tile behind which the image continues; negative where it is outside."""
     margins = [math.inf]
     for inner, outer, length in zip(at, window, image_size, strict=True):
         margins += [inner.start - outer.start] if outer.start > 0 or inner.start < outer.start else []
@@ -228,10 +233,10 @@ def join(parts: Sequence[Part]) -> list[Part]:
         )
         if iou > AGREEMENT or swallowed:
             links.append((iou, i, j))
-    taken = set[tuple[int, Any]]()
+    taken = set[tuple[int, tuple[int, int]]]()
     for iou, i, j in sorted(links, reverse=True):
         a, b = parts[i], parts[j]
-        keys = (i, str(b.window)), (j, str(a.window))
+        keys = (i, b.tile), (j, a.tile)
         if iou > AGREEMENT and not taken.isdisjoint(keys):
             continue  # of neighbours that touch, the one that agrees best
         taken.update(keys if iou > AGREEMENT else ())
@@ -248,12 +253,12 @@ def _candidates(parts: Sequence[Part]) -> list[tuple[int, int]]:
         return []
     at = np.array([[part.at[0].start, part.at[1].start, part.at[0].stop, part.at[1].stop] for part in parts])
     label = np.array([part.label for part in parts])
-    tile = np.unique([[side.start for side in part.window] for part in parts], axis=0, return_inverse=True)[1].ravel()
+    tile = np.array([part.tile for part in parts])
     pairs = []
     for i in range(len(parts) - 1):
         rest = slice(i + 1, None)
         near = (at[rest, :2] < at[i, 2:]).all(axis=1) & (at[rest, 2:] > at[i, :2]).all(axis=1)
-        other = (tile[rest] != tile[i]) & (label[rest] == label[i])
+        other = (tile[rest] != tile[i]).any(axis=1) & (label[rest] == label[i])
         pairs += [(i, i + 1 + int(j)) for j in (near & other).nonzero()[0]]
     return pairs
 
@@ -282,34 +287,24 @@ def _object(members: Sequence[Part]) -> Part:
     best = max(members, key=lambda part: (not part.is_cut, part.score))
     if not best.is_cut or len(members) == 1:
         return best
-    edges = [[f(side) for side in zip(*(part.at for part in members), strict=True)] for f in (_first, _last)]
-    rows, columns = (slice(start, stop) for start, stop in zip(*edges, strict=True))
+    sides = zip(*(part.at for part in members), strict=True)
+    rows, columns = (slice(min(x.start for x in side), max(x.stop for x in side)) for side in sides)
     mask = np.any([_inside(part, (rows, columns)) for part in members], axis=0)
     boxes = np.array([part.box for part in members])
     box = np.concatenate((boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)))
     return Part(best.window, max(part.score for part in members), best.label, box, (rows, columns), mask, True)
 
 
-def _first(sides: Sequence[slice]) -> int:
-    return min(side.start for side in sides)
-
-
-def _last(sides: Sequence[slice]) -> int:
-    return max(side.stop for side in sides)
-
-
 def _rle_of(part: Part, height: int, width: int) -> dict[str, Any]:
     """The COCO encoding of a part in an image, without a mask of the image's size."""
     rows, columns = part.at
-    padded = np.zeros((part.mask.shape[1], part.mask.shape[0] + 2), np.int8)  # a line per column of the image
-    padded[:, 1:-1] = part.mask.T
-    change = np.diff(padded, axis=1)
-    line, first = (change == 1).nonzero()
-    last = (change == -1).nonzero()[1]
-    start, stop = ((columns.start + line) * height + rows.start + at for at in (first, last))
-    whole = np.append(start[1:] != stop[:-1], True)  # runs that meet at the border of a column are one
-    start, stop = start[np.append(True, whole[:-1])], stop[whole]
-    edges = np.stack((start, stop), axis=1).ravel()
-    counts = np.diff(np.concatenate(([0], edges, [height * width]))).tolist()
-    counts = counts[:-1] if counts[-1] == 0 else counts
+    strip = np.zeros((height, columns.stop - columns.start), np.uint8, order="F")  # RLEs run from column to column
+    strip[rows] = part.mask
+    counts = runs_of(coco_mask.encode(strip), *strip.shape).tolist()
+    counts[0] += columns.start * height
+    after = (width - columns.stop) * height
+    if len(counts) % 2:  # the last run is of zeros
+        counts[-1] += after
+    elif after:
+        counts.append(after)
     return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
